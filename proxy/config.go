@@ -1,0 +1,198 @@
+// Settings of the engine, with their defaults and bounds. Where a setting comes
+// from (file, environment, command line) is no matter of this package.
+
+package proxy
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strconv"
+	"time"
+)
+
+// PoolMode says how a listener's clients share upstreams.
+type PoolMode string
+
+const (
+	// PoolAuto shares upstreams until a client needs one of its own.
+	PoolAuto PoolMode = "auto"
+	// PoolShared always carries the channels of many clients on one upstream.
+	PoolShared PoolMode = "shared"
+	// PoolSession gives each connected client an upstream of its own, reused after it left.
+	PoolSession PoolMode = "session"
+)
+
+// Listener is one address on which clients are accepted.
+type Listener struct {
+	// Address is HOST:PORT; port 0 lets the system choose.
+	Address string
+	// Mode is how clients accepted here share upstreams.
+	Mode PoolMode
+	// MatchProperties lets a session's upstream be reused only by clients whose
+	// client-properties are equal, byte for byte, to those it was opened with.
+	MatchProperties bool
+}
+
+// Upstream is the broker to which connections are pooled.
+type Upstream struct {
+	// Host is the broker's DNS name or IP address.
+	Host string
+	// Port is its TCP port, 5672 for AMQP and 5671 for AMQPS by custom.
+	Port int
+	// TLS is nil for a plain connection. ServerName is filled in from Host when empty.
+	TLS *tls.Config
+}
+
+// Address is HOST:PORT as net.Dial takes it.
+func (u Upstream) Address() string { return net.JoinHostPort(u.Host, strconv.Itoa(u.Port)) }
+
+// Config is all that the engine can be told. Take DefaultConfig and change it.
+type Config struct {
+	Listeners []Listener
+	Upstream  Upstream
+
+	// MaxClients bounds the clients held at a time; 0: no bound.
+	MaxClients int
+	// MaxUpstreams bounds the connections to the broker in all; 0: no bound.
+	MaxUpstreams int
+	// MaxUpstreamsPerIdentity bounds them per user, secret and vhost; 0: no bound.
+	MaxUpstreamsPerIdentity int
+	// MaxChannels is how many channels of clients one upstream carries, 1..65535.
+	// The broker's channel_max bounds it further.
+	MaxChannels int
+	// SharedPrefetchLimit is the prefetch above which a consumer counts as unbounded, 1..65535.
+	SharedPrefetchLimit int
+	// FastClose answers the close of a quiet channel or connection without waiting for the broker.
+	FastClose bool
+
+	// MaxMessageSize bounds the body of a publish in bytes.
+	MaxMessageSize int64
+	// MessageBuffer bounds the bytes of all publishes that are not yet whole, in all;
+	// readers wait their turn above it. At least MaxMessageSize.
+	MessageBuffer int64
+	// ClientQueue bounds the bytes waiting for one client's socket.
+	ClientQueue int
+
+	// IdleTimeout closes an upstream that carried no channel for so long.
+	IdleTimeout time.Duration
+	// MaxLifetime retires an upstream gracefully after this age; 0: never.
+	MaxLifetime time.Duration
+	// AuthTTL is how long a login counts as verified after the broker accepted it.
+	AuthTTL time.Duration
+	// ConnectTimeout bounds the broker's whole handshake: TCP, TLS and AMQP.
+	ConnectTimeout time.Duration
+	// RetryDelay is how long logins fail fast after a failed connect.
+	RetryDelay time.Duration
+	// WaitTimeout is how long a client waits for a place at a bound.
+	WaitTimeout time.Duration
+	// HandshakeTimeout bounds the client's handshake.
+	HandshakeTimeout time.Duration
+	// CloseTimeout bounds the wait for the broker's close-ok of a channel that was not quiet.
+	CloseTimeout time.Duration
+	// WriteTimeout ends a peer whose socket takes no byte for so long.
+	WriteTimeout time.Duration
+	// DrainTimeout is how long clients may finish when the proxy stops.
+	DrainTimeout time.Duration
+
+	// Heartbeat is asked of the broker on upstreams, in whole seconds; the smaller of
+	// this and the broker's own is used. 0 takes the broker's.
+	Heartbeat time.Duration
+
+	// Version is told to clients and brokers in a field of the properties.
+	Version string
+	// Logger takes the engine's log; nil: slog.Default().
+	Logger *slog.Logger
+	// Dial opens the TCP connection to the broker; nil: net.Dialer with keep-alive.
+	// A seam for tests and for other transports.
+	Dial DialFunc
+}
+
+// DefaultConfig has every default; only Upstream and Listeners must be looked at.
+func DefaultConfig() Config {
+	return Config{
+		Listeners:           []Listener{{Address: "127.0.0.1:5673", Mode: PoolAuto}},
+		Upstream:            Upstream{Host: "localhost", Port: 5672},
+		MaxChannels:         200,
+		SharedPrefetchLimit: 1000,
+		FastClose:           true,
+		MaxMessageSize:      128 << 20,
+		MessageBuffer:       1 << 30,
+		ClientQueue:         16 << 20,
+		IdleTimeout:         300 * time.Second,
+		MaxLifetime:         time.Hour,
+		AuthTTL:             30 * time.Second,
+		ConnectTimeout:      5 * time.Second,
+		RetryDelay:          time.Second,
+		WaitTimeout:         5 * time.Second,
+		HandshakeTimeout:    10 * time.Second,
+		CloseTimeout:        5 * time.Second,
+		WriteTimeout:        30 * time.Second,
+		DrainTimeout:        20 * time.Second,
+		Version:             "dev",
+	}
+}
+
+// Validate reports every setting that is out of range, each with what is allowed.
+func (c *Config) Validate() error {
+	var errs []error
+	bad := func(name string, got any, allowed string) {
+		errs = append(errs, fmt.Errorf("%s is %v, allowed is %s", name, got, allowed))
+	}
+	if len(c.Listeners) == 0 {
+		errs = append(errs, errors.New("no listener is set, at least one is needed"))
+	}
+	for _, l := range c.Listeners {
+		if _, port, err := net.SplitHostPort(l.Address); err != nil {
+			bad("listener address", strconv.Quote(l.Address), "HOST:PORT")
+		} else if n, err := strconv.Atoi(port); err != nil || n < 0 || n > 65535 {
+			bad("listener port", strconv.Quote(port), "0 to 65535")
+		}
+		switch l.Mode {
+		case PoolAuto, PoolShared, PoolSession:
+		default:
+			bad("pool_mode", strconv.Quote(string(l.Mode)), `"auto", "shared" or "session"`)
+		}
+	}
+	if c.Upstream.Host == "" {
+		bad("upstream host", `""`, "a host name or an IP address")
+	}
+	if c.Upstream.Port < 1 || c.Upstream.Port > 65535 {
+		bad("upstream port", c.Upstream.Port, "1 to 65535")
+	}
+	ranged := func(name string, v, lo, hi int64) {
+		if v < lo || v > hi {
+			bad(name, v, fmt.Sprintf("%d to %d", lo, hi))
+		}
+	}
+	ranged("max_clients", int64(c.MaxClients), 0, 10_000_000)
+	ranged("max_upstreams", int64(c.MaxUpstreams), 0, 1_000_000)
+	ranged("max_upstreams_per_identity", int64(c.MaxUpstreamsPerIdentity), 0, 1_000_000)
+	ranged("max_channels", int64(c.MaxChannels), 1, 65535)
+	ranged("shared_prefetch_limit", int64(c.SharedPrefetchLimit), 1, 65535)
+	ranged("max_message_size", c.MaxMessageSize, 1, 1<<40)
+	ranged("message_buffer", c.MessageBuffer, c.MaxMessageSize, 1<<42)
+	ranged("client_queue", int64(c.ClientQueue), 64<<10, 1<<32)
+	timed := func(name string, v, lo, hi time.Duration) {
+		if v < lo || v > hi {
+			bad(name, v, fmt.Sprintf("%v to %v", lo, hi))
+		}
+	}
+	const year = 365 * 24 * time.Hour
+	timed("idle_timeout", c.IdleTimeout, time.Second, year)
+	if c.MaxLifetime != 0 {
+		timed("max_lifetime", c.MaxLifetime, time.Second, year)
+	}
+	timed("auth_ttl", c.AuthTTL, 0, year)
+	timed("connect_timeout", c.ConnectTimeout, 100*time.Millisecond, time.Hour)
+	timed("retry_delay", c.RetryDelay, 0, time.Hour)
+	timed("wait_timeout", c.WaitTimeout, 0, time.Hour)
+	timed("handshake_timeout", c.HandshakeTimeout, 100*time.Millisecond, time.Hour)
+	timed("close_timeout", c.CloseTimeout, 100*time.Millisecond, time.Hour)
+	timed("write_timeout", c.WriteTimeout, time.Second, year)
+	timed("drain_timeout", c.DrainTimeout, 0, 24*time.Hour)
+	timed("heartbeat", c.Heartbeat, 0, 65535*time.Second)
+	return errors.Join(errs...)
+}

@@ -194,9 +194,9 @@ func TestTargetGone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	target := ln.Addr().String()
-	ln.Close()
-	c := dial(t, start(t, target, time.Millisecond))
+	r := start(t, ln.Addr().String(), time.Millisecond)
+	ln.Close() // only now, or the relay might be given this very port
+	c := dial(t, r)
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("got %v, want a reset", err)
 	}

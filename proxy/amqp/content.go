@@ -1,0 +1,82 @@
+// Content headers (spec 4.2.6): the body size and a check of the properties.
+
+package amqp
+
+import "encoding/binary"
+
+// The properties of class basic from flag bit 15 downwards, a letter each as in Spec.Args.
+const basicProperties = "ssTbbssssqssss"
+
+// CheckContentHeader reports whether the payload is a content header of class basic
+// whose properties decode, and returns the announced size of the body.
+func CheckContentHeader(p []byte) (bodySize uint64, err *Error) {
+	if len(p) < 14 {
+		return 0, Errorf(FrameError, BasicPublish, "content header of %d octets, at least 14 are needed", len(p))
+	}
+	if class := binary.BigEndian.Uint16(p); class != ClassBasic {
+		return 0, Errorf(UnexpectedFrame, BasicPublish,
+			"expected content header for class 60, got one for class %d instead", class)
+	}
+	bodySize = binary.BigEndian.Uint64(p[4:])
+	flags := binary.BigEndian.Uint16(p[12:])
+	if flags == 0 && len(p) == 14 {
+		return bodySize, nil
+	}
+	if flags&3 != 0 {
+		return 0, Errorf(FrameError, BasicPublish, "content header: property flags %#04x, class basic has no such property", flags)
+	}
+	b := p[14:]
+	for i := 0; i < len(basicProperties); i++ {
+		if flags&(1<<(15-i)) == 0 {
+			continue
+		}
+		n := 0
+		switch basicProperties[i] {
+		case 'b':
+			n = 1
+		case 'q':
+			n = 8
+		case 's':
+			if len(b) == 0 {
+				return 0, propertiesCut()
+			}
+			n = 1 + int(b[0])
+		case 'T':
+			if len(b) < 4 {
+				return 0, propertiesCut()
+			}
+			n = 4 + int(binary.BigEndian.Uint32(b))
+			if n <= len(b) {
+				if why := checkTable(b[4:n], 0); why != "" {
+					return 0, Errorf(SyntaxError, BasicPublish, "content header, headers table: %s", why)
+				}
+			}
+		}
+		if n > len(b) {
+			return 0, propertiesCut()
+		}
+		b = b[n:]
+	}
+	if len(b) != 0 {
+		return 0, Errorf(FrameError, BasicPublish, "content header: %d octets after the last property", len(b))
+	}
+	return bodySize, nil
+}
+
+func propertiesCut() *Error {
+	return Errorf(FrameError, BasicPublish, "content header: a property is cut off")
+}
+
+// AppendBody appends body as frames whose whole size is at most frameMax (0: unbounded).
+func AppendBody(dst []byte, channel uint16, body []byte, frameMax uint32) []byte {
+	most := len(body)
+	if frameMax != 0 && most > int(frameMax)-FrameOverhead {
+		most = int(frameMax) - FrameOverhead
+	}
+	for len(body) > 0 {
+		n := min(most, len(body))
+		dst = AppendFrame(dst, FrameBody, channel, body[:n])
+		body = body[n:]
+	}
+	return dst
+}

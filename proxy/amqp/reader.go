@@ -1,0 +1,130 @@
+// The chunk reader: one read at a time into a buffer that is small while there is
+// little to read and borrowed from a pool while there is much.
+
+package amqp
+
+import (
+	"io"
+	"sync"
+)
+
+const (
+	// bigBuffer is what a busy reader borrows. Larger only when one frame needs it.
+	bigBuffer = 64 << 10
+	// idleReads is how many small reads in a row give a borrowed buffer back.
+	idleReads = 16
+)
+
+var bigBuffers = sync.Pool{New: func() any { return new([bigBuffer]byte) }}
+
+// Reader cuts a stream into frames. A frame that Next returned is valid until the next Fill.
+// It is not safe for concurrent use.
+type Reader struct {
+	// MaxFrame bounds the payload of a frame in octets; 0: no bound.
+	MaxFrame uint32
+
+	home   []byte           // the small buffer, owned
+	big    *[bigBuffer]byte // borrowed, or nil
+	buf    []byte           // home, big or one made for a large frame
+	r, w   int              // buf[r:w] has been read and not been consumed
+	smalls int              // reads in a row that home would have held
+	need   int              // length of the frame at r as far as known
+}
+
+// NewReader has a small buffer of the given size, at least HeaderLen+1.
+func NewReader(small int, maxFrame uint32) *Reader {
+	rd := &Reader{}
+	rd.Init(make([]byte, small), maxFrame)
+	return rd
+}
+
+// Init gives a zero Reader its small buffer.
+func (rd *Reader) Init(small []byte, maxFrame uint32) {
+	rd.home, rd.buf, rd.MaxFrame = small, small, maxFrame
+}
+
+// Fill makes room and reads once. n counts the bytes read.
+func (rd *Reader) Fill(src io.Reader) (n int, err error) {
+	rd.room()
+	n, err = src.Read(rd.buf[rd.w:])
+	rd.w += n
+	if n > len(rd.home)/2 {
+		rd.smalls = 0
+	} else {
+		rd.smalls++
+	}
+	return n, err
+}
+
+// room moves what is left to the front and changes the buffer where another fits better.
+func (rd *Reader) room() {
+	left := rd.w - rd.r
+	want := len(rd.buf)
+	switch {
+	case rd.need > len(rd.buf):
+		want = max(bigBuffer, rd.need)
+	case len(rd.buf) == len(rd.home) && rd.w == len(rd.buf):
+		want = bigBuffer // the last read filled it: there is more
+	case left == 0 && len(rd.buf) > bigBuffer && rd.smalls > 0:
+		want = bigBuffer
+	case left <= len(rd.home)/2 && rd.smalls >= idleReads:
+		want = len(rd.home)
+	}
+	if want == len(rd.buf) {
+		if rd.r > 0 {
+			copy(rd.buf, rd.buf[rd.r:rd.w])
+			rd.r, rd.w = 0, left
+		}
+		return
+	}
+	var next []byte
+	oldBig := rd.big
+	switch {
+	case want <= len(rd.home):
+		next, rd.big = rd.home, nil
+	case want <= bigBuffer:
+		rd.big = bigBuffers.Get().(*[bigBuffer]byte)
+		next = rd.big[:]
+	default:
+		next, rd.big = make([]byte, want), nil
+	}
+	copy(next, rd.buf[rd.r:rd.w])
+	rd.buf, rd.r, rd.w = next, 0, left
+	if oldBig != nil {
+		bigBuffers.Put(oldBig)
+	}
+}
+
+// Next is the next whole frame, or nil when another Fill is needed.
+func (rd *Reader) Next() (Frame, error) {
+	n, need, err := Split(rd.buf[rd.r:rd.w], rd.MaxFrame)
+	rd.need = need
+	if err != nil || n == 0 {
+		return nil, err
+	}
+	f := Frame(rd.buf[rd.r : rd.r+n : rd.r+n])
+	rd.r += n
+	rd.need = 0
+	return f, nil
+}
+
+// Buffered is what has been read and not been consumed.
+func (rd *Reader) Buffered() []byte { return rd.buf[rd.r:rd.w] }
+
+// Skip consumes n of the buffered bytes.
+func (rd *Reader) Skip(n int) { rd.r += n }
+
+// Mark is the place in the buffer up to which frames have been consumed; with Since it
+// gives back consumed frames as one slice. A Fill makes it worthless.
+func (rd *Reader) Mark() int { return rd.r }
+
+// Since is what was consumed since the mark.
+func (rd *Reader) Since(mark int) []byte { return rd.buf[mark:rd.r:rd.r] }
+
+// Release gives a borrowed buffer back; the Reader must not be used any more.
+func (rd *Reader) Release() {
+	if rd.big != nil {
+		bigBuffers.Put(rd.big)
+	}
+	rd.big, rd.buf, rd.home, rd.r, rd.w = nil, nil, nil, 0, 0
+}

@@ -60,6 +60,8 @@ type Status struct {
 	Upstream string
 	// Since is when the engine started.
 	Since time.Time
+	// DrainTimeout is how long Drain may leave clients to finish; 0: unknown.
+	DrainTimeout time.Duration
 }
 
 // ErrConfig marks an error as a wrong configuration: the service ends with ExitConfig and

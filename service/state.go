@@ -1,0 +1,121 @@
+// The state file: what a running service tells `status` and `reload`, on every system
+// alike. It holds counts and addresses, never a credential, and is replaced whole.
+
+package service
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// Phase is what a running service is doing.
+type Phase string
+
+const (
+	PhaseServing   Phase = "serving"
+	PhaseReloading Phase = "reloading"
+	PhaseDraining  Phase = "draining"
+)
+
+func (p Phase) text(st Status) string {
+	return fmt.Sprintf("%s %s over %s", p, plural(st.Clients, "client"), plural(st.Upstreams, "upstream"))
+}
+
+func plural(n int, word string) string {
+	if n == 1 {
+		return "1 " + word
+	}
+	return fmt.Sprintf("%d %ss", n, word)
+}
+
+// State is the content of the state file.
+type State struct {
+	Name      string       `json:"name"`
+	PID       int          `json:"pid"`
+	Phase     Phase        `json:"phase"`
+	Clients   int          `json:"clients"`
+	Upstreams int          `json:"upstreams"`
+	Listening []string     `json:"listening"`
+	Upstream  string       `json:"upstream"`
+	Since     time.Time    `json:"since"`
+	Updated   time.Time    `json:"updated"`
+	Reload    *ReloadState `json:"reload,omitempty"` // nil: not reloaded since the start
+}
+
+// ReloadState is the outcome of the last reload.
+type ReloadState struct {
+	Count       int       `json:"count"` // reloads since the start
+	At          time.Time `json:"at"`
+	Error       string    `json:"error,omitempty"`
+	NeedRestart []string  `json:"need_restart,omitempty"`
+}
+
+func stateFileIn(dir string) string { return filepath.Join(dir, "status.json") }
+
+// ReadState reads a state file. A state whose process has gone is the caller's to detect.
+func ReadState(path string) (State, error) {
+	var st State
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return st, err
+	}
+	if err := json.Unmarshal(b, &st); err != nil {
+		return st, fmt.Errorf("%s does not hold a service's state: %w", path, err)
+	}
+	return st, nil
+}
+
+// stateFile is written by the one goroutine that owns the supervisor.
+type stateFile struct {
+	path   string // empty: nowhere
+	failed bool   // and said so
+}
+
+func (f *stateFile) write(st State) {
+	if f.path == "" {
+		return
+	}
+	b, err := json.MarshalIndent(st, "", "  ")
+	if err == nil {
+		err = replaceFile(f.path, append(b, '\n'), 0o644)
+	}
+	// A reader on Windows can hold the file for a moment; the next write is a second away.
+	if err != nil && !f.failed {
+		slog.Debug("the state file could not be written, `status` shows less", "error", err)
+	}
+	f.failed = err != nil
+}
+
+func (f *stateFile) remove() {
+	if f.path == "" {
+		return
+	}
+	if err := os.Remove(f.path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		slog.Debug("the state file could not be removed", "error", err)
+	}
+}
+
+// replaceFile puts a whole new content in place of a file, so that no reader sees half.
+func replaceFile(path string, content []byte, perm os.FileMode) error {
+	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(tmp.Name()) // fails after the rename, which is right
+	_, err = tmp.Write(content)
+	if err == nil {
+		err = tmp.Chmod(perm)
+	}
+	if cerr := tmp.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return err
+	}
+	return os.Rename(tmp.Name(), path)
+}

@@ -1,0 +1,398 @@
+// The supervisor: carries an engine from start to end, and does on the way what the
+// system asks for: reload, reopen the log, tell the state, feed the watchdog, drain.
+// How the system asks is the matter of run_unix.go and run_windows.go.
+
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	kservice "github.com/kardianos/service"
+)
+
+const (
+	// statusInterval is how often the live counts are looked at; they are told when changed.
+	statusInterval = time.Second
+	// selfCheckInterval is the watchdog's period where no service manager has one.
+	selfCheckInterval = 10 * time.Second
+	// selfCheckFailures in a row end the process where no service manager does it.
+	selfCheckFailures = 3
+	// defaultDrain is assumed of an engine that does not tell its drain timeout.
+	defaultDrain = 20 * time.Second
+	// drainGrace is what a drain may take beyond its timeout, for flushing and closing.
+	drainGrace = 10 * time.Second
+	// giveUp is how long something that was told to end at once is waited for.
+	giveUp = 5 * time.Second
+)
+
+// Options say what Run runs.
+type Options struct {
+	// Name is the instance's name as systemd or the service control manager knows it.
+	Name string
+	// Open reads the configuration, sets up logging (slog.SetDefault) and makes the engine,
+	// without binding anything. It is called once, inside of the running service, so that
+	// what is wrong can be reported there.
+	Open func(ctx context.Context) (Engine, error)
+	// Managed says that a service manager started the process (`run --service`).
+	Managed bool
+	// StateFile is where the running service tells `status` and `reload` its state; empty:
+	// status.json in systemd's runtime directory if there is one, else nowhere.
+	StateFile string
+	// Ready, if not nil, is called once, when clients can connect.
+	Ready func(Engine)
+}
+
+// Run carries the engine until it is told to stop, the engine ends by itself, or ctx ends.
+// The error says why the service could not start or did not last; ExitCode gives the
+// process's exit code for it. What has been logged already comes as an ExitError without text.
+func Run(ctx context.Context, opts Options) error {
+	s := newSupervisor(opts)
+	stopWatching := context.AfterFunc(ctx, s.requestStop)
+	defer stopWatching()
+	return s.run()
+}
+
+type supervisor struct {
+	opts   Options
+	state  *stateFile
+	notify func(string) // to systemd; does nothing elsewhere
+
+	// watchdog is how often systemd wants to hear from us; 0: it does not.
+	watchdog time.Duration
+	// selfEnd makes failed self-checks end the process, where no service manager watches.
+	selfEnd bool
+
+	stopOnce, forceOnce sync.Once
+	stopping            chan struct{} // closed by the first request to stop
+	forced              chan struct{} // closed by the second
+	reload, reopen      chan struct{} // one pending request each
+
+	// Owned by the goroutine that runs start, serve and stop one after the other.
+	eng        Engine
+	err        error // why the service did not last
+	lastReload *ReloadState
+	lastText   string
+}
+
+func newSupervisor(opts Options) *supervisor {
+	s := &supervisor{
+		opts:     opts,
+		notify:   func(state string) { _, _ = daemon.SdNotify(false, state) },
+		stopping: make(chan struct{}),
+		forced:   make(chan struct{}),
+		reload:   make(chan struct{}, 1),
+		reopen:   make(chan struct{}, 1),
+	}
+	path := opts.StateFile
+	if dirs := os.Getenv("RUNTIME_DIRECTORY"); path == "" && dirs != "" && os.Getenv("NOTIFY_SOCKET") != "" {
+		dir, _, _ := strings.Cut(dirs, ":")
+		path = stateFileIn(dir)
+	}
+	s.state = &stateFile{path: path}
+	if d, err := daemon.SdWatchdogEnabled(false); err == nil {
+		s.watchdog = d
+	}
+	return s
+}
+
+// requestStop asks for a drain; asked again, for an end at once.
+func (s *supervisor) requestStop() {
+	first := false
+	s.stopOnce.Do(func() { first = true; close(s.stopping) })
+	if !first {
+		s.forceOnce.Do(func() { close(s.forced) })
+	}
+}
+
+func (s *supervisor) requestReload() { offer(s.reload) }
+func (s *supervisor) requestReopen() { offer(s.reopen) }
+
+// offer leaves one request pending; a second one says nothing that the first does not.
+func offer(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// program is the supervisor as kardianos/service sees it.
+type program struct{ s *supervisor }
+
+func (p program) Start(kservice.Service) error { return p.s.start() }
+func (p program) Stop(kservice.Service) error  { return p.s.stop() }
+
+// start makes the engine and returns when its listeners are bound. A request to stop
+// that comes meanwhile ends it.
+func (s *supervisor) start() error {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	watched := make(chan struct{})
+	defer close(watched)
+	go func() {
+		select {
+		case <-s.stopping:
+			cancel()
+		case <-watched:
+		}
+	}()
+
+	s.notify("STATUS=starting")
+	eng, err := s.opts.Open(ctx)
+	if err != nil {
+		s.notify("STATUS=not started: " + oneLine(err))
+		s.err = err
+		return err // not logged: the log was not set up
+	}
+	inherited, err := inheritedListeners()
+	if err == nil {
+		err = eng.Start(ctx, inherited)
+	}
+	if err != nil {
+		s.notify("STATUS=not started: " + oneLine(err))
+		slog.Error("service could not start", "error", err, Event(EventStartFailed))
+		s.err = &ExitError{Code: ExitCode(err)}
+		return s.err
+	}
+	s.eng = eng
+	st := eng.Status()
+	slog.Info("service started", "listening", strings.Join(st.Listening, " "), "upstream", st.Upstream,
+		"socket_activated", len(inherited), "pid", os.Getpid(), Event(EventStarted))
+	s.tell(PhaseServing, "READY=1\n")
+	if s.opts.Ready != nil {
+		s.opts.Ready(eng)
+	}
+	return nil
+}
+
+// serve does what is asked until it is to stop, or the engine has ended: s.err then says why.
+func (s *supervisor) serve() {
+	ctx, cancel := context.WithCancel(context.Background())
+	status := time.NewTicker(statusInterval)
+	defer status.Stop()
+
+	var checkEvery <-chan time.Time
+	period := s.watchdog / 3
+	if s.selfEnd {
+		period = selfCheckInterval
+	}
+	if period > 0 {
+		t := time.NewTicker(period)
+		defer t.Stop()
+		checkEvery = t.C
+		s.notify(daemon.SdNotifyWatchdog)
+	}
+
+	// At most one reload and one check run at a time; their ends come back here.
+	var reloaded chan ReloadState
+	var checked chan error
+	failures, again := 0, false
+	defer func() {
+		cancel()
+		waitFor(reloaded)
+		waitFor(checked)
+	}()
+
+	startReload := func() {
+		reloaded = make(chan ReloadState, 1)
+		s.tell(PhaseReloading, daemon.SdNotifyReloading+"\n"+daemon.SdNotifyMonotonicUsec())
+		go func(c chan<- ReloadState) { c <- s.doReload(ctx) }(reloaded)
+	}
+	for {
+		select {
+		case <-s.stopping:
+			return
+		case <-s.eng.Done():
+			s.engineEnded()
+			return
+		case <-s.reload:
+			if again = reloaded != nil; !again {
+				startReload()
+			}
+		case r := <-reloaded:
+			reloaded = nil
+			s.finishReload(r)
+			if again {
+				again = false
+				startReload()
+			}
+		case <-s.reopen:
+			if err := s.eng.ReopenLog(); err != nil {
+				slog.Error("log file could not be reopened", "error", err, Event(EventLogReopenFailed))
+			} else {
+				slog.Info("log file reopened", Event(EventLogReopened))
+			}
+		case <-status.C:
+			if reloaded == nil {
+				s.tell(PhaseServing, "")
+			}
+		case <-checkEvery:
+			if checked == nil {
+				checked = make(chan error, 1)
+				go func(c chan<- error) {
+					ctx, cancel := context.WithTimeout(ctx, period)
+					defer cancel()
+					c <- s.eng.Check(ctx)
+				}(checked)
+			}
+		case err := <-checked:
+			checked = nil
+			if err == nil {
+				failures = 0
+				s.notify(daemon.SdNotifyWatchdog)
+				continue
+			}
+			failures++
+			slog.Error("self-check failed", "error", err, "in_a_row", failures, Event(EventCheckFailed))
+			if s.selfEnd && failures >= selfCheckFailures {
+				s.err = &ExitError{Code: ExitFailed}
+				return
+			}
+		}
+	}
+}
+
+// waitFor waits, within bounds, for a goroutine whose context has ended.
+func waitFor[T any](c <-chan T) {
+	if c == nil {
+		return
+	}
+	select {
+	case <-c:
+	case <-time.After(giveUp):
+	}
+}
+
+func (s *supervisor) doReload(ctx context.Context) ReloadState {
+	need, err := s.eng.Reload(ctx)
+	r := ReloadState{At: time.Now(), NeedRestart: need}
+	if err != nil {
+		r.Error = err.Error()
+	}
+	return r
+}
+
+func (s *supervisor) finishReload(r ReloadState) {
+	r.Count = 1
+	if s.lastReload != nil {
+		r.Count = s.lastReload.Count + 1
+	}
+	s.lastReload = &r
+	switch {
+	case r.Error != "":
+		slog.Error("reload failed, the settings from before stay in force", "error", r.Error, Event(EventReloadFailed))
+	case len(r.NeedRestart) > 0:
+		slog.Warn("configuration reloaded, but some changed settings need a restart",
+			"need_restart", strings.Join(r.NeedRestart, " "), Event(EventReloadPartial))
+	default:
+		slog.Info("configuration reloaded", Event(EventReloaded))
+	}
+	s.tell(PhaseServing, "READY=1\n")
+}
+
+func (s *supervisor) engineEnded() {
+	err := s.eng.Err()
+	if err == nil {
+		err = errors.New("the engine ended without being asked to")
+	}
+	slog.Error("service failed", "error", err, Event(EventFailed))
+	s.notify("STATUS=failed: " + oneLine(err))
+	s.err = &ExitError{Code: ExitCode(err)}
+}
+
+// stop drains the engine. It returns when all has ended, at the latest a little after the
+// drain timeout, or at once after a second request to stop.
+func (s *supervisor) stop() error {
+	if s.eng == nil || s.ended() {
+		s.state.remove()
+		return s.err
+	}
+	slog.Info("service is stopping", "clients", s.eng.Status().Clients, Event(EventStopping))
+	began := time.Now()
+	limit := s.eng.Status().DrainTimeout
+	if limit <= 0 {
+		limit = defaultDrain
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), limit+drainGrace)
+	defer cancel()
+	drained := make(chan error, 1)
+	go func() { drained <- s.eng.Drain(ctx) }()
+
+	// The extension lets the drain timeout be longer than the unit's TimeoutStopSec.
+	extend := fmt.Sprintf("STOPPING=1\nWATCHDOG=1\nEXTEND_TIMEOUT_USEC=%d\n", (drainGrace + giveUp).Microseconds())
+	s.lastText = ""
+	s.tell(PhaseDraining, extend)
+	tick := time.NewTicker(statusInterval)
+	defer tick.Stop()
+	forced, overdue := s.forced, (<-chan time.Time)(nil)
+	ended := ctx.Done()
+	for {
+		select {
+		case err := <-drained:
+			return s.stopped(err, began)
+		case <-tick.C:
+			s.lastText = ""
+			s.tell(PhaseDraining, extend)
+		case <-forced:
+			forced = nil
+			slog.Warn("asked to stop a second time: closing what is left at once", Event(EventStopForced))
+			cancel()
+		case <-ended:
+			ended = nil
+			overdue = time.After(giveUp)
+		case <-overdue:
+			return s.stopped(fmt.Errorf("the engine did not end within %v of being told to at once", giveUp), began)
+		}
+	}
+}
+
+func (s *supervisor) stopped(err error, began time.Time) error {
+	took := time.Since(began).Round(time.Millisecond)
+	s.state.remove()
+	if err != nil && !errors.Is(err, context.Canceled) {
+		slog.Error("service did not stop cleanly", "error", err, "took", took, Event(EventStopFailed))
+		s.notify("STATUS=did not stop cleanly: " + oneLine(err))
+		if s.err == nil {
+			s.err = &ExitError{Code: ExitFailed}
+		}
+		return s.err
+	}
+	slog.Info("service stopped", "took", took, Event(EventStopped))
+	s.notify("STATUS=stopped")
+	return s.err
+}
+
+func (s *supervisor) ended() bool {
+	select {
+	case <-s.eng.Done():
+		return true
+	default:
+		return false
+	}
+}
+
+// tell gives systemd and the state file the live counts, with what else systemd must hear.
+// Without that, only what changed is told.
+func (s *supervisor) tell(phase Phase, also string) {
+	st := s.eng.Status()
+	text := phase.text(st)
+	if s.lastReload != nil && s.lastReload.Error != "" {
+		text += "; last reload failed: " + s.lastReload.Error
+	}
+	if also == "" && text == s.lastText {
+		return
+	}
+	s.lastText = text
+	s.notify(also + "STATUS=" + strings.ReplaceAll(text, "\n", " "))
+	s.state.write(State{Name: s.opts.Name, PID: os.Getpid(), Phase: phase, Clients: st.Clients, Upstreams: st.Upstreams,
+		Listening: st.Listening, Upstream: st.Upstream, Since: st.Since, Updated: time.Now(), Reload: s.lastReload})
+}
+
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }

@@ -1,0 +1,93 @@
+// From settings to the engine's configuration: addresses, and the TLS to the broker with
+// its files read. Called at the start, at each reload, and by check-config.
+
+package config
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy"
+)
+
+// ProxyConfig is what the engine is made from. It reads the TLS files when the broker is
+// reached by TLS, and says which setting and file is wrong.
+func (s *Settings) ProxyConfig(version string, logger *slog.Logger) (proxy.Config, error) {
+	c := s.Engine
+	c.Version, c.Logger = version, logger
+	c.Listeners = nil
+	for _, l := range s.Listeners {
+		c.Listeners = append(c.Listeners, proxy.Listener{Address: l.HostPort(), Mode: l.PoolMode, MatchProperties: l.MatchProperties})
+	}
+	c.Upstream = proxy.Upstream{Host: s.Broker.Host, Port: s.Broker.Port}
+	if s.Broker.TLS {
+		t, err := s.TLS.client(s.Broker.Host)
+		if err != nil {
+			return proxy.Config{}, &Error{Problems: []string{err.Error()}}
+		}
+		c.Upstream.TLS = t
+	}
+	// The table's bounds are the engine's (a test holds them equal); a stricter engine has the last word.
+	if err := c.Validate(); err != nil {
+		return proxy.Config{}, &Error{Problems: []string{err.Error()}}
+	}
+	return c, nil
+}
+
+// systemRoots is x509.SystemCertPool; tests take its place.
+var systemRoots = x509.SystemCertPool
+
+// client is the TLS configuration with which the broker is dialled.
+func (t *TLS) client(host string) (*tls.Config, error) {
+	c := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: host, InsecureSkipVerify: !t.Verify}
+	if t.ServerName != "" {
+		c.ServerName = t.ServerName
+	}
+	switch {
+	case t.CAFile != "":
+		pem, err := readFile(t.CAFile)
+		if err != nil {
+			return nil, fmt.Errorf("tls.ca_file: %w", err)
+		}
+		c.RootCAs = x509.NewCertPool()
+		if !c.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("tls.ca_file: %s: holds no certificate, allowed is PEM (-----BEGIN CERTIFICATE-----)", t.CAFile)
+		}
+	case t.Verify:
+		// Without any root no broker can ever be verified: better said now than at each login.
+		roots, err := systemRoots()
+		if err != nil || roots.Equal(x509.NewCertPool()) {
+			return nil, errors.New("upstream.url: this system has no CA certificates to verify the broker with: install the package ca-certificates or set tls.ca_file")
+		}
+	}
+	if t.CertFile != "" {
+		cert, err := readFile(t.CertFile)
+		if err != nil {
+			return nil, fmt.Errorf("tls.cert_file: %w", err)
+		}
+		key, err := readFile(t.KeyFile)
+		if err != nil {
+			return nil, fmt.Errorf("tls.key_file: %w", err)
+		}
+		pair, err := tls.X509KeyPair(cert, key)
+		if err != nil {
+			return nil, fmt.Errorf("tls.cert_file, tls.key_file: %s and %s are no pair in PEM: %w", t.CertFile, t.KeyFile, err)
+		}
+		c.Certificates = []tls.Certificate{pair}
+	}
+	return c, nil
+}
+
+// Warnings are settings that are allowed but unwise.
+func (s *Settings) Warnings() (warnings []string) {
+	if s.Broker.TLS && !s.TLS.Verify {
+		warnings = append(warnings, "tls.verify is false: the broker's certificate is not verified, anyone on the way can read passwords")
+	}
+	if !s.Broker.TLS && s.TLS != Defaults().TLS {
+		warnings = append(warnings, "[tls] is set but upstream.url is "+s.Broker.String()+", without TLS")
+	}
+	return warnings
+}

@@ -1,0 +1,270 @@
+// The settings file. The TOML library reads it into a tree, and the tree is held against
+// the table, so that an unknown or mistyped key is an error that names its line and the
+// nearest valid name.
+
+package config
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/BurntSushi/toml"
+)
+
+// loadFile puts the file's values into s. Problems begin with FILE:LINE.
+func loadFile(path string, s *Settings) (warnings, problems []string) {
+	data, err := readFile(path)
+	if err != nil {
+		return nil, []string{err.Error()}
+	}
+	dir := "."
+	if abs, err := filepath.Abs(path); err == nil {
+		dir = filepath.Dir(abs)
+	}
+	f := fileLoader{path: path, dir: dir, text: string(data), s: s}
+	f.load()
+	return f.warnings, f.problems
+}
+
+type fileLoader struct {
+	path, dir, text    string
+	s                  *Settings
+	warnings, problems []string
+}
+
+func (f *fileLoader) bad(line int, text string) {
+	f.problems = append(f.problems, fmt.Sprintf("%s:%d: %s", f.path, max(line, 1), text))
+}
+
+func (f *fileLoader) load() {
+	var tree map[string]any
+	if _, err := toml.Decode(f.text, &tree); err != nil {
+		var syntax toml.ParseError
+		if errors.As(err, &syntax) {
+			f.bad(syntax.Position.Line, "not valid TOML: "+hintBackslash(syntax.Message))
+		} else {
+			f.bad(1, "not valid TOML: "+err.Error())
+		}
+		return
+	}
+	for _, key := range f.inFileOrder(tree, "", 0) {
+		value := tree[key]
+		if d := find("", key); d != nil {
+			f.set(d, nil, 0, value)
+			continue
+		}
+		if key == "listener" {
+			f.listeners(value)
+			continue
+		}
+		table, isTable := value.(map[string]any)
+		if !slices.ContainsFunc(Sections, func(sec Section) bool { return sec.Name == key && key != "" }) {
+			if isTable || isTables(value) {
+				f.unknownSection(key)
+			} else {
+				f.unknown("", key, 0)
+			}
+			continue
+		}
+		if !isTable {
+			f.bad(lineOf(f.text, "", key, 0), fmt.Sprintf("%s is a section, write [%s] and its settings below", key, key))
+			continue
+		}
+		f.section(key, nil, 0, table)
+	}
+}
+
+// listeners takes the [[listener]] tables; they replace the default one.
+func (f *fileLoader) listeners(value any) {
+	tables, ok := value.([]map[string]any)
+	if !ok {
+		f.bad(lineOf(f.text, "listener", "", 0), "listener is repeatable, write [[listener]] with two brackets and its settings below")
+		return
+	}
+	f.s.Listeners = nil
+	for i, table := range tables {
+		l := defaultListener()
+		f.section("listener", &l, i, table)
+		f.s.Listeners = append(f.s.Listeners, l)
+	}
+	if len(f.s.Listeners) == 0 { // listener = []
+		f.bad(lineOf(f.text, "listener", "", 0), "no listener is set, at least one is needed")
+		f.s.Listeners = Defaults().Listeners
+	}
+}
+
+func (f *fileLoader) section(section string, l *Listener, index int, table map[string]any) {
+	for _, key := range f.inFileOrder(table, section, index) {
+		if d := find(section, key); d != nil {
+			f.set(d, l, index, table[key])
+		} else {
+			f.unknown(section, key, index)
+		}
+	}
+}
+
+func (f *fileLoader) set(d *Setting, l *Listener, index int, value any) {
+	line := lineOf(f.text, d.Section, d.Key, index)
+	if text, ok := value.(string); ok && d.Kind == KindPath && text != "" && !filepath.IsAbs(text) {
+		value = filepath.Join(f.dir, text)
+	}
+	warning, err := d.setTOML(f.s, l, value)
+	if err != nil {
+		f.bad(line, err.Error())
+	} else if warning != "" {
+		f.warnings = append(f.warnings, fmt.Sprintf("%s:%d: %s: %s", f.path, max(line, 1), d.Name(), warning))
+	}
+}
+
+func (f *fileLoader) unknown(section, key string, index int) {
+	name, where := key, "at the top of the file"
+	if section != "" {
+		name, where = section+"."+key, "in ["+section+"]"
+	}
+	text := fmt.Sprintf("unknown setting %q %s", key, where)
+	if near := Find(Nearest(name)); near != nil {
+		text += fmt.Sprintf(", did you mean %q", near.Key)
+		switch {
+		case near.Section != section && near.Section == "":
+			text += " at the top of the file"
+		case near.Section != section:
+			text += " in " + header(near.Section)
+		}
+		text += "?"
+	} else {
+		text += ", allowed are " + strings.Join(keysOf(section), ", ")
+	}
+	f.bad(lineOf(f.text, section, key, index), text)
+}
+
+func (f *fileLoader) unknownSection(name string) {
+	best, bestDistance := "", len(name)/3+2
+	var all []string
+	for _, sec := range Sections[1:] {
+		if n := distance(name, sec.Name); n < bestDistance {
+			best, bestDistance = sec.Name, n
+		}
+		all = append(all, header(sec.Name))
+	}
+	text := fmt.Sprintf("unknown section [%s]", name)
+	if best != "" {
+		text += fmt.Sprintf(", did you mean %s?", header(best))
+	} else {
+		text += ", allowed are " + strings.Join(all, " ")
+	}
+	f.bad(lineOf(f.text, name, "", 0), text)
+}
+
+// inFileOrder are the keys of a table in the order in which they stand in the file.
+func (f *fileLoader) inFileOrder(table map[string]any, section string, index int) []string {
+	keys := slices.Sorted(maps.Keys(table))
+	line := func(key string) int {
+		if section == "" {
+			if n := lineOf(f.text, "", key, 0); n > 0 {
+				return n
+			}
+			return lineOf(f.text, key, "", 0)
+		}
+		return lineOf(f.text, section, key, index)
+	}
+	slices.SortStableFunc(keys, func(a, b string) int { return line(a) - line(b) })
+	return keys
+}
+
+func find(section, key string) *Setting {
+	for i := range Table {
+		if d := &Table[i]; d.Section == section && d.Key == key {
+			return d
+		}
+	}
+	return nil
+}
+
+func keysOf(section string) (keys []string) {
+	for i := range Table {
+		if Table[i].Section == section {
+			keys = append(keys, Table[i].Key)
+		}
+	}
+	return keys
+}
+
+// header is a section as it is written in the file.
+func header(section string) string {
+	if section == "listener" {
+		return "[[listener]]"
+	}
+	return "[" + section + "]"
+}
+
+func isTables(value any) bool {
+	_, ok := value.([]map[string]any)
+	return ok
+}
+
+// hintBackslash helps with the commonest slip on Windows.
+func hintBackslash(message string) string {
+	if strings.Contains(message, "escape") {
+		return message + `; write paths in single quotes: 'C:\dir\file'`
+	}
+	return message
+}
+
+// lineOf is the line, from 1, on which a key stands in its section, or the section's header
+// where key is ""; 0 when it is not found. The index counts tables of the same name. The
+// library gives no positions for keys that it has read; what this reading misses (keys
+// within lists and texts of many lines) is the line of a message, not a value.
+func lineOf(text, section, key string, index int) int {
+	current, seen := "", map[string]int{}
+	fallback := 0
+	for i, line := range strings.Split(text, "\n") {
+		line = strings.TrimSpace(line)
+		if strings.HasPrefix(line, "[") {
+			name := strings.TrimLeft(line, "[")
+			name, _, _ = strings.Cut(name, "]")
+			current = unquoteKey(name)
+			seen[current]++
+			if current == section && seen[current] == index+1 {
+				fallback = i + 1
+				if key == "" {
+					return i + 1
+				}
+			}
+			continue
+		}
+		left, _, found := strings.Cut(line, "=")
+		if !found || strings.HasPrefix(line, "#") {
+			continue
+		}
+		name := unquoteKey(left)
+		switch {
+		case current == section && seen[section] == index+1 && key != "" && (name == key || strings.HasPrefix(name, key+".")):
+			return i + 1
+		case current == "" && section == "" && key != "" && (name == key || strings.HasPrefix(name, key+".")):
+			return i + 1
+		case current == "" && section != "" && key != "" && name == section+"."+key:
+			return i + 1
+		case current == "" && section != "" && (name == section || key == "" && strings.HasPrefix(name, section+".")):
+			fallback = i + 1 // an inline table
+		}
+	}
+	return fallback
+}
+
+// unquoteKey undoes the quotes and spaces of a key or a dotted key.
+func unquoteKey(text string) string {
+	parts := strings.Split(text, ".")
+	for i, p := range parts {
+		p = strings.TrimSpace(p)
+		if u, err := strconv.Unquote(p); err == nil {
+			p = u
+		}
+		parts[i] = strings.Trim(p, "'")
+	}
+	return strings.Join(parts, ".")
+}

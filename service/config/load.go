@@ -1,0 +1,161 @@
+// Loading: defaults, then the settings file, then the environment, then the command line,
+// each over the one before. Every problem is found, each with its place; nothing is
+// opened but the file itself.
+
+package config
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+)
+
+// Source says where settings come from.
+type Source struct {
+	// File is the path of the settings file; "" for none.
+	File string
+	// Env looks an environment variable up, as os.LookupEnv does; nil: none is looked at.
+	// An empty variable counts as not set.
+	Env func(string) (string, bool)
+	// CommandLine are the values of flags, in their order.
+	CommandLine []Override
+}
+
+// Override is a value from the command line.
+type Override struct {
+	Setting *Setting
+	Value   string
+	Origin  string // what the user wrote it behind: "--port"
+}
+
+// Error is a wrong configuration or command line.
+type Error struct {
+	// Problems are sentences, each with its place; there is at least one.
+	Problems []string
+	// CommandLine says that the first problem stands on the command line.
+	CommandLine bool
+}
+
+// Error is one line: the first problem, and how many more there are.
+func (e *Error) Error() string {
+	if more := len(e.Problems) - 1; more > 0 {
+		return fmt.Sprintf("%s (and %d more: see check-config)", e.Problems[0], more)
+	}
+	return e.Problems[0]
+}
+
+// Load reads all sources and checks the whole. An error is an *Error.
+func Load(src Source) (s Settings, warnings []string, err error) {
+	s = Defaults()
+	var wrong Error
+	warn := func(place, name, text string) {
+		if text != "" {
+			warnings = append(warnings, place+": "+name+": "+text)
+		}
+	}
+
+	// The command line is checked first, on a copy: its errors come before others'.
+	scratch := Defaults()
+	for _, o := range src.CommandLine {
+		if _, err := o.Setting.setText(&scratch, &scratch.Listeners[0], o.Value); err != nil {
+			wrong.Problems = append(wrong.Problems, o.Origin+": "+err.Error())
+			wrong.CommandLine = true
+		}
+	}
+	if src.File != "" {
+		fileWarnings, problems := loadFile(src.File, &s)
+		warnings = append(warnings, fileWarnings...)
+		wrong.Problems = append(wrong.Problems, problems...)
+	}
+	if src.Env != nil {
+		for i := range Table {
+			d := &Table[i]
+			if d.Env == "" {
+				continue
+			}
+			value, set := src.Env(d.Env)
+			if !set || value == "" {
+				continue
+			}
+			warning, err := d.setText(&s, &s.Listeners[0], value)
+			if err != nil {
+				wrong.Problems = append(wrong.Problems, "environment variable "+d.Env+": "+err.Error())
+				continue
+			}
+			warn("environment variable "+d.Env, d.Name(), warning)
+		}
+	}
+	for _, o := range src.CommandLine {
+		if warning, err := o.Setting.setText(&s, &s.Listeners[0], o.Value); err == nil {
+			warn(o.Origin, o.Setting.Name(), warning)
+		}
+	}
+	if len(wrong.Problems) == 0 {
+		wrong.Problems = s.check()
+		wrong.CommandLine = src.File == "" && len(src.CommandLine) > 0
+	}
+	if len(wrong.Problems) > 0 {
+		return Defaults(), warnings, &wrong
+	}
+	return s, warnings, nil
+}
+
+// check looks at settings that bound each other.
+func (s *Settings) check() (problems []string) {
+	bad := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
+	e := &s.Engine
+	if e.MessageBuffer < e.MaxMessageSize {
+		bad("client.message_buffer is %s, allowed is client.max_message_size (%s) or more", formatSize(e.MessageBuffer), formatSize(e.MaxMessageSize))
+	}
+	if e.Heartbeat%time.Second != 0 {
+		bad("upstream.heartbeat is %s, allowed are whole seconds", formatDuration(e.Heartbeat))
+	}
+	if (s.TLS.CertFile == "") != (s.TLS.KeyFile == "") {
+		bad("tls.cert_file and tls.key_file go together, only one of them is set")
+	}
+	seen := map[string]bool{s.HTTP.HostPort(): s.HTTP.Port != 0}
+	for _, l := range s.Listeners {
+		if l.Port != 0 && seen[l.HostPort()] {
+			bad("%s is used twice, by two listeners or by a listener and http", l.HostPort())
+		}
+		seen[l.HostPort()] = true
+	}
+	return problems
+}
+
+// readFile is os.ReadFile with errors in the words of this package, and a bound.
+func readFile(path string) ([]byte, error) {
+	const most = 1 << 20
+	info, err := os.Stat(path)
+	if err == nil {
+		switch {
+		case info.IsDir():
+			err = errors.New("is a directory")
+		case info.Size() > most:
+			err = fmt.Errorf("has %s, allowed is %s", formatSize(info.Size()), formatSize(most))
+		default:
+			var data []byte
+			if data, err = os.ReadFile(path); err == nil {
+				return data, nil
+			}
+		}
+	}
+	return nil, fmt.Errorf("%s: cannot be read: %s", path, plainReason(err))
+}
+
+// plainReason is what went wrong with a file, without its name.
+func plainReason(err error) string {
+	if errors.Is(err, os.ErrNotExist) {
+		return "there is no such file"
+	}
+	if errors.Is(err, os.ErrPermission) {
+		return "permission denied"
+	}
+	var pathErr *os.PathError
+	if errors.As(err, &pathErr) {
+		err = pathErr.Err
+	}
+	return strings.TrimSpace(err.Error())
+}

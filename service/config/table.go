@@ -1,0 +1,313 @@
+// The table of all settings. Everything that names a setting is made from it: the file's
+// checks, the flags, the environment, the sample file, the settings page, the man page.
+
+package config
+
+import (
+	"strings"
+	"time"
+)
+
+// Kind is how a setting is written.
+type Kind int
+
+// The kinds of values.
+const (
+	KindText     Kind = iota // any text
+	KindPath                 // a file's path; in the settings file relative to that file
+	KindHost                 // a host name or an IP address
+	KindURL                  // the broker's URL
+	KindChoice               // one of Values
+	KindBool                 // true or false
+	KindInt                  // a whole number
+	KindSize                 // bytes: 4096, "64KiB", "16MiB"
+	KindDuration             // seconds: 30, or "30s", "5m", "1h30m", "7d"
+)
+
+// Special is a number outside of Min..Max that has a meaning of its own.
+type Special struct {
+	Value   int64
+	Meaning string
+}
+
+// Setting is one row of the table.
+type Setting struct {
+	Section string // "" at the top of the file; "listener" is an array of tables
+	Key     string
+	Kind    Kind
+	// Min and Max bound numbers: plain, bytes, or nanoseconds for a duration.
+	Min, Max int64
+	Special  *Special
+	Values   []string // of a KindChoice
+	Env      string   // environment variable, "" for none
+	Flag     string   // long name of the command line flag, "" for none
+	Short    string   // its letter, "" for none
+	Live     bool     // a reload applies it; otherwise it takes a restart
+	Help     string   // one paragraph
+
+	at func(*Settings, *Listener) any // where the value is kept
+}
+
+// Name is the setting's full name, section.key.
+func (d *Setting) Name() string {
+	if d.Section == "" {
+		return d.Key
+	}
+	return d.Section + "." + d.Key
+}
+
+const (
+	day  = 24 * time.Hour
+	year = 365 * day
+
+	secondNS = int64(time.Second)
+	milliNS  = int64(time.Millisecond)
+)
+
+// Section is a group of settings.
+type Section struct {
+	Name  string // "" for the top of the file
+	Title string
+	Help  string
+}
+
+// Sections are the groups in the order of the sample file.
+var Sections = []Section{
+	{"", "Stopping", "What happens to clients when the proxy stops. These two come before every section of the file."},
+	{"listener", "Listeners", "Where clients connect. Repeat the [[listener]] header for each address. The command line and the environment change the first one."},
+	{"upstream", "Broker", "The broker to which connections are pooled."},
+	{"tls", "TLS to the broker", "For an amqps URL. TLS 1.2 or newer; the files are read again at a reload."},
+	{"pool", "Pools", "Connections to the broker, and how they are shared. A pool holds those of one user, password and vhost."},
+	{"client", "Clients", "What one client, and all of them, may take."},
+	{"http", "Metrics and health", "/metrics for Prometheus, /healthz (the process lives) and /readyz (the broker can be reached)."},
+	{"log", "Logging", "Log lines go to the terminal, the journal or the Windows event log, and to a file when one is set."},
+}
+
+// Table has every setting in the order of the sample file.
+var Table = []Setting{
+	{Key: "drain_timeout", Kind: KindDuration, Max: int64(day), Env: "TERM_CLIENT_CLOSE_TIMEOUT", Flag: "term-client-close-timeout", Live: true,
+		Help: "How long clients may go on when the proxy was asked to stop, before they are told to close. New clients are not accepted meanwhile.",
+		at:   func(s *Settings, _ *Listener) any { return &s.Engine.DrainTimeout }},
+	{Key: "term_timeout", Kind: KindDuration, Max: int64(day), Special: &Special{-1, "no bound"}, Env: "TERM_TIMEOUT", Flag: "term-timeout", Live: true,
+		Help: "How long clients may take to close after they were told to, when the proxy stops. What is still open then is cut off.",
+		at:   func(s *Settings, _ *Listener) any { return &s.TermTimeout }},
+
+	{Section: "listener", Key: "address", Kind: KindHost, Env: "LISTEN_ADDRESS", Flag: "listen", Short: "l",
+		Help: "Address on which clients are accepted. 0.0.0.0 stands for all IPv4 addresses of this machine, :: for all addresses.",
+		at:   func(_ *Settings, l *Listener) any { return &l.Address }},
+	{Section: "listener", Key: "port", Kind: KindInt, Max: 65535, Env: "LISTEN_PORT", Flag: "port", Short: "p",
+		Help: "Port on which clients are accepted. 0 lets the system choose a free one, which the log then names.",
+		at:   func(_ *Settings, l *Listener) any { return &l.Port }},
+	{Section: "listener", Key: "pool_mode", Kind: KindChoice, Values: []string{"auto", "shared", "session"},
+		Help: "How clients share connections to the broker. shared: many clients on one connection. session: one client per connection while it is there, reused after. auto: shared until a client needs a connection of its own (an exclusive queue, an unbounded consumer, a bearer token), then a session.",
+		at:   func(_ *Settings, l *Listener) any { return &l.PoolMode }},
+	{Section: "listener", Key: "match_properties", Kind: KindBool,
+		Help: "With sessions: reuse a connection only for clients whose client-properties (connection_name first of all) equal those it was opened with, so that the broker shows the right names. Leave it off where applications put a process id into the name.",
+		at:   func(_ *Settings, l *Listener) any { return &l.MatchProperties }},
+
+	{Section: "upstream", Key: "url", Kind: KindURL, Env: "AMQP_URL", Live: true,
+		Help: "The broker: amqp://HOST[:PORT] (port 5672) or amqps://HOST[:PORT] for TLS (port 5671). A user, a password and a vhost are ignored, since clients bring their own. On the command line it is the argument. After a reload it serves new connections.",
+		at:   func(s *Settings, _ *Listener) any { return &s.Broker }},
+	{Section: "upstream", Key: "connect_timeout", Kind: KindDuration, Min: 100 * milliNS, Max: int64(time.Hour), Live: true,
+		Help: "How long connecting to the broker may take in all: TCP, TLS and the AMQP handshake.",
+		at:   func(s *Settings, _ *Listener) any { return &s.Engine.ConnectTimeout }},
+	{Section: "upstream", Key: "retry_delay", Kind: KindDuration, Max: int64(time.Hour), Live: true,
+		Help: "How long logins fail at once, with the same error, after the broker could not be reached.",
+		at:   func(s *Settings, _ *Listener) any { return &s.Engine.RetryDelay }},
+	{Section: "upstream", Key: "heartbeat", Kind: KindDuration, Max: 65535 * secondNS, Live: true,
+		Help: "Heartbeat asked of the broker, in whole seconds; the smaller of this and the broker's own is used. 0 takes the broker's.",
+		at:   func(s *Settings, _ *Listener) any { return &s.Engine.Heartbeat }},
+
+	{Section: "tls", Key: "ca_file", Kind: KindPath, Live: true,
+		Help: "File with the certificates (PEM) of the authorities that may vouch for the broker. Empty: those of the system.",
+		at:   func(s *Settings, _ *Listener) any { return &s.TLS.CAFile }},
+	{Section: "tls", Key: "cert_file", Kind: KindPath, Live: true,
+		Help: "File with the certificate (PEM), and those between it and its authority, that the proxy shows to the broker. Needs key_file.",
+		at:   func(s *Settings, _ *Listener) any { return &s.TLS.CertFile }},
+	{Section: "tls", Key: "key_file", Kind: KindPath, Live: true,
+		Help: "File with the private key (PEM, not encrypted) of cert_file.",
+		at:   func(s *Settings, _ *Listener) any { return &s.TLS.KeyFile }},
+	{Section: "tls", Key: "server_name", Kind: KindText, Live: true,
+		Help: "Name that the broker's certificate must carry, also sent as SNI. Empty: the host of the URL.",
+		at:   func(s *Settings, _ *Listener) any { return &s.TLS.ServerName }},
+	{Section: "tls", Key: "verify", Kind: KindBool, Live: true,
+		Help: "Whether the broker's certificate is verified. Without it anyone on the way can read every password: for trials only.",
+		at:   func(s *Settings, _ *Listener) any { return &s.TLS.Verify }},
+
+	{Section: "pool", Key: "idle_timeout", Kind: KindDuration, Min: secondNS, Max: int64(year), Env: "IDLE_CONNECTION_TIMEOUT", Flag: "idle-connection-timeout", Short: "t", Live: true,
+		Help: "How long a connection to the broker that carries no channel stays open for the next client.",
+		at:   func(s *Settings, _ *Listener) any { return &s.Engine.IdleTimeout }},
+	{Section: "pool", Key: "max_lifetime", Kind: KindDuration, Min: secondNS, Max: int64(year), Special: &Special{0, "no bound"}, Live: true,
+		Help: "Age at which a connection to the broker takes no new channels and is closed when its last one ends. It also spreads connections anew over a cluster.",
+		at:   func(s *Settings, _ *Listener) any { return &s.Engine.MaxLifetime }},
+	{Section: "pool", Key: "auth_ttl", Kind: KindDuration, Max: int64(year), Live: true,
+		Help: "How long a login counts as good after the broker accepted it. The first login after that is still served, while the proxy asks the broker again; when the broker refuses, so does the proxy from then on.",
+		at:   func(s *Settings, _ *Listener) any { return &s.Engine.AuthTTL }},
+	{Section: "pool", Key: "max_upstreams", Kind: KindInt, Max: 1_000_000, Live: true,
+		Help: "Connections to the broker in all. 0: no bound.",
+		at:   func(s *Settings, _ *Listener) any { return &s.Engine.MaxUpstreams }},
+	{Section: "pool", Key: "max_upstreams_per_identity", Kind: KindInt, Max: 1_000_000, Live: true,
+		Help: "Connections to the broker for one user, password and vhost. 0: no bound.",
+		at:   func(s *Settings, _ *Listener) any { return &s.Engine.MaxUpstreamsPerIdentity }},
+	{Section: "pool", Key: "max_channels", Kind: KindInt, Min: 1, Max: 65535, Env: "MAX_UPSTREAM_CHANNELS", Flag: "max-upstream-channels", Live: true,
+		Help: "Clients' channels that one connection to the broker carries; the broker's own channel_max bounds it further. Few keep small what a lost connection takes along.",
+		at:   func(s *Settings, _ *Listener) any { return &s.Engine.MaxChannels }},
+	{Section: "pool", Key: "shared_prefetch_limit", Kind: KindInt, Min: 1, Max: 65535, Live: true,
+		Help: "Prefetch above which a consumer counts as unbounded, and gets a connection of its own in pool_mode auto.",
+		at:   func(s *Settings, _ *Listener) any { return &s.Engine.SharedPrefetchLimit }},
+	{Section: "pool", Key: "wait_timeout", Kind: KindDuration, Max: int64(time.Hour), Live: true,
+		Help: "How long a client waits for a place when max_clients, max_upstreams or max_upstreams_per_identity is reached, before it is refused.",
+		at:   func(s *Settings, _ *Listener) any { return &s.Engine.WaitTimeout }},
+	{Section: "pool", Key: "fast_close", Kind: KindBool, Live: true,
+		Help: "Answer the close of a channel or connection that has nothing under way without waiting for the broker.",
+		at:   func(s *Settings, _ *Listener) any { return &s.Engine.FastClose }},
+
+	{Section: "client", Key: "max_clients", Kind: KindInt, Max: 10_000_000, Live: true,
+		Help: "Clients connected at a time. 0: no bound.",
+		at:   func(s *Settings, _ *Listener) any { return &s.Engine.MaxClients }},
+	{Section: "client", Key: "max_message_size", Kind: KindSize, Min: 1, Max: 1 << 40, Live: true,
+		Help: "Largest body of a published message. A larger one is refused before its body is read.",
+		at:   func(s *Settings, _ *Listener) any { return &s.Engine.MaxMessageSize }},
+	{Section: "client", Key: "message_buffer", Kind: KindSize, Min: 1, Max: 1 << 42, Live: true,
+		Help: "Memory for all messages that clients have begun to publish but not yet sent whole; above it they wait their turn. At least max_message_size.",
+		at:   func(s *Settings, _ *Listener) any { return &s.Engine.MessageBuffer }},
+	{Section: "client", Key: "client_queue", Kind: KindSize, Min: 64 << 10, Max: 1 << 32, Live: true,
+		Help: "Memory for what waits to be sent to one client. A client that shares its connection to the broker and does not read is closed when it is full.",
+		at:   func(s *Settings, _ *Listener) any { return &s.Engine.ClientQueue }},
+	{Section: "client", Key: "handshake_timeout", Kind: KindDuration, Min: 100 * milliNS, Max: int64(time.Hour), Live: true,
+		Help: "How long a client may take from connecting to its connection.open.",
+		at:   func(s *Settings, _ *Listener) any { return &s.Engine.HandshakeTimeout }},
+	{Section: "client", Key: "close_timeout", Kind: KindDuration, Min: 100 * milliNS, Max: int64(time.Hour), Live: true,
+		Help: "How long the close of a channel that has something under way waits for the broker.",
+		at:   func(s *Settings, _ *Listener) any { return &s.Engine.CloseTimeout }},
+	{Section: "client", Key: "write_timeout", Kind: KindDuration, Min: secondNS, Max: int64(year), Live: true,
+		Help: "How long a client or the broker may take no byte of what it is sent, before it counts as dead.",
+		at:   func(s *Settings, _ *Listener) any { return &s.Engine.WriteTimeout }},
+
+	{Section: "http", Key: "address", Kind: KindHost,
+		Help: "Address on which metrics and health are served. There is no login: keep it on loopback or behind a firewall.",
+		at:   func(s *Settings, _ *Listener) any { return &s.HTTP.Address }},
+	{Section: "http", Key: "port", Kind: KindInt, Max: 65535, Env: "HTTP_PORT", Flag: "http-port", Short: "b",
+		Help: "Port on which metrics and health are served. 0: not at all.",
+		at:   func(s *Settings, _ *Listener) any { return &s.HTTP.Port }},
+	{Section: "http", Key: "pprof", Kind: KindBool,
+		Help: "Serve Go's profiles under /debug/pprof/ too, to look into the proxy itself.",
+		at:   func(s *Settings, _ *Listener) any { return &s.HTTP.Pprof }},
+
+	{Section: "log", Key: "level", Kind: KindChoice, Values: []string{"debug", "info", "warn", "error"}, Env: "LOG_LEVEL", Live: true,
+		Help: "The least important lines that are logged. -d on the command line is short for debug.",
+		at:   func(s *Settings, _ *Listener) any { return &s.Log.Level }},
+	{Section: "log", Key: "format", Kind: KindChoice, Values: []string{"text", "json"}, Live: true,
+		Help: "How lines are written: key=value pairs or JSON objects. The terminal and the journal always get text.",
+		at:   func(s *Settings, _ *Listener) any { return &s.Log.Format }},
+	{Section: "log", Key: "file", Kind: KindPath, Live: true,
+		Help: "File to which lines are written as well. Empty: no file.",
+		at:   func(s *Settings, _ *Listener) any { return &s.Log.File }},
+	{Section: "log", Key: "max_size", Kind: KindSize, Min: 1 << 20, Max: 1 << 40, Live: true,
+		Help: "Size, in whole MiB, at which the file is put aside under a name with the time in it, and a new one begun.",
+		at:   func(s *Settings, _ *Listener) any { return &s.Log.MaxSize }},
+	{Section: "log", Key: "max_age", Kind: KindDuration, Min: int64(day), Max: 100 * int64(year), Special: &Special{0, "no bound"}, Live: true,
+		Help: "Age, in whole days, at which files put aside are deleted.",
+		at:   func(s *Settings, _ *Listener) any { return &s.Log.MaxAge }},
+	{Section: "log", Key: "max_backups", Kind: KindInt, Max: 100_000, Live: true,
+		Help: "How many files put aside are kept. 0: no bound.",
+		at:   func(s *Settings, _ *Listener) any { return &s.Log.MaxBackups }},
+	{Section: "log", Key: "compress", Kind: KindBool, Live: true,
+		Help: "Compress files put aside with gzip.",
+		at:   func(s *Settings, _ *Listener) any { return &s.Log.Compress }},
+}
+
+// Find is the setting of that full name, or of that key where only one has it; nil for none.
+func Find(name string) *Setting {
+	var found *Setting
+	for i := range Table {
+		d := &Table[i]
+		if d.Name() == name {
+			return d
+		}
+		if d.Key == name {
+			if found != nil {
+				return nil
+			}
+			found = d
+		}
+	}
+	return found
+}
+
+// Nearest is the full name of the setting that someone who wrote name most likely meant,
+// "" when nothing comes near. AMQProxy's names are known.
+func Nearest(name string) string {
+	if old := amqproxyName(name); old != "" {
+		return old
+	}
+	_, key, dotted := strings.Cut(name, ".")
+	if !dotted {
+		key = name
+	}
+	best, bestDistance := "", 1000
+	for i := range Table {
+		d := &Table[i]
+		n := min(distance(name, d.Name()), distance(key, d.Key))
+		if key == d.Key && name != d.Name() {
+			n = 1 // the right key in the wrong section
+		}
+		if s, _, _ := strings.Cut(name, "."); dotted && s == d.Section {
+			n-- // rather the same section
+		}
+		if n < bestDistance {
+			best, bestDistance = d.Name(), n
+		}
+	}
+	if bestDistance > 1+len(key)/3 {
+		return ""
+	}
+	return best
+}
+
+// amqproxyName translates the names of AMQProxy's ini file, flags and environment.
+func amqproxyName(name string) string {
+	name = strings.ToLower(name)
+	switch name {
+	case "upstream", "main.upstream":
+		return "upstream.url"
+	case "log_level", "main.log_level", "listen.log_level":
+		return "log.level"
+	case "listen.bind", "listen.address", "listener.bind":
+		return "listener.address"
+	}
+	if i := strings.LastIndexByte(name, '.'); i >= 0 {
+		name = name[i+1:]
+	}
+	for i := range Table {
+		d := &Table[i]
+		flag := strings.ReplaceAll(d.Flag, "-", "_")
+		if name == strings.ToLower(d.Env) && name != "" || strings.Contains(flag, "_") && name == flag {
+			return d.Name()
+		}
+	}
+	return ""
+}
+
+// distance is the number of letters to insert, delete or change to get from a to b
+// (Levenshtein), case put aside.
+func distance(a, b string) int {
+	a, b = strings.ToLower(a), strings.ToLower(b)
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			change := diagonal
+			if a[i] != b[j] {
+				change++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(change, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
+}

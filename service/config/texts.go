@@ -1,0 +1,153 @@
+// Texts made from the table: the sample settings file and the settings page. Tests hold
+// the files of the repository equal to them.
+
+package config
+
+import (
+	"fmt"
+	"strings"
+)
+
+// Sample is a settings file with every setting, commented out at its default. Those named
+// in set (full name to text) stand in it as values; an error says what is wrong with one.
+func Sample(set map[string]string) (string, error) {
+	s := Defaults()
+	l := &s.Listeners[0]
+	for name, text := range set {
+		d := Find(name)
+		if d == nil {
+			return "", fmt.Errorf("unknown setting %q", name)
+		}
+		if _, err := d.setText(&s, l, text); err != nil {
+			return "", err
+		}
+	}
+	inForce := map[string]bool{}
+	for name := range set {
+		inForce[Find(name).Name()] = true
+	}
+
+	var b strings.Builder
+	b.WriteString(`# Settings of amqproxysvc. Every setting is here, commented out at its default:
+# remove the "# " in front of one to change it. Then
+#     amqproxysvc check-config FILE      says what is wrong with the file, if anything
+#     systemctl reload amqproxysvc       applies what is marked (live); the rest needs a restart
+# Times: "500ms", "30s", "5m", "1h30m", "7d", or a number of seconds.
+# Sizes: "64KiB", "16MiB", "1GiB", or a number of bytes.
+`)
+	for _, sec := range Sections {
+		fmt.Fprintf(&b, "\n\n%s\n%s", "# "+strings.Repeat("-", 20)+" "+sec.Title, comment(sec.Help))
+		if sec.Name != "" {
+			b.WriteString("\n" + header(sec.Name) + "\n")
+		}
+		for i := range Table {
+			d := &Table[i]
+			if d.Section != sec.Name {
+				continue
+			}
+			b.WriteString("\n" + comment(d.Help+" "+d.note()))
+			prefix := "# "
+			if inForce[d.Name()] {
+				prefix = ""
+			}
+			fmt.Fprintf(&b, "%s%s = %s\n", prefix, d.Key, d.TOML(&s, l))
+		}
+	}
+	return b.String(), nil
+}
+
+// note is the bounds and whether a reload is enough.
+func (d *Setting) note() string {
+	live := "(restart)"
+	if d.Live {
+		live = "(live)"
+	}
+	switch d.Kind {
+	case KindBool, KindHost, KindPath, KindText, KindURL:
+		return live
+	}
+	return "Allowed: " + d.Allowed() + ". " + live
+}
+
+// comment wraps a text into comment lines.
+func comment(text string) string {
+	return wrap(text, 96, "# ")
+}
+
+func wrap(text string, width int, prefix string) string {
+	var b strings.Builder
+	line := prefix
+	for _, word := range strings.Fields(text) {
+		if len(line) > len(prefix) && len(line)+1+len(word) > width {
+			b.WriteString(strings.TrimRight(line, " ") + "\n")
+			line = prefix
+		}
+		if len(line) > len(prefix) {
+			line += " "
+		}
+		line += word
+	}
+	b.WriteString(line + "\n")
+	return b.String()
+}
+
+// DefaultText is the default as it stands in the settings file.
+func (d *Setting) DefaultText() string {
+	s := Defaults()
+	return d.TOML(&s, &s.Listeners[0])
+}
+
+// Page is the settings page in Markdown: one heading per setting.
+func Page() string {
+	var b strings.Builder
+	b.WriteString(`# Settings
+
+<!-- Made from service/config/table.go by "go test ./service/config -update"; edit that. -->
+
+Each setting has one name, here and in the settings file (TOML). A value is looked for on the command line
+first, then in the environment, then in the file; what is set nowhere has its default. Every setting can be
+given on the command line as ` + "`--set NAME=VALUE`" + `. Times are written ` + "`\"30s\"`, `\"5m\"`, `\"1h30m\"`, `\"7d\"`" + ` or as a number of
+seconds, sizes ` + "`\"64KiB\"`, `\"16MiB\"`" + ` or as a number of bytes. *Live* settings are applied by a reload, to what
+comes after; the others need a restart.
+`)
+	for _, sec := range Sections {
+		title := "Top of the file"
+		if sec.Name != "" {
+			title = header(sec.Name)
+		}
+		fmt.Fprintf(&b, "\n## %s: %s\n\n%s\n", title, sec.Title, sec.Help)
+		for i := range Table {
+			d := &Table[i]
+			if d.Section != sec.Name {
+				continue
+			}
+			fmt.Fprintf(&b, "\n### %s\n\n%s\n\n", d.Name(), d.Help)
+			fmt.Fprintf(&b, "- Default: `%s`\n- Allowed: %s\n", d.DefaultText(), d.Allowed())
+			if flag := d.FlagText(); flag != "" {
+				fmt.Fprintf(&b, "- Command line: `%s`\n", flag)
+			}
+			if d.Env != "" {
+				fmt.Fprintf(&b, "- Environment: `%s`\n", d.Env)
+			}
+			if d.Live {
+				b.WriteString("- Live: yes\n")
+			} else {
+				b.WriteString("- Live: no, needs a restart\n")
+			}
+		}
+	}
+	return b.String()
+}
+
+// FlagText is the setting's flag as one writes it, "" when it has none.
+func (d *Setting) FlagText() string {
+	switch {
+	case d.Kind == KindURL:
+		return "amqproxysvc AMQP_URL"
+	case d.Flag == "":
+		return ""
+	case d.Short != "":
+		return "-" + d.Short + ", --" + d.Flag
+	}
+	return "--" + d.Flag
+}

@@ -1,0 +1,367 @@
+// Values of settings: read from text (command line, environment) or from a TOML value,
+// checked against the table's bounds, written back as TOML. An error says what the value
+// is and what is allowed; where it stands is added by the source that read it.
+
+package config
+
+import (
+	"fmt"
+	"log/slog"
+	"math"
+	"net"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy"
+)
+
+// Allowed says in words what the setting may be.
+func (d *Setting) Allowed() string {
+	switch d.Kind {
+	case KindPath:
+		return "the path of a file"
+	case KindHost:
+		return "a host name or an IP address"
+	case KindURL:
+		return "amqp://HOST[:PORT] or amqps://HOST[:PORT]"
+	case KindBool:
+		return "true or false"
+	case KindChoice:
+		last := len(d.Values) - 1
+		return strings.Join(d.Values[:last], ", ") + " or " + d.Values[last]
+	case KindInt, KindSize, KindDuration:
+		allowed := d.number(d.Min) + " to " + d.number(d.Max)
+		if d.Special != nil {
+			allowed = d.number(d.Special.Value) + " (" + d.Special.Meaning + ") or " + allowed
+		}
+		return allowed
+	}
+	return "any text"
+}
+
+// number writes a number of the setting's kind.
+func (d *Setting) number(n int64) string {
+	switch d.Kind {
+	case KindSize:
+		return formatSize(n)
+	case KindDuration:
+		if n == -1 {
+			return "-1"
+		}
+		return formatDuration(time.Duration(n))
+	}
+	return strconv.FormatInt(n, 10)
+}
+
+// bad is the error for a value that the setting does not take.
+func (d *Setting) bad(value string) error {
+	return fmt.Errorf("%s is %s, allowed is %s", d.Name(), value, d.Allowed())
+}
+
+// setText sets the value from text, as on the command line or in the environment.
+func (d *Setting) setText(s *Settings, l *Listener, text string) (warning string, err error) {
+	quoted := strconv.Quote(text)
+	switch d.Kind {
+	case KindBool:
+		on, err := strconv.ParseBool(strings.ToLower(text))
+		if err != nil {
+			return "", d.bad(quoted)
+		}
+		*d.at(s, l).(*bool) = on
+		return "", nil
+	case KindInt, KindSize, KindDuration:
+		n, ok := d.parseNumber(text)
+		if !ok {
+			return "", d.bad(quoted)
+		}
+		return "", d.setNumber(s, l, n, quoted)
+	}
+	return d.setString(s, l, text)
+}
+
+// parseNumber reads a number of the setting's kind; a duration in nanoseconds.
+func (d *Setting) parseNumber(text string) (int64, bool) {
+	switch d.Kind {
+	case KindSize:
+		return parseSize(text)
+	case KindDuration:
+		v, ok := parseDuration(text)
+		return int64(v), ok
+	}
+	n, err := strconv.ParseInt(text, 10, 64)
+	return n, err == nil
+}
+
+// setTOML sets the value from one of the file, as the TOML library gives it.
+func (d *Setting) setTOML(s *Settings, l *Listener, value any) (warning string, err error) {
+	switch v := value.(type) {
+	case bool:
+		if d.Kind != KindBool {
+			return "", d.bad(strconv.FormatBool(v))
+		}
+		*d.at(s, l).(*bool) = v
+		return "", nil
+	case int64:
+		shown := strconv.FormatInt(v, 10)
+		switch d.Kind {
+		case KindInt, KindSize:
+			return "", d.setNumber(s, l, v, shown)
+		case KindDuration:
+			n, ok := seconds(v)
+			if !ok {
+				return "", d.bad(shown)
+			}
+			return "", d.setNumber(s, l, int64(n), shown)
+		}
+		return "", d.bad(shown + ", a number")
+	case string:
+		switch d.Kind {
+		case KindBool, KindInt:
+			return "", d.bad(strconv.Quote(v) + ", a text in quotes")
+		}
+		return d.setText(s, l, v)
+	}
+	return "", d.bad(fmt.Sprintf("%s", kindOf(value)))
+}
+
+func kindOf(value any) string {
+	switch value.(type) {
+	case float64:
+		return "a number with a fraction"
+	case time.Time:
+		return "a date"
+	case []any, []map[string]any:
+		return "a list"
+	case map[string]any:
+		return "a table"
+	}
+	return "of another kind"
+}
+
+// setNumber checks the bounds and sets the value.
+func (d *Setting) setNumber(s *Settings, l *Listener, n int64, shown string) error {
+	if (n < d.Min || n > d.Max) && (d.Special == nil || n != d.Special.Value) {
+		return d.bad(shown)
+	}
+	switch p := d.at(s, l).(type) {
+	case *int:
+		*p = int(n)
+	case *int64:
+		*p = n
+	case *time.Duration:
+		*p = time.Duration(n)
+	}
+	return nil
+}
+
+// setString checks and sets a value that is not a number.
+func (d *Setting) setString(s *Settings, l *Listener, text string) (warning string, err error) {
+	switch d.Kind {
+	case KindHost:
+		host, ok := parseHost(text)
+		if !ok {
+			return "", d.bad(strconv.Quote(text))
+		}
+		text = host
+	case KindURL:
+		b, warning, err := ParseURL(text)
+		if err != nil {
+			return "", fmt.Errorf("%s %w", d.Name(), err)
+		}
+		*d.at(s, l).(*Broker) = b
+		return warning, nil
+	case KindChoice:
+		lower := strings.ToLower(text)
+		if d.Name() == "log.level" {
+			lower = levelName(lower)
+		}
+		found := false
+		for _, v := range d.Values {
+			found = found || v == lower
+		}
+		if !found {
+			return "", d.bad(strconv.Quote(text))
+		}
+		text = lower
+	}
+	if strings.ContainsRune(text, 0) {
+		return "", d.bad(strconv.Quote(text))
+	}
+	switch p := d.at(s, l).(type) {
+	case *string:
+		*p = text
+	case *proxy.PoolMode:
+		*p = proxy.PoolMode(text)
+	case *slog.Level:
+		return "", p.UnmarshalText([]byte(text))
+	}
+	return "", nil
+}
+
+// levelName takes the names of AMQProxy's levels for the nearest of ours.
+func levelName(name string) string {
+	switch name {
+	case "trace":
+		return "debug"
+	case "notice":
+		return "info"
+	case "warning":
+		return "warn"
+	case "fatal", "none":
+		return "error"
+	}
+	return name
+}
+
+// TOML writes the value in force as it stands in the file.
+func (d *Setting) TOML(s *Settings, l *Listener) string {
+	switch p := d.at(s, l).(type) {
+	case *bool:
+		return strconv.FormatBool(*p)
+	case *int:
+		if d.Kind == KindSize {
+			return quoteTOML(formatSize(int64(*p)))
+		}
+		return strconv.Itoa(*p)
+	case *int64:
+		return quoteTOML(formatSize(*p))
+	case *time.Duration:
+		if d.Special != nil && int64(*p) == d.Special.Value {
+			return strconv.FormatInt(d.Special.Value, 10)
+		}
+		return quoteTOML(formatDuration(*p))
+	case *string:
+		return quoteTOML(*p)
+	case *proxy.PoolMode:
+		return quoteTOML(string(*p))
+	case *slog.Level:
+		return quoteTOML(strings.ToLower(p.String()))
+	case *Broker:
+		return quoteTOML(p.String())
+	}
+	panic("setting " + d.Name() + " has no type")
+}
+
+// quoteTOML writes a string as TOML does: literal where that is easier on the eye (paths
+// of Windows), basic otherwise.
+func quoteTOML(text string) string {
+	if strings.ContainsRune(text, '\\') && !strings.ContainsFunc(text, func(r rune) bool { return r == '\'' || r < ' ' || r == 127 }) {
+		return "'" + text + "'"
+	}
+	var b strings.Builder
+	b.WriteByte('"')
+	for _, r := range text {
+		switch {
+		case r == '"' || r == '\\':
+			b.WriteByte('\\')
+			b.WriteRune(r)
+		case r < ' ' || r == 127:
+			fmt.Fprintf(&b, `\u%04X`, r)
+		default:
+			b.WriteRune(r)
+		}
+	}
+	b.WriteByte('"')
+	return b.String()
+}
+
+// parseHost takes a host name or an IP address, the latter with or without brackets.
+func parseHost(text string) (string, bool) {
+	if inner, ok := strings.CutPrefix(text, "["); ok {
+		inner, closed := strings.CutSuffix(inner, "]")
+		return inner, closed && strings.Contains(inner, ":") && net.ParseIP(withoutZone(inner)) != nil
+	}
+	if strings.Contains(text, ":") {
+		return text, net.ParseIP(withoutZone(text)) != nil
+	}
+	if text == "" || len(text) > 253 || strings.HasPrefix(text, "-") {
+		return "", false
+	}
+	for _, c := range []byte(text) {
+		switch {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '-', c == '.', c == '_', c >= 0x80:
+		default:
+			return "", false
+		}
+	}
+	return text, true
+}
+
+func withoutZone(ip string) string {
+	ip, _, _ = strings.Cut(ip, "%")
+	return ip
+}
+
+// seconds is n seconds, if a duration can hold them; -1 stays -1, the mark of "no bound".
+func seconds(n int64) (time.Duration, bool) {
+	if n == -1 {
+		return -1, true
+	}
+	if n > math.MaxInt64/secondNS || n < math.MinInt64/secondNS {
+		return 0, false
+	}
+	return time.Duration(n) * time.Second, true
+}
+
+// parseDuration takes whole seconds, Go's syntax, and days ("7d").
+func parseDuration(text string) (time.Duration, bool) {
+	if n, err := strconv.ParseInt(text, 10, 64); err == nil {
+		return seconds(n)
+	}
+	if days, ok := strings.CutSuffix(text, "d"); ok {
+		n, err := strconv.ParseInt(days, 10, 32)
+		return time.Duration(n) * day, err == nil && n <= int64(math.MaxInt64/day) && n >= 0
+	}
+	v, err := time.ParseDuration(text)
+	return v, err == nil && v != -1
+}
+
+// formatDuration writes a duration shortly: "20s", "5m", "1h30m", "365d".
+func formatDuration(v time.Duration) string {
+	if v >= 2*day && v%day == 0 {
+		return strconv.FormatInt(int64(v/day), 10) + "d"
+	}
+	text := v.String()
+	if strings.HasSuffix(text, "m0s") {
+		text = strings.TrimSuffix(text, "0s")
+	}
+	if strings.HasSuffix(text, "h0m") {
+		text = strings.TrimSuffix(text, "0m")
+	}
+	return text
+}
+
+var sizeUnits = []struct {
+	name  string
+	bytes int64
+}{
+	{"TiB", 1 << 40}, {"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10},
+	{"TB", 1e12}, {"GB", 1e9}, {"MB", 1e6}, {"kB", 1e3}, {"B", 1},
+}
+
+// parseSize takes bytes, with or without a unit.
+func parseSize(text string) (int64, bool) {
+	unit := int64(1)
+	for _, u := range sizeUnits {
+		if len(text) > len(u.name) && strings.EqualFold(text[len(text)-len(u.name):], u.name) {
+			text, unit = strings.TrimSpace(text[:len(text)-len(u.name)]), u.bytes
+			break
+		}
+	}
+	n, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || n < 0 || n > math.MaxInt64/unit {
+		return 0, false
+	}
+	return n * unit, true
+}
+
+// formatSize writes bytes in the largest binary unit that divides them.
+func formatSize(n int64) string {
+	for _, u := range sizeUnits[:4] {
+		if n >= u.bytes && n%u.bytes == 0 {
+			return strconv.FormatInt(n/u.bytes, 10) + u.name
+		}
+	}
+	return strconv.FormatInt(n, 10)
+}

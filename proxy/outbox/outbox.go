@@ -1,0 +1,338 @@
+// Package outbox is the write queue of one socket: appended bytes leave in order,
+// many appends in one write, and nobody writes while holding a lock. The owner's mutex
+// guards the queue, so that a decision and the bytes that follow from it are one step.
+package outbox
+
+import (
+	"errors"
+	"io"
+	"sync"
+	"sync/atomic"
+)
+
+// ErrClosed is the error of a queue that was closed by its owner.
+var ErrClosed = errors.New("outbox: closed")
+
+const (
+	smallBuffer = 2 << 10
+	bigBuffer   = 64 << 10
+	// writeStep bounds one Write so that a slow peer's progress can be seen.
+	writeStep = 256 << 10
+)
+
+var (
+	smallPool = sync.Pool{New: func() any { return new([smallBuffer]byte) }}
+	bigPool   = sync.Pool{New: func() any { return new([bigBuffer]byte) }}
+)
+
+// Box is a write queue. Methods ending in Locked are called with the owner's mutex held,
+// all others without it.
+type Box struct {
+	mu      *sync.Mutex
+	w       io.Writer
+	onError func(error)   // called once, without the lock, on the first failed write
+	now     *atomic.Int64 // the owner's coarse clock, nanoseconds
+
+	// LastWrite is when a write last ended or progressed, WriteSince when the one that is
+	// under way began or progressed, 0 when none is; both on the owner's clock.
+	LastWrite, WriteSince atomic.Int64
+	// Written counts the bytes that have left.
+	Written atomic.Int64
+
+	// Guarded by mu.
+	pending []byte
+	flying  int // bytes taken out of pending and being written
+	busy    bool
+	err     error
+	turns   []chan struct{} // who waits to be the one that writes, first come first served
+	room    chan struct{}   // closed when pending has been taken, or on an error
+}
+
+// New makes a queue for w. mu is the owner's mutex; now its coarse clock. onError may be nil.
+func New(mu *sync.Mutex, w io.Writer, now *atomic.Int64, onError func(error)) *Box {
+	b := &Box{}
+	b.Init(mu, w, now, onError)
+	return b
+}
+
+// Init is New for a Box that is part of another struct.
+func (b *Box) Init(mu *sync.Mutex, w io.Writer, now *atomic.Int64, onError func(error)) {
+	b.mu, b.w, b.now, b.onError = mu, w, now, onError
+	b.LastWrite.Store(now.Load())
+}
+
+// AppendLocked queues a copy of p; KickLocked or Flush sends it. After an error it does nothing.
+func (b *Box) AppendLocked(p []byte) {
+	if b.err == nil {
+		b.pending = append(b.growLocked(len(p)), p...)
+	}
+}
+
+// BufferLocked returns the queue with room for n more bytes, for appending in place;
+// give the result to SetBufferLocked.
+func (b *Box) BufferLocked(n int) []byte { return b.growLocked(n) }
+
+// SetBufferLocked takes back what BufferLocked gave, appended to.
+func (b *Box) SetBufferLocked(p []byte) {
+	if b.err == nil {
+		b.pending = p
+	}
+}
+
+func (b *Box) growLocked(n int) []byte {
+	need := len(b.pending) + n
+	if need <= cap(b.pending) {
+		return b.pending
+	}
+	var next []byte
+	switch {
+	case need <= smallBuffer:
+		next = smallPool.Get().(*[smallBuffer]byte)[:0]
+	case need <= bigBuffer:
+		next = bigPool.Get().(*[bigBuffer]byte)[:0]
+	default:
+		next = make([]byte, 0, max(need, 2*cap(b.pending)))
+	}
+	next = append(next, b.pending...)
+	recycle(b.pending)
+	return next
+}
+
+func recycle(p []byte) {
+	switch cap(p) {
+	case smallBuffer:
+		smallPool.Put((*[smallBuffer]byte)(p[:smallBuffer]))
+	case bigBuffer:
+		bigPool.Put((*[bigBuffer]byte)(p[:bigBuffer]))
+	}
+}
+
+// LenLocked is how many bytes wait or are being written.
+func (b *Box) LenLocked() int { return len(b.pending) + b.flying }
+
+// IdleLocked tells whether nothing waits and nobody writes.
+func (b *Box) IdleLocked() bool { return !b.busy && len(b.pending) == 0 }
+
+// ErrLocked is why nothing can be sent any more, or nil.
+func (b *Box) ErrLocked() error { return b.err }
+
+// DropLocked forgets what waits and is not yet being written.
+func (b *Box) DropLocked() {
+	recycle(b.pending)
+	b.pending = nil
+}
+
+// KickLocked has a goroutine send what waits, unless somebody is writing already.
+func (b *Box) KickLocked() {
+	if !b.busy && len(b.pending) > 0 && b.err == nil {
+		b.busy = true
+		go b.drain()
+	}
+}
+
+// Flush sends what waits from the calling goroutine, unless somebody is writing already;
+// it does not wait for that one.
+func (b *Box) Flush() {
+	b.mu.Lock()
+	if b.busy || len(b.pending) == 0 || b.err != nil {
+		b.mu.Unlock()
+		return
+	}
+	b.busy = true
+	p := b.takeLocked()
+	b.mu.Unlock()
+	err := b.write(p)
+	b.mu.Lock()
+	b.wroteLocked(p, err) // unlocks
+}
+
+// StartLocked makes the caller the one that writes when nobody else is and nothing waits:
+// it must then call Through, without the lock. False: append instead.
+func (b *Box) StartLocked() bool {
+	if b.busy || len(b.pending) > 0 || b.err != nil {
+		return false
+	}
+	b.busy = true
+	return true
+}
+
+// TakeLocked gives who has the turn what waits, to be written before its own bytes. Taking
+// it is one step with the decision that its own bytes may still be sent: what is appended
+// after that leaves after them.
+func (b *Box) TakeLocked() []byte { return b.takeLocked() }
+
+// Through writes first, from TakeLocked or nil, and p past the queue and lets the queue go
+// on. The caller has the turn, from StartLocked or WaitTurn. p is not kept.
+func (b *Box) Through(first, p []byte) error {
+	err := b.write(first)
+	if err == nil {
+		err = b.write(p)
+	}
+	b.mu.Lock()
+	b.wroteLocked(first, err) // unlocks
+	return err
+}
+
+// WaitTurn makes the caller the one that writes, after those who came before. The caller
+// must then call Through (with nothing, to give the turn back unused). On an error there is no turn.
+func (b *Box) WaitTurn() error {
+	b.mu.Lock()
+	if b.err != nil {
+		defer b.mu.Unlock()
+		return b.err
+	}
+	if !b.busy {
+		b.busy = true
+		b.mu.Unlock()
+		return nil
+	}
+	turn := make(chan struct{})
+	b.turns = append(b.turns, turn)
+	b.mu.Unlock()
+	<-turn
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.err != nil {
+		b.nextLocked()
+		return b.err
+	}
+	return nil
+}
+
+// WaitRoom waits until at most limit bytes wait, or an error.
+func (b *Box) WaitRoom(limit int) error {
+	for {
+		b.mu.Lock()
+		if b.err != nil || len(b.pending) <= limit {
+			err := b.err
+			b.mu.Unlock()
+			return err
+		}
+		room := b.roomLocked()
+		b.mu.Unlock()
+		<-room
+	}
+}
+
+// RoomLocked is a channel that is closed when something waiting has been taken for
+// writing, or on an error.
+func (b *Box) RoomLocked() <-chan struct{} { return b.roomLocked() }
+
+func (b *Box) roomLocked() chan struct{} {
+	if b.room == nil {
+		b.room = make(chan struct{})
+		if b.err != nil {
+			close(b.room)
+		}
+	}
+	return b.room
+}
+
+// FailLocked ends the queue: what waits is dropped, whoever waits is woken. A write that
+// is under way is not interrupted; close the socket for that. onError is not called.
+func (b *Box) FailLocked(err error) {
+	if b.err != nil {
+		return
+	}
+	if err == nil {
+		err = ErrClosed
+	}
+	b.err = err
+	b.DropLocked()
+	b.wakeLocked()
+	for _, t := range b.turns {
+		close(t)
+	}
+	b.turns = nil
+}
+
+func (b *Box) wakeLocked() {
+	if b.room != nil {
+		close(b.room)
+		b.room = nil
+	}
+}
+
+func (b *Box) takeLocked() []byte {
+	p := b.pending
+	b.pending = nil
+	b.flying = len(p)
+	b.wakeLocked()
+	return p
+}
+
+// drain is the goroutine that has the turn and keeps it until nothing waits.
+func (b *Box) drain() {
+	for {
+		b.mu.Lock()
+		if b.err != nil || len(b.pending) == 0 || len(b.turns) > 0 {
+			b.nextLocked()
+			b.mu.Unlock()
+			return
+		}
+		p := b.takeLocked()
+		b.mu.Unlock()
+		err := b.write(p)
+		recycle(p)
+		b.mu.Lock()
+		b.flying = 0
+		failed := b.failedLocked(err)
+		b.mu.Unlock()
+		if failed && b.onError != nil {
+			b.onError(err)
+		}
+	}
+}
+
+// nextLocked gives the turn to who waits for it, to a goroutine when bytes wait, or to nobody.
+func (b *Box) nextLocked() {
+	switch {
+	case len(b.turns) > 0:
+		turn := b.turns[0]
+		b.turns = b.turns[1:]
+		close(turn)
+	case len(b.pending) > 0 && b.err == nil:
+		go b.drain()
+	default:
+		b.busy = false
+		b.wakeLocked()
+	}
+}
+
+// wroteLocked ends a write made in the caller's goroutine, passes the turn on and unlocks.
+func (b *Box) wroteLocked(p []byte, err error) {
+	recycle(p)
+	b.flying = 0
+	failed := b.failedLocked(err)
+	b.nextLocked()
+	b.mu.Unlock()
+	if failed && b.onError != nil {
+		b.onError(err)
+	}
+}
+
+func (b *Box) failedLocked(err error) bool {
+	if err == nil || b.err != nil {
+		return false
+	}
+	b.FailLocked(err)
+	return true
+}
+
+func (b *Box) write(p []byte) error {
+	if len(p) == 0 {
+		return nil
+	}
+	for {
+		step := p[:min(len(p), writeStep)]
+		b.WriteSince.Store(b.now.Load())
+		n, err := b.w.Write(step)
+		b.Written.Add(int64(n))
+		b.LastWrite.Store(b.now.Load())
+		if err != nil || len(step) == len(p) {
+			b.WriteSince.Store(0)
+			return err
+		}
+		p = p[len(step):]
+	}
+}

@@ -1,0 +1,76 @@
+// The testbed's side toward tests: one broker of each version per test binary.
+
+//go:build linux
+
+package rabbit
+
+import (
+	"fmt"
+	"os"
+	"sync"
+	"testing"
+)
+
+var shared struct {
+	mu      sync.Mutex
+	brokers map[Version]*Broker
+	errs    map[Version]error
+}
+
+// Get is the test binary's broker of a version, started when first asked for and
+// shared by all tests; the package's TestMain must be Main. On a failure of the test
+// its log's end is shown. A test that ends or breaks the broker must restart it.
+func Get(t testing.TB, v Version) *Broker {
+	t.Helper()
+	if err := Available(v); err != nil {
+		Skip(t, err)
+	}
+	shared.mu.Lock()
+	defer shared.mu.Unlock()
+	b, err := shared.brokers[v], shared.errs[v]
+	if b == nil && err == nil {
+		b, err = Start(v)
+		if shared.brokers == nil {
+			shared.brokers, shared.errs = map[Version]*Broker{}, map[Version]error{}
+		}
+		shared.brokers[v], shared.errs[v] = b, err
+	}
+	if err != nil {
+		t.Fatalf("RabbitMQ %s: %v", v, err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() && os.Getenv("RABBIT_LOG") != "" {
+			t.Logf("log of RabbitMQ %s ends:\n%s", v, b.Log(40))
+		}
+	})
+	return b
+}
+
+// Main runs the tests of a package that uses Get and ends the brokers afterwards:
+//
+//	func TestMain(m *testing.M) { os.Exit(rabbit.Main(m)) }
+func Main(m *testing.M) int {
+	code := m.Run()
+	shared.mu.Lock()
+	defer shared.mu.Unlock()
+	for v, b := range shared.brokers {
+		if b == nil {
+			continue
+		}
+		if code != 0 {
+			fmt.Fprintf(os.Stderr, "--- log of RabbitMQ %s ends:\n%s\n", v, b.Log(40))
+		}
+		b.Close()
+	}
+	return code
+}
+
+// Skip skips a test because a part of the testbed is missing, in a way that is seen;
+// with CI=true it fails the test, for there nothing may be missing.
+func Skip(t testing.TB, why error) {
+	t.Helper()
+	if os.Getenv("CI") == "true" {
+		t.Fatalf("missing in CI: %v", why)
+	}
+	t.Skipf("SKIPPED LOUDLY: %v", why)
+}

@@ -1,0 +1,56 @@
+# Shared by the scripts of packaging/ and installer/: messages, needed programs,
+# version, and the one time stamp that makes builds the same bytes. Sourced, not run.
+
+set -euo pipefail
+export LC_ALL=C TZ=UTC
+umask 022
+
+TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+OUT=${OUT:-$TOP/dist}
+
+say() { printf '%s\n' "== $*" >&2; }
+die() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
+
+# need PROGRAM=DEBIAN-PACKAGE...: installs what is missing when it can, else says what to install.
+need() {
+    local pair missing=()
+    for pair in "$@"; do
+        command -v "${pair%%=*}" >/dev/null 2>&1 || missing+=("${pair#*=}")
+    done
+    [ ${#missing[@]} -eq 0 ] && return 0
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+        say "installing ${missing[*]}"
+        { DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" ||
+            { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"; }
+        } >&2 || die "could not install ${missing[*]}"
+    else
+        die "missing ${missing[*]}: as root, apt-get install ${missing[*]}"
+    fi
+    for pair in "$@"; do
+        command -v "${pair%%=*}" >/dev/null 2>&1 || die "no ${pair%%=*} although ${pair#*=} is installed"
+    done
+}
+
+# tools DIR builds the tools of packaging/tools into DIR (nfpm, go-winres, cyclonedx-gomod).
+tools() {
+    mkdir -p "$1"
+    GOOS='' GOARCH='' go -C "$TOP/packaging/tools" build -trimpath -buildvcs=false -o "$1/" tool
+}
+
+# The time of the commit stands for every time inside the packages.
+source_date_epoch() {
+    if [ -n "${SOURCE_DATE_EPOCH:-}" ]; then
+        echo "$SOURCE_DATE_EPOCH"
+    else
+        git -C "$TOP" log -1 --format=%ct 2>/dev/null || die "no git history here: set SOURCE_DATE_EPOCH"
+    fi
+}
+
+# gpg_home DIR: a private keyring in DIR holding the key of GPG_KEY (a file with an
+# armoured secret key). Prints the key's fingerprint.
+gpg_home() {
+    mkdir -p -m 700 "$1"
+    gpg --homedir "$1" --batch --quiet --import "$GPG_KEY" || die "GPG_KEY=$GPG_KEY cannot be read: an armoured secret key is needed"
+    gpg --homedir "$1" --batch --with-colons --list-secret-keys | awk -F: '$1=="fpr"{print $10; exit}' | grep . ||
+        die "GPG_KEY=$GPG_KEY holds no secret key"
+}

@@ -1,0 +1,180 @@
+// Asking systemd: start, stop, restart, reload, and what it knows of the service.
+
+package service
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// systemctl runs it and makes its words the error's.
+func systemctl(ctx context.Context, args ...string) error {
+	out, err := exec.CommandContext(ctx, "systemctl", append([]string{"--no-ask-password"}, args...)...).CombinedOutput()
+	if ctx.Err() != nil {
+		return fmt.Errorf("systemctl %s: %w", strings.Join(args, " "), ctx.Err())
+	}
+	if err != nil {
+		return fmt.Errorf("systemctl %s: %w: %s", strings.Join(args, " "), err, bytes.TrimSpace(out))
+	}
+	return nil
+}
+
+// Control asks systemd to "start", "stop", "restart" or "reload" the service and waits
+// until that is done or ctx ends; systemd goes on with it in that case.
+func Control(ctx context.Context, name, action string) error {
+	if err := checkControlName(name); err != nil {
+		return err
+	}
+	r, err := Query(ctx, name)
+	if err != nil {
+		return err
+	}
+	if r.State == StateNotInstalled {
+		return fmt.Errorf("%s: %w", name, ErrNotInstalled)
+	}
+	if action == "reload" && r.PID == 0 {
+		return fmt.Errorf("%s is %s, only a running service can be reloaded", name, r.State)
+	}
+	if action == "start" && r.State == StateFailed {
+		_ = systemctl(ctx, "reset-failed", name+".service") // else the start limit may refuse
+	}
+	cerr := systemctl(ctx, action, name+".service")
+	if cerr == nil {
+		return nil
+	}
+	if ctx.Err() != nil {
+		return fmt.Errorf("%s: the %s is not done yet, systemd goes on with it: %w", name, action, ctx.Err())
+	}
+	if r, err := Query(ctx, name); err == nil {
+		switch {
+		case action == "reload":
+			if st, err := ReadState(DefaultStateFile(name)); err == nil && st.Reload != nil && st.Reload.Error != "" && st.PID == r.PID {
+				return fmt.Errorf("%s: reload failed, the settings from before stay in force: %s", name, st.Reload.Error)
+			}
+			return fmt.Errorf("%s: reload refused, the settings from before stay in force: %s", name, lastWords(ctx, name))
+		case r.ExitCode == ExitConfig:
+			return ConfigError(fmt.Errorf("%s did not %s: %s", name, action, orElse(r.Reason, lastWords(ctx, name))))
+		case action != "stop":
+			return fmt.Errorf("%s did not %s: %s", name, action, orElse(r.Reason, lastWords(ctx, name)))
+		}
+	}
+	return cerr
+}
+
+func orElse(a, b string) string {
+	if a != "" {
+		return a
+	}
+	return b
+}
+
+// lastWords is the last line that the service wrote to the journal.
+func lastWords(ctx context.Context, name string) string {
+	out, err := exec.CommandContext(ctx, "journalctl", "--quiet", "--no-pager", "--output=cat", "--lines=1", "--identifier=amqproxysvc", "--unit="+name+".service").Output()
+	if words := strings.TrimSpace(string(out)); err == nil && words != "" {
+		return words
+	}
+	return "see journalctl -u " + name
+}
+
+func checkControlName(name string) error {
+	if templateInstance.MatchString(name) {
+		return nil
+	}
+	return checkName(name)
+}
+
+// Query asks systemd, and the running service, about the service.
+func Query(ctx context.Context, name string) (Report, error) {
+	r := Report{Name: name, Manager: "systemd"}
+	if err := checkControlName(name); err != nil {
+		return r, err
+	}
+	if err := needSystemd(); err != nil {
+		return r, err
+	}
+	out, err := exec.CommandContext(ctx, "systemctl", "show", "--timestamp=unix", "--property=LoadState,ActiveState,SubState,MainPID,"+
+		"ExecMainStatus,StatusText,UnitFileState,NRestarts,StateChangeTimestamp,Result", name+".service").Output()
+	if err != nil {
+		return r, fmt.Errorf("systemctl show %s: %w", name, err)
+	}
+	r.fromSystemd(parseProperties(string(out)))
+	r.ownWord(DefaultStateFile(name))
+	return r, nil
+}
+
+func parseProperties(out string) map[string]string {
+	props := make(map[string]string)
+	for line := range strings.Lines(out) {
+		if k, v, ok := strings.Cut(strings.TrimRight(line, "\n"), "="); ok {
+			props[k] = v
+		}
+	}
+	return props
+}
+
+// fromSystemd reads the properties of `systemctl show`.
+func (r *Report) fromSystemd(p map[string]string) {
+	number := func(key string) int {
+		n, _ := strconv.Atoi(p[key]) // empty where systemd has none: 0
+		return n
+	}
+	r.PID, r.ExitCode, r.Restarts = number("MainPID"), number("ExecMainStatus"), number("NRestarts")
+	r.Enabled = strings.HasPrefix(p["UnitFileState"], "enabled")
+	if sec, err := strconv.ParseInt(strings.TrimPrefix(p["StateChangeTimestamp"], "@"), 10, 64); err == nil && sec > 0 {
+		r.Since = time.Unix(sec, 0)
+	}
+	switch p["ActiveState"] {
+	case "active":
+		r.State = StateRunning
+	case "reloading":
+		r.State = StateReloading
+	case "activating":
+		r.State = StateStarting
+	case "deactivating":
+		r.State = StateStopping
+	case "failed":
+		r.State = StateFailed
+	default:
+		r.State = StateStopped
+		if p["LoadState"] == "not-found" {
+			r.State = StateNotInstalled
+			r.Since = time.Time{}
+		}
+	}
+	switch r.State {
+	case StateFailed, StateStarting:
+		r.Reason = strings.TrimPrefix(p["StatusText"], "not started: ")
+		if r.Reason == "" && p["Result"] != "success" {
+			r.Reason = p["Result"]
+		}
+	}
+}
+
+// ReloadProcess asks one process to reload, and waits until it has: what ExecReload does,
+// where the service manager is already asking. A process that keeps no state file (one in
+// the foreground) is only asked.
+func ReloadProcess(ctx context.Context, pid int, stateFile string) (ReloadState, error) {
+	if stateFile == "" {
+		if dir, _, _ := strings.Cut(os.Getenv("RUNTIME_DIRECTORY"), ":"); dir != "" {
+			stateFile = stateFileIn(dir)
+		}
+	}
+	before, err := ReadState(stateFile)
+	watch := err == nil && before.PID == pid
+	if err := unix.Kill(pid, unix.SIGHUP); err != nil {
+		return ReloadState{}, fmt.Errorf("process %d could not be asked to reload: %w", pid, err)
+	}
+	if !watch {
+		return ReloadState{}, nil
+	}
+	return awaitReload(ctx, before, func() (State, error) { return ReadState(stateFile) })
+}

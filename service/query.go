@@ -1,0 +1,130 @@
+// What `status` tells: the service manager's word on the process, and the running
+// service's own on its clients.
+
+package service
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"time"
+)
+
+// RunState is the service manager's word on a service.
+type RunState string
+
+const (
+	StateRunning      RunState = "running"
+	StateStarting     RunState = "starting"
+	StateReloading    RunState = "reloading"
+	StateStopping     RunState = "stopping"
+	StateStopped      RunState = "stopped"
+	StateFailed       RunState = "failed"
+	StateNotInstalled RunState = "not installed"
+)
+
+// Report is all that is known of a service.
+type Report struct {
+	Name     string    `json:"name"`
+	Manager  string    `json:"manager"` // systemd or scm
+	State    RunState  `json:"state"`
+	PID      int       `json:"pid,omitempty"`
+	Since    time.Time `json:"since,omitzero"` // of State
+	ExitCode int       `json:"exit_code"`      // of the last process that ended
+	Reason   string    `json:"reason,omitempty"`
+	// Enabled: starts when the machine does.
+	Enabled bool `json:"enabled"`
+	// Restarts after failures, since the service was last started by hand; systemd only.
+	Restarts int `json:"restarts"`
+	// Service is the running service's own word; nil when it gave none.
+	Service *State `json:"service,omitempty"`
+}
+
+// ExitCode is what `status` exits with, as the LSB asks: 0 running, 3 not running,
+// 4 unknown.
+func (r Report) LSBCode() int {
+	switch r.State {
+	case StateRunning, StateReloading:
+		return 0
+	case StateNotInstalled:
+		return 4
+	}
+	return 3
+}
+
+// Print writes the report for a reader. now is the time to count from.
+func (r Report) Print(w io.Writer, now time.Time) {
+	line := func(name, format string, args ...any) {
+		fmt.Fprintf(w, "  %-10s %s\n", name, fmt.Sprintf(format, args...))
+	}
+	fmt.Fprintf(w, "%s: %s", r.Name, r.State)
+	if r.PID != 0 {
+		fmt.Fprintf(w, ", pid %d", r.PID)
+	}
+	if !r.Since.IsZero() {
+		fmt.Fprintf(w, ", since %s (%s)", r.Since.Local().Format(time.DateTime), now.Sub(r.Since).Round(time.Second))
+	}
+	fmt.Fprintln(w)
+	if r.State == StateNotInstalled {
+		return
+	}
+	if r.State == StateFailed || (r.State == StateStopped && r.ExitCode != 0) || r.State == StateStarting && r.Restarts > 0 {
+		line("exit code", "%s", exitText(r.ExitCode))
+	}
+	if r.Reason != "" {
+		line("reason", "%s", r.Reason)
+	}
+	if s := r.Service; s != nil {
+		line("clients", "%d", s.Clients)
+		line("upstreams", "%d", s.Upstreams)
+		line("listening", "%s", strings.Join(s.Listening, " "))
+		line("upstream", "%s", s.Upstream)
+		if s.Phase == PhaseDraining {
+			line("draining", "no new clients; those connected may finish")
+		}
+		if l := s.Reload; l != nil {
+			line("reload", "%s", l.text())
+		}
+	}
+	boot := "no"
+	if r.Enabled {
+		boot = "yes"
+	}
+	line("at boot", "%s", boot)
+	if r.Restarts > 0 {
+		line("restarts", "%d after failures", r.Restarts)
+	}
+}
+
+func (l ReloadState) text() string {
+	at := l.At.Local().Format(time.DateTime)
+	switch {
+	case l.Error != "":
+		return "failed at " + at + ", the settings from before are in force: " + l.Error
+	case len(l.NeedRestart) > 0:
+		return "done at " + at + "; a restart is needed for: " + strings.Join(l.NeedRestart, " ")
+	}
+	return "done at " + at
+}
+
+func exitText(code int) string {
+	switch code {
+	case ExitOK:
+		return "0"
+	case ExitUsage:
+		return "64 (wrong command line)"
+	case ExitConfig:
+		return "78 (wrong configuration)"
+	}
+	return fmt.Sprint(code)
+}
+
+// ownWord adds the running service's state file to the report, if it is that process's.
+func (r *Report) ownWord(path string) {
+	if r.PID == 0 {
+		return
+	}
+	if st, err := ReadState(path); err == nil && st.PID == r.PID {
+		r.Service = &st
+	}
+}

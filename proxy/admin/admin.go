@@ -1,0 +1,226 @@
+// Package admin serves metrics and health over HTTP: /metrics, /healthz, /readyz, and
+// Go's profiles when asked to. It is bounded in time, connections and work, and reads
+// the engine through an interface of two methods.
+
+package admin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sync/singleflight"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy"
+)
+
+const (
+	// maxConns bounds the HTTP connections held at a time; more wait in the backlog.
+	maxConns = 64
+	// readyTimeout bounds the look at the broker behind /readyz.
+	readyTimeout = 5 * time.Second
+	// readyTTL is how long its answer is used again, so that probes do not knock at the
+	// broker more than once a second, however many there are.
+	readyTTL = time.Second
+)
+
+// Source is the engine as far as this package needs it.
+type Source interface {
+	// Stats is a snapshot of the counters.
+	Stats() proxy.Stats
+	// Ready says why clients cannot be served, nil when they can.
+	Ready(ctx context.Context) error
+}
+
+// Options say what is served.
+type Options struct {
+	Source  Source
+	Version string
+	// Pprof serves /debug/pprof/ too.
+	Pprof  bool
+	Logger *slog.Logger // nil: slog.Default()
+}
+
+// Server serves on one listener. Make it with New, run it with Serve, end it with Shutdown.
+type Server struct {
+	http *http.Server
+	errs chan error
+}
+
+// New makes a server; nothing is bound.
+func New(o Options) *Server {
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	return &Server{
+		errs: make(chan error, 1),
+		http: &http.Server{
+			Handler:           Handler(o),
+			ReadHeaderTimeout: 5 * time.Second,
+			ReadTimeout:       10 * time.Second,
+			WriteTimeout:      2 * time.Minute, // a CPU profile takes as long as it was asked to
+			IdleTimeout:       time.Minute,
+			MaxHeaderBytes:    16 << 10,
+			ErrorLog:          slog.NewLogLogger(o.Logger.Handler(), slog.LevelDebug),
+		},
+	}
+}
+
+// Serve accepts on the listener, which it takes over, until Shutdown. It does not block.
+func (s *Server) Serve(ln net.Listener) {
+	go func() {
+		err := s.http.Serve(newLimitListener(ln, maxConns))
+		if errors.Is(err, http.ErrServerClosed) {
+			err = nil
+		}
+		s.errs <- err
+	}()
+}
+
+// Shutdown stops accepting, lets answers under way end until ctx does, then closes all. It
+// must come once, after Serve, and gives the error with which serving ended, if it failed.
+func (s *Server) Shutdown(ctx context.Context) error {
+	if s.http.Shutdown(ctx) != nil {
+		_ = s.http.Close()
+	}
+	return <-s.errs
+}
+
+// Handler is the HTTP interface itself.
+func Handler(o Options) http.Handler {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(
+		newCollector(o.Source, o.Version),
+		collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+	)
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{
+		MaxRequestsInFlight: 4,
+		Timeout:             10 * time.Second,
+	}))
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, http.StatusOK, "OK")
+	})
+	r := &readiness{source: o.Source}
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, req *http.Request) {
+		if err := r.ask(req.Context()); err != nil {
+			answer(w, http.StatusServiceUnavailable, "not ready: "+strings.ReplaceAll(err.Error(), "\n", "; "))
+			return
+		}
+		answer(w, http.StatusOK, "OK")
+	})
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, http.StatusOK, "amqproxysvc "+o.Version+": /metrics /healthz /readyz")
+	})
+	if o.Pprof {
+		mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+		mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
+		mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+		mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
+		mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	}
+	return mux
+}
+
+func answer(w http.ResponseWriter, code int, text string) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.Header().Set("Cache-Control", "no-store")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	w.WriteHeader(code)
+	_, _ = io.WriteString(w, text+"\n")
+}
+
+// readiness asks the source at most once at a time and once in readyTTL.
+type readiness struct {
+	source Source
+	flight singleflight.Group
+
+	mu    sync.Mutex
+	asked time.Time
+	err   error
+}
+
+func (r *readiness) ask(ctx context.Context) error {
+	if err, fresh := r.known(); fresh {
+		return err
+	}
+	// The question outlives a prober that hangs up: others wait for the same answer.
+	result := r.flight.DoChan("", func() (any, error) {
+		if err, fresh := r.known(); fresh {
+			return nil, err
+		}
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), readyTimeout)
+		defer cancel()
+		err := r.source.Ready(ctx)
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.asked, r.err = time.Now(), err
+		return nil, err
+	})
+	select {
+	case a := <-result:
+		return a.Err
+	case <-ctx.Done():
+		return fmt.Errorf("no answer: %w", ctx.Err())
+	}
+}
+
+func (r *readiness) known() (err error, fresh bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.err, !r.asked.IsZero() && time.Since(r.asked) < readyTTL
+}
+
+// limitListener accepts only while fewer than so many connections are open.
+type limitListener struct {
+	net.Listener
+	places chan struct{}
+	done   chan struct{}
+	once   sync.Once
+}
+
+func newLimitListener(ln net.Listener, n int) net.Listener {
+	return &limitListener{Listener: ln, places: make(chan struct{}, n), done: make(chan struct{})}
+}
+
+func (l *limitListener) Accept() (net.Conn, error) {
+	select {
+	case l.places <- struct{}{}:
+	case <-l.done:
+		return nil, net.ErrClosed
+	}
+	c, err := l.Listener.Accept()
+	if err != nil {
+		<-l.places
+		return nil, err
+	}
+	return &limitConn{Conn: c, leave: func() { <-l.places }}, nil
+}
+
+func (l *limitListener) Close() error {
+	l.once.Do(func() { close(l.done) })
+	return l.Listener.Close()
+}
+
+type limitConn struct {
+	net.Conn
+	once  sync.Once
+	leave func()
+}
+
+func (c *limitConn) Close() error {
+	defer c.once.Do(c.leave)
+	return c.Conn.Close()
+}

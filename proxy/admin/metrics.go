@@ -1,0 +1,211 @@
+// The metrics: one look at the engine's counters per scrape. AMQProxy's two names stay,
+// so that its dashboards do; all others begin with amqproxysvc_.
+
+package admin
+
+import (
+	"cmp"
+	"runtime"
+	"slices"
+	"strings"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy"
+)
+
+// maxPools bounds the user and vhost label pairs of a scrape. The pools with the most
+// upstreams have a line of their own, the others are added up under otherPools: brokers
+// with passwords and users by time stamp would else make series without end.
+const maxPools = 200
+
+const otherPools = "_other"
+
+// metric is one row: a number out of the counters.
+type metric struct {
+	name, help string
+	kind       prometheus.ValueType
+	value      func(*proxy.Stats) float64
+}
+
+var metrics = []metric{
+	{"amqproxy_client_connections", "Clients connected now (AMQProxy's name).", prometheus.GaugeValue, func(s *proxy.Stats) float64 { return float64(s.Clients) }},
+	{"amqproxy_upstream_connections", "Connections to the broker now (AMQProxy's name).", prometheus.GaugeValue, func(s *proxy.Stats) float64 { return float64(s.Upstreams) }},
+
+	{"amqproxysvc_start_time_seconds", "When the engine started, in seconds since 1970.", prometheus.GaugeValue, func(s *proxy.Stats) float64 { return float64(s.Started.UnixMilli()) / 1000 }},
+	{"amqproxysvc_clients", "Clients connected now.", prometheus.GaugeValue, func(s *proxy.Stats) float64 { return float64(s.Clients) }},
+	{"amqproxysvc_upstreams", "Connections to the broker now.", prometheus.GaugeValue, func(s *proxy.Stats) float64 { return float64(s.Upstreams) }},
+	{"amqproxysvc_client_channels", "Channels of clients open now.", prometheus.GaugeValue, func(s *proxy.Stats) float64 { return float64(s.Channels) }},
+	{"amqproxysvc_upstream_channels", "Channels at the broker in use now.", prometheus.GaugeValue, func(s *proxy.Stats) float64 { return float64(s.Bindings) }},
+	{"amqproxysvc_identities", "Users with password and vhost known now.", prometheus.GaugeValue, func(s *proxy.Stats) float64 { return float64(s.Identities) }},
+	{"amqproxysvc_waiting_clients", "Clients that wait for a place at a bound now.", prometheus.GaugeValue, func(s *proxy.Stats) float64 { return float64(s.Waiting) }},
+	{"amqproxysvc_longest_wait_seconds", "How long the longest of them waits.", prometheus.GaugeValue, func(s *proxy.Stats) float64 { return s.LongestWait.Seconds() }},
+
+	{"amqproxysvc_clients_total", "Clients accepted.", prometheus.CounterValue, func(s *proxy.Stats) float64 { return float64(s.ClientsTotal) }},
+	{"amqproxysvc_upstreams_total", "Connections opened to the broker.", prometheus.CounterValue, func(s *proxy.Stats) float64 { return float64(s.UpstreamsTotal) }},
+	{"amqproxysvc_upstreams_lost_total", "Connections ended by the broker or the network.", prometheus.CounterValue, func(s *proxy.Stats) float64 { return float64(s.UpstreamsLost) }},
+	{"amqproxysvc_reuse_hits_total", "Logins served by a connection that was there.", prometheus.CounterValue, func(s *proxy.Stats) float64 { return float64(s.ReuseHits) }},
+	{"amqproxysvc_late_errors_total", "Errors of the broker for channels that were closed without waiting for it.", prometheus.CounterValue, func(s *proxy.Stats) float64 { return float64(s.LateErrors) }},
+	{"amqproxysvc_slow_client_closes_total", "Clients closed because their queue was full.", prometheus.CounterValue, func(s *proxy.Stats) float64 { return float64(s.SlowClientCloses) }},
+	{"amqproxysvc_firewall_closes_total", "Connection errors answered by the proxy to keep them from a shared connection.", prometheus.CounterValue, func(s *proxy.Stats) float64 { return float64(s.FirewallCloses) }},
+	{"amqproxysvc_heartbeat_timeouts_total", "Peers closed because they were silent for two heartbeats.", prometheus.CounterValue, func(s *proxy.Stats) float64 { return float64(s.HeartbeatTimeouts) }},
+}
+
+// labelled is a counter that is split by one label.
+var labelled = []struct {
+	name, help, label string
+	values            []string
+	value             func(*proxy.Stats) []uint64
+}{
+	{"amqproxysvc_logins_total", "Logins: ok, refused by the broker, or failed because it could not be reached.", "result",
+		[]string{"ok", "refused", "failed"}, func(s *proxy.Stats) []uint64 { return []uint64{s.LoginsOK, s.LoginsRefused, s.LoginsFailed} }},
+	{"amqproxysvc_received_bytes_total", "Bytes received.", "from",
+		[]string{"clients", "upstreams"}, func(s *proxy.Stats) []uint64 { return []uint64{s.BytesFromClients, s.BytesFromUpstreams} }},
+	{"amqproxysvc_sent_bytes_total", "Bytes sent.", "to",
+		[]string{"clients", "upstreams"}, func(s *proxy.Stats) []uint64 { return []uint64{s.BytesToClients, s.BytesToUpstreams} }},
+	{"amqproxysvc_received_frames_total", "AMQP frames received.", "from",
+		[]string{"clients", "upstreams"}, func(s *proxy.Stats) []uint64 { return []uint64{s.FramesFromClients, s.FramesFromUpstreams} }},
+}
+
+// poolMetrics are the gauges of each pool.
+var poolMetrics = []struct {
+	name, help string
+	value      func(*proxy.PoolStats) int
+}{
+	{"amqproxysvc_pool_upstreams", "Connections to the broker of one user and vhost.", func(p *proxy.PoolStats) int { return p.Upstreams }},
+	{"amqproxysvc_pool_idle_upstreams", "Those of them that carry no channel.", func(p *proxy.PoolStats) int { return p.Idle }},
+	{"amqproxysvc_pool_session_upstreams", "Those of them that belong to one client.", func(p *proxy.PoolStats) int { return p.Sessions }},
+	{"amqproxysvc_pool_channels", "Clients' channels on them.", func(p *proxy.PoolStats) int { return p.Channels }},
+	{"amqproxysvc_pool_waiting_clients", "Clients that wait for one of them.", func(p *proxy.PoolStats) int { return p.Waiting }},
+}
+
+const (
+	latencyName = "amqproxysvc_upstream_connect_seconds"
+	latencyHelp = "How long connecting and logging in to the broker took."
+	infoName    = "amqproxysvc_build_info"
+	infoHelp    = "Always 1; the labels say which program runs."
+)
+
+// collector reads the counters once per scrape.
+type collector struct {
+	source    Source
+	version   string
+	plain     []*prometheus.Desc
+	labelled  []*prometheus.Desc
+	pools     []*prometheus.Desc
+	latency   *prometheus.Desc
+	buildInfo *prometheus.Desc
+}
+
+func newCollector(source Source, version string) *collector {
+	c := &collector{source: source, version: version}
+	for _, m := range metrics {
+		c.plain = append(c.plain, prometheus.NewDesc(m.name, m.help, nil, nil))
+	}
+	for _, m := range labelled {
+		c.labelled = append(c.labelled, prometheus.NewDesc(m.name, m.help, []string{m.label}, nil))
+	}
+	for _, m := range poolMetrics {
+		c.pools = append(c.pools, prometheus.NewDesc(m.name, m.help, []string{"user", "vhost"}, nil))
+	}
+	c.latency = prometheus.NewDesc(latencyName, latencyHelp, nil, nil)
+	c.buildInfo = prometheus.NewDesc(infoName, infoHelp, []string{"version", "goversion"}, nil)
+	return c
+}
+
+// Describe is part of prometheus.Collector.
+func (c *collector) Describe(ch chan<- *prometheus.Desc) {
+	for _, group := range [][]*prometheus.Desc{c.plain, c.labelled, c.pools, {c.latency, c.buildInfo}} {
+		for _, d := range group {
+			ch <- d
+		}
+	}
+}
+
+// Collect is part of prometheus.Collector.
+func (c *collector) Collect(ch chan<- prometheus.Metric) {
+	stats := c.source.Stats()
+	for i, m := range metrics {
+		ch <- prometheus.MustNewConstMetric(c.plain[i], m.kind, m.value(&stats))
+	}
+	for i, m := range labelled {
+		for j, v := range m.value(&stats) {
+			ch <- prometheus.MustNewConstMetric(c.labelled[i], prometheus.CounterValue, float64(v), m.values[j])
+		}
+	}
+	pools := boundPools(stats.Pools, maxPools)
+	for i, m := range poolMetrics {
+		for j := range pools {
+			p := &pools[j]
+			ch <- prometheus.MustNewConstMetric(c.pools[i], prometheus.GaugeValue, float64(m.value(p)), p.User, p.VHost)
+		}
+	}
+	ch <- latencyHistogram(c.latency, &stats)
+	ch <- prometheus.MustNewConstMetric(c.buildInfo, prometheus.GaugeValue, 1, c.version, runtime.Version())
+}
+
+// latencyHistogram is Stats.ConnectLatency, whose counts are cumulative already.
+func latencyHistogram(desc *prometheus.Desc, s *proxy.Stats) prometheus.Metric {
+	last := len(proxy.ConnectLatencyBounds)
+	buckets := make(map[float64]uint64, last)
+	for i, bound := range proxy.ConnectLatencyBounds {
+		buckets[bound] = s.ConnectLatency[i]
+	}
+	return prometheus.MustNewConstHistogram(desc, s.ConnectLatency[last], s.ConnectLatencySum.Seconds(), buckets)
+}
+
+// boundPools adds up pools that have the same labels (one user with two passwords, names
+// that are no text) and, beyond so many, all the smaller ones.
+func boundPools(pools []proxy.PoolStats, limit int) []proxy.PoolStats {
+	type labels struct{ user, vhost string }
+	byLabels := map[labels]int{}
+	var sums []proxy.PoolStats
+	add := func(sum *proxy.PoolStats, p proxy.PoolStats) {
+		sum.Upstreams += p.Upstreams
+		sum.Idle += p.Idle
+		sum.Sessions += p.Sessions
+		sum.Channels += p.Channels
+		sum.Waiting += p.Waiting
+	}
+	for _, p := range pools {
+		p.User, p.VHost = strings.ToValidUTF8(p.User, "\ufffd"), strings.ToValidUTF8(p.VHost, "\ufffd")
+		key := labels{p.User, p.VHost}
+		if i, known := byLabels[key]; known {
+			add(&sums[i], p)
+			continue
+		}
+		byLabels[key] = len(sums)
+		sums = append(sums, p)
+	}
+	if len(sums) <= limit {
+		return sums
+	}
+	slices.SortStableFunc(sums, func(a, b proxy.PoolStats) int {
+		return cmp.Or(cmp.Compare(b.Upstreams, a.Upstreams), cmp.Compare(b.Channels, a.Channels),
+			cmp.Compare(a.User, b.User), cmp.Compare(a.VHost, b.VHost))
+	})
+	other := proxy.PoolStats{User: otherPools, VHost: otherPools}
+	var kept []proxy.PoolStats
+	for i, p := range sums {
+		if i < limit && !(p.User == otherPools && p.VHost == otherPools) {
+			kept = append(kept, p)
+		} else {
+			add(&other, p)
+		}
+	}
+	return append(kept, other)
+}
+
+// Names are the names of all metrics of this program, for its documentation.
+func Names() (names []string) {
+	for _, m := range metrics {
+		names = append(names, m.name)
+	}
+	for _, m := range labelled {
+		names = append(names, m.name)
+	}
+	for _, m := range poolMetrics {
+		names = append(names, m.name)
+	}
+	return append(names, latencyName, infoName)
+}

@@ -1,0 +1,103 @@
+// The log file: opened early, so that a wrong path is an error at the start and not a
+// silence later; rotated by lumberjack; changed and reopened while the program runs.
+
+package logging
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"gopkg.in/natefinch/lumberjack.v2"
+
+	"github.com/amqproxysvc/amqproxysvc/service/config"
+)
+
+const (
+	mib = 1 << 20
+	day = 24 * time.Hour
+)
+
+// openFile opens or creates the file; the error names the setting.
+func openFile(s config.Log) (*lumberjack.Logger, error) {
+	f := &lumberjack.Logger{
+		Filename:   s.File,
+		MaxSize:    int((s.MaxSize + mib - 1) / mib),
+		MaxAge:     int((s.MaxAge + day - 1) / day),
+		MaxBackups: s.MaxBackups,
+		Compress:   s.Compress,
+	}
+	if err := touch(f); err != nil {
+		return nil, err
+	}
+	return f, nil
+}
+
+// touch opens the file: lumberjack does so at a write, of nothing too.
+func touch(f *lumberjack.Logger) error {
+	if _, err := f.Write(nil); err != nil {
+		_ = f.Close()
+		var pathErr *os.PathError
+		if errors.As(err, &pathErr) {
+			err = pathErr.Err
+		}
+		return fmt.Errorf("log.file: %s: cannot be written: %w", f.Filename, err)
+	}
+	return nil
+}
+
+// apply opens the file that the settings name, if it is another, and leaves the old one.
+func (f *file) apply(s config.Log) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	same := s.File == f.set.File && s.MaxSize == f.set.MaxSize && s.MaxAge == f.set.MaxAge &&
+		s.MaxBackups == f.set.MaxBackups && s.Compress == f.set.Compress
+	if !same || f.open == nil && s.File != "" {
+		old := f.open
+		f.open = nil
+		if s.File != "" {
+			next, err := openFile(s)
+			if err != nil {
+				f.open = old
+				return err
+			}
+			f.open = next
+		}
+		if old != nil {
+			_ = old.Close()
+		}
+	}
+	f.set = s
+	return nil
+}
+
+func (f *file) reopen() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.open == nil {
+		return nil
+	}
+	// lumberjack opens anew, for appending, at the write after a Close.
+	if err := f.open.Close(); err != nil {
+		return fmt.Errorf("log.file: %s: %w", f.set.File, err)
+	}
+	return touch(f.open.(*lumberjack.Logger))
+}
+
+func (f *file) close() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.open == nil {
+		return nil
+	}
+	err := f.open.Close()
+	f.open = nil
+	return err
+}
+
+func (f *file) isOpen() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.open != nil
+}

@@ -1,0 +1,7 @@
+// Windows has no journal.
+
+package logging
+
+import "os"
+
+func isJournal(*os.File, string) bool { return false }

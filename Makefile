@@ -1,0 +1,120 @@
+# Everything that is done with this tree has a target here; `make help` lists them.
+# Variables: VERSION, FULL=1 (long counts), QUICK=1, BROKER=amqp://…, PEERS=name=host:port,
+# FUZZTIME, SOAKTIME, RUN (a pattern of test names), AMQPROXYSVC_TEST_CACHE.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VERSION ?= $(shell ./packaging/version 2>/dev/null || echo 0.0.0)
+FUZZTIME ?= 5s
+SOAKTIME ?= 10m
+RUN ?= .
+
+BIN := dist/bin
+LDFLAGS := -s -w -X main.version=$(VERSION)
+GOBUILD := CGO_ENABLED=0 GOAMD64=v1 go build -trimpath -buildvcs=auto -ldflags '$(LDFLAGS)'
+GOTEST := go run ./proxy/proxytest/cmd/gotest
+MODULES := . proxy/proxytest/integration
+export FULL RUN SOAKTIME
+
+# Cross builds that must work: system/processor.
+PLATFORMS := linux/amd64 linux/arm64 windows/amd64 windows/arm64
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## the static binary for this machine, in dist/bin
+	$(GOBUILD) -o $(BIN)/ ./cmd/amqproxysvc
+
+.PHONY: deps
+deps: ## install what the tests need: brokers, clients, haproxy (root; else says what is missing)
+	@./proxy/proxytest/rabbit/install >/dev/null
+
+.PHONY: test
+test: deps lint cross static test-unit fuzz test-integration ## all checks but those of service and packages
+	@echo "make test: all passed"
+
+.PHONY: lint
+lint: tools ## gofmt, go vet (linux, windows), staticcheck, errcheck, ineffassign
+	@bad=$$(git ls-files -z -- '*.go' | xargs -0 -r sh -c 'for f; do [ ! -e "$$f" ] || echo "$$f"; done' sh | xargs -r gofmt -l); \
+	  if [ -n "$$bad" ]; then echo "gofmt -w is needed on:"; echo "$$bad"; exit 1; fi
+	@for m in $(MODULES); do \
+	  for os in linux windows; do GOOS=$$os go -C $$m vet ./...; done; done
+	@export PATH="$$PWD/$(BIN)/tools:$$PATH" checks=$$(sed -n 's/^ *checks: *\(\[.*\]\).*/\1/p' .golangci.yml | tr -d '[]" '); \
+	  excludes=$$PWD/proxy/proxytest/tools/errcheck-excludes.txt; \
+	  for m in $(MODULES); do ( cd $$m; \
+	  for os in linux windows; do GOOS=$$os staticcheck -checks "$$checks" ./...; done; \
+	  errcheck -ignoretests -exclude "$$excludes" ./...; ineffassign ./... ); done
+	@echo "lint: clean"
+
+.PHONY: tools
+tools:
+	@mkdir -p $(BIN)/tools
+	@go -C proxy/proxytest/tools build -o "$$PWD/$(BIN)/tools/" tool
+
+.PHONY: cross
+cross: ## build every package for every system and processor
+	@for p in $(PLATFORMS); do echo "build $$p"; \
+	  GOOS=$${p%/*} GOARCH=$${p#*/} CGO_ENABLED=0 go build ./...; done
+
+.PHONY: static
+static: build ## check that the Linux binary needs no library
+	@if ldd $(BIN)/amqproxysvc >/dev/null 2>&1; then echo "$(BIN)/amqproxysvc is linked to libraries:"; ldd $(BIN)/amqproxysvc; exit 1; fi
+	@$(BIN)/amqproxysvc --version
+
+.PHONY: test-unit
+test-unit: ## unit tests and hazards, with the race detector
+	$(GOTEST) -race -timeout 15m -run '$(RUN)' ./...
+
+.PHONY: fuzz
+fuzz: ## every fuzz target for FUZZTIME each
+	@for pkg in $$(go list ./...); do \
+	  for f in $$(go test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+	    echo "$$pkg $$f"; go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -parallel 2 $$pkg | tail -n 12; done; done
+
+.PHONY: test-integration
+test-integration: ## real clients through the proxy to RabbitMQ 3.10 and 4.0 (FULL=1: long counts)
+	$(GOTEST) -C proxy/proxytest/integration -race -timeout 30m -run '$(RUN)' ./...
+
+.PHONY: test-service
+test-service: ## the service under a booted systemd and under Wine
+	@if [ -x service/testbed/run ]; then ./service/testbed/run; else echo "SKIPPED LOUDLY: service/testbed/run is not there"; exit 1; fi
+
+.PHONY: test-packages
+test-packages: ## packages installed, upgraded and removed in booted systems and under Wine
+	@if [ -x packaging/test/run ]; then ./packaging/test/run; else echo "SKIPPED LOUDLY: packaging/test/run is not there"; exit 1; fi
+
+.PHONY: compat
+compat: deps ## the client libraries' own test suites, straight and through the proxy: a table
+	@go run ./proxy/proxytest/compat $(COMPAT)
+
+.PHONY: soak
+soak: ## hours of mixed traffic with faults, SOAKTIME long
+	$(GOTEST) -C proxy/proxytest/integration -race -timeout 0 -run '^TestSoak$$' ./...
+
+.PHONY: demo
+demo: ## one message per connection over 50 ms, straight and pooled (BROKER=amqp://…: with yours)
+	@go run ./proxy/proxytest/cmd/demo $(if $(BROKER),-broker '$(BROKER)')
+
+.PHONY: bench
+bench: ## speed beside HAProxy (QUICK=1: under a minute; PEERS=name=host:port: others too)
+	@go run ./proxy/proxytest/cmd/bench $(if $(QUICK),-quick) $(if $(PEERS),-peers '$(PEERS)')
+
+.PHONY: brokers
+brokers: ## start RabbitMQ 3.10 and 4.0 for your own use, until Ctrl-C
+	@go run ./proxy/proxytest/cmd/brokers
+
+.PHONY: packages
+packages: ## deb, rpm, tar.gz, zip, MSI in dist/
+	./packaging/build
+
+.PHONY: repo
+repo: ## signed apt and yum repositories in dist/
+	./packaging/repo
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf dist

@@ -20,7 +20,9 @@ type eventHandler struct {
 	group string
 }
 
-func (h *eventHandler) Enabled(_ context.Context, level slog.Level) bool { return level >= slog.LevelInfo }
+func (h *eventHandler) Enabled(_ context.Context, level slog.Level) bool {
+	return level >= slog.LevelInfo
+}
 
 func (h *eventHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
 	c := *h

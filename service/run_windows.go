@@ -31,6 +31,9 @@ const (
 func (s *supervisor) run() error {
 	if s.opts.Managed {
 		s.selfEnd = true
+		if s.state.path == "" {
+			s.state.path = DefaultStateFile(s.opts.Name)
+		}
 		err := svc.Run(s.opts.Name, &handler{s: s})
 		if !errors.Is(err, windows.ERROR_FAILED_SERVICE_CONTROLLER_CONNECT) {
 			if err == nil {

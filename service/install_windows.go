@@ -1,0 +1,333 @@
+// Installing the service on Windows. kardianos/service registers it with the service control
+// manager and the event log; what it cannot set is set after it, from scm.go's data.
+
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+	"unsafe"
+
+	kservice "github.com/kardianos/service"
+	"golang.org/x/sys/windows"
+	"golang.org/x/sys/windows/svc/mgr"
+)
+
+// dataDir is the program's own directory under ProgramData.
+func dataDir() string {
+	base, err := windows.KnownFolderPath(windows.FOLDERID_ProgramData, 0)
+	if err != nil {
+		base = os.Getenv("ProgramData") // the same place in all but broken profiles
+	}
+	return filepath.Join(base, DefaultName)
+}
+
+// DefaultConfig is the configuration file of an instance.
+func DefaultConfig(name string) string { return filepath.Join(dataDir(), name+".toml") }
+
+// DefaultLogFile is the log file of an instance.
+func DefaultLogFile(name string) string { return filepath.Join(logDir(name), name+".log") }
+
+// DefaultStateFile is where an instance tells its state.
+func DefaultStateFile(name string) string { return stateFileIn(stateDir(name)) }
+
+func logDir(name string) string   { return filepath.Join(dataDir(), "logs", name) }
+func stateDir(name string) string { return filepath.Join(dataDir(), "state", name) }
+
+// connect opens the service control manager with full rights.
+func connect() (*mgr.Mgr, error) {
+	m, err := mgr.Connect()
+	if errors.Is(err, windows.ERROR_ACCESS_DENIED) {
+		return nil, errors.New("this needs an Administrator: run it from an elevated prompt")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the service control manager cannot be reached: %w", err)
+	}
+	return m, nil
+}
+
+// Install registers the service with the service control manager. What it did is taken back
+// when a later step fails.
+func Install(ctx context.Context, o InstallOptions) (err error) {
+	if err := o.fill(); err != nil {
+		return err
+	}
+	m, err := connect()
+	if err != nil {
+		return err
+	}
+	defer m.Disconnect()
+	exists := false
+	if s, err := m.OpenService(o.Name); err == nil {
+		s.Close()
+		exists = true
+	}
+	if exists && !o.Force {
+		return fmt.Errorf("the service %s is installed already: --force installs it anew", o.Name)
+	}
+
+	var done undo
+	defer func() { done.roll(&err) }()
+	if err := o.makeDirs(&done); err != nil {
+		return err
+	}
+	written, err := o.provideConfig(DefaultLogFile(o.Name))
+	if err != nil {
+		return err
+	}
+	if written {
+		done.add(func() error { return os.Remove(o.Config) })
+	}
+
+	account := o.User
+	if account == "" {
+		account = virtualAccount(o.Name)
+	}
+	if !exists {
+		account, err = o.register(account)
+		if err != nil {
+			return err
+		}
+		done.add(func() error {
+			return Uninstall(context.WithoutCancel(ctx), UninstallOptions{Name: o.Name, Out: io.Discard})
+		})
+	}
+	s, err := m.OpenService(o.Name)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	if err := o.configure(s, account); err != nil {
+		return err
+	}
+	o.say("service: %s (automatic, delayed; account %s)", o.Name, account)
+	if !o.Start {
+		o.say("start it with: amqproxysvc start --name %s", o.Name)
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, o.Timeout)
+	defer cancel()
+	action := "start"
+	if exists {
+		action = "restart"
+	}
+	if err := Control(ctx, o.Name, action); err != nil {
+		return err
+	}
+	o.say("%s: running", o.Name)
+	return nil
+}
+
+// register has kardianos/service create the service, under LocalService where the account
+// that was not asked for cannot be had.
+func (o *InstallOptions) register(account string) (string, error) {
+	install := func(account string) error {
+		carrier, err := kservice.New(program{}, &kservice.Config{Name: o.Name, DisplayName: displayName, Description: description,
+			Executable: o.Executable, Arguments: scmArguments(o.Name, o.Config), UserName: account,
+			Option: kservice.KeyValue{"DelayedAutoStart": true}})
+		if err != nil {
+			return err
+		}
+		return carrier.Install()
+	}
+	err := install(account)
+	if err != nil && o.User == "" && errors.Is(err, windows.ERROR_INVALID_SERVICE_ACCOUNT) {
+		o.say("the account %s cannot be had here, taking %s", account, localService)
+		account = localService
+		err = install(account)
+	}
+	if err != nil {
+		return "", fmt.Errorf("the service control manager did not take the service %s (account %s): %w", o.Name, account, err)
+	}
+	return account, nil
+}
+
+// Configure gives a service that is registered already (by an MSI, say) the settings and
+// the directories that Install gives.
+func Configure(_ context.Context, o InstallOptions) error {
+	if err := o.fill(); err != nil {
+		return err
+	}
+	m, err := connect()
+	if err != nil {
+		return err
+	}
+	defer m.Disconnect()
+	s, err := m.OpenService(o.Name)
+	if err != nil {
+		return fmt.Errorf("%s: %w", o.Name, ErrNotInstalled)
+	}
+	defer s.Close()
+	var none undo
+	if err := o.makeDirs(&none); err != nil {
+		return err
+	}
+	if _, err := o.provideConfig(DefaultLogFile(o.Name)); err != nil {
+		return err
+	}
+	account := o.User
+	if account == "" {
+		c, err := s.Config()
+		if err != nil {
+			return err
+		}
+		account = c.ServiceStartName
+	}
+	return o.configure(s, account)
+}
+
+// configure sets what kardianos/service does not. What only makes the service less
+// comfortable to run is a warning: Wine lacks some of it.
+func (o *InstallOptions) configure(s *mgr.Service, account string) error {
+	want := scmSettingsFor(o.Name, o.Executable, o.Config, account, defaultDrain)
+	c, err := s.Config()
+	if err != nil {
+		return err
+	}
+	c.DisplayName, c.Description, c.BinaryPathName = want.DisplayName, want.Description, want.ImagePath
+	c.ServiceStartName, c.StartType, c.DelayedAutoStart = want.Account, mgr.StartAutomatic, want.DelayedAutoStart
+	if want.UnrestrictedSID {
+		c.SidType = windows.SERVICE_SID_TYPE_UNRESTRICTED
+	}
+	if err := s.UpdateConfig(c); err != nil {
+		return fmt.Errorf("the settings of the service %s were refused: %w", o.Name, err)
+	}
+	var actions []mgr.RecoveryAction
+	for _, delay := range want.Recovery {
+		actions = append(actions, mgr.RecoveryAction{Type: mgr.ServiceRestart, Delay: delay})
+	}
+	o.warn("restart after failures", s.SetRecoveryActions(actions, uint32(want.RecoveryReset/time.Second)))
+	o.warn("restart after an exit with an error", s.SetRecoveryActionsOnNonCrashFailures(want.RecoverOnError))
+	ms := uint32(want.PreShutdown.Milliseconds())
+	o.warn("time to drain at shutdown", windows.ChangeServiceConfig2(s.Handle, windows.SERVICE_CONFIG_PRESHUTDOWN_INFO, (*byte)(unsafe.Pointer(&ms))))
+	return nil
+}
+
+func (o *InstallOptions) warn(what string, err error) {
+	if err != nil {
+		o.say("warning: %s could not be set: %v", what, err)
+	}
+}
+
+// makeDirs makes the directories and sets who may do what in them.
+func (o *InstallOptions) makeDirs(done *undo) error {
+	sid := serviceSID(o.Name)
+	for _, d := range []struct {
+		path string
+		list func(current string) string
+	}{
+		{dataDir(), func(current string) string { return sddlConfigDir(current, sid) }},
+		{filepath.Dir(logDir(o.Name)), nil},
+		{filepath.Dir(stateDir(o.Name)), nil},
+		{logDir(o.Name), func(string) string { return sddlWritable(sid) }},
+		{stateDir(o.Name), func(string) string { return sddlStateDir(sid) }},
+	} {
+		switch err := os.Mkdir(d.path, 0o755); {
+		case err == nil:
+			done.add(func() error { _ = os.Remove(d.path); return nil }) // only when empty
+		case !errors.Is(err, fs.ErrExist):
+			return err
+		}
+		if d.list == nil {
+			continue
+		}
+		current, err := accessList(d.path)
+		if err == nil {
+			err = setAccessList(d.path, d.list(current))
+		}
+		o.warn("the access list of "+d.path, err)
+	}
+	return nil
+}
+
+func accessList(path string) (string, error) {
+	sd, err := windows.GetNamedSecurityInfo(path, windows.SE_FILE_OBJECT, windows.DACL_SECURITY_INFORMATION)
+	if err != nil {
+		return "", err
+	}
+	return sd.String(), nil
+}
+
+func setAccessList(path, sddl string) error {
+	sd, err := windows.SecurityDescriptorFromString(sddl)
+	if err != nil {
+		return fmt.Errorf("%s: %w", sddl, err)
+	}
+	owner, _, err := sd.Owner()
+	if err != nil {
+		return err
+	}
+	dacl, _, err := sd.DACL()
+	if err != nil {
+		return err
+	}
+	return windows.SetNamedSecurityInfo(path, windows.SE_FILE_OBJECT,
+		windows.OWNER_SECURITY_INFORMATION|windows.DACL_SECURITY_INFORMATION|windows.PROTECTED_DACL_SECURITY_INFORMATION,
+		owner, nil, dacl, nil)
+}
+
+// Uninstall stops the service, at the latest after the timeout, and removes it. The
+// configuration and logs stay but for Purge.
+func Uninstall(ctx context.Context, o UninstallOptions) error {
+	if o.Name == "" {
+		o.Name = DefaultName
+	}
+	if err := checkName(o.Name); err != nil {
+		return err
+	}
+	m, err := connect()
+	if err != nil {
+		return err
+	}
+	defer m.Disconnect()
+	s, err := m.OpenService(o.Name)
+	if err != nil {
+		return fmt.Errorf("%s: %w", o.Name, ErrNotInstalled)
+	}
+	if o.Timeout <= 0 {
+		o.Timeout = defaultTimeout
+	}
+	err = stopOrKill(ctx, s, o.Timeout)
+	s.Close()
+	if err != nil {
+		return err
+	}
+	carrier, err := kservice.New(program{}, &kservice.Config{Name: o.Name})
+	if err != nil {
+		return err
+	}
+	if err := carrier.Uninstall(); err != nil {
+		return fmt.Errorf("the service control manager did not let %s go: %w", o.Name, err)
+	}
+	fmt.Fprintf(o.Out, "%s: stopped and removed\n", o.Name)
+	if current, err := accessList(dataDir()); err == nil {
+		if left := sddlWithout(current, serviceSID(o.Name)); left != current {
+			_ = setAccessList(dataDir(), "O:BA"+left) // else a reader that exists no more stays listed
+		}
+	}
+	_ = os.RemoveAll(stateDir(o.Name))
+	if o.Config == "" {
+		o.Config = DefaultConfig(o.Name)
+	}
+	if !o.Purge {
+		if _, err := os.Stat(o.Config); err == nil {
+			fmt.Fprintf(o.Out, "kept: %s (uninstall --purge removes it too)\n", o.Config)
+		}
+		return nil
+	}
+	err = os.Remove(o.Config)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	err = errors.Join(err, os.RemoveAll(logDir(o.Name)))
+	for _, dir := range []string{filepath.Dir(logDir(o.Name)), filepath.Dir(stateDir(o.Name)), dataDir()} {
+		_ = os.Remove(dir) // only when empty
+	}
+	return err
+}

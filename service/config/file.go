@@ -146,7 +146,7 @@ func (f *fileLoader) unknownSection(name string) {
 	best, bestDistance := "", len(name)/3+2
 	var all []string
 	for _, sec := range Sections[1:] {
-		if n := distance(name, sec.Name); n < bestDistance {
+		if n := Distance(name, sec.Name); n < bestDistance {
 			best, bestDistance = sec.Name, n
 		}
 		all = append(all, header(sec.Name))

@@ -248,7 +248,7 @@ func Nearest(name string) string {
 	best, bestDistance := "", 1000
 	for i := range Table {
 		d := &Table[i]
-		n := min(distance(name, d.Name()), distance(key, d.Key))
+		n := min(Distance(name, d.Name()), Distance(key, d.Key))
 		if key == d.Key && name != d.Name() {
 			n = 1 // the right key in the wrong section
 		}
@@ -289,9 +289,9 @@ func amqproxyName(name string) string {
 	return ""
 }
 
-// distance is the number of letters to insert, delete or change to get from a to b
+// Distance is the number of letters to insert, delete or change to get from a to b
 // (Levenshtein), case put aside.
-func distance(a, b string) int {
+func Distance(a, b string) int {
 	a, b = strings.ToLower(a), strings.ToLower(b)
 	row := make([]int, len(b)+1)
 	for j := range row {

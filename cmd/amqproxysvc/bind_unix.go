@@ -1,0 +1,11 @@
+//go:build !windows
+
+package main
+
+import (
+	"errors"
+	"syscall"
+)
+
+// addressInUse says whether another socket has the address.
+func addressInUse(err error) bool { return errors.Is(err, syscall.EADDRINUSE) }

@@ -1,0 +1,147 @@
+// Commands about settings and about the program itself; those of the service are in
+// service_*.go.
+
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/amqproxysvc/amqproxysvc/service"
+	"github.com/amqproxysvc/amqproxysvc/service/config"
+)
+
+func checkConfigCommand() *cobra.Command {
+	var file string
+	cmd := &cobra.Command{
+		Use:   "check-config [FILE]",
+		Short: "Say what is wrong with a settings file, if anything",
+		Long: `Reads the settings file, the environment and the files they name (certificates), as a start
+or a reload would, and says everything that is wrong, a line each. Nothing is started or changed.
+Exit code 0 when all is well, 78 when not.`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 1 {
+				if file != "" {
+					return usageError(fmt.Errorf("the file is given twice"))
+				}
+				file = args[0]
+			}
+			return checkConfig(config.Source{File: file, Env: os.LookupEnv}, cmd.OutOrStdout(), cmd.ErrOrStderr())
+		},
+	}
+	cmd.Flags().StringVarP(&file, "config", "c", "", "The settings `FILE`, instead of the argument")
+	return cmd
+}
+
+// checkConfig tells problems and warnings, or that all is well.
+func checkConfig(src config.Source, stdout, stderr io.Writer) error {
+	settings, warnings, err := config.Load(src)
+	if err == nil {
+		warnings = append(warnings, settings.Warnings()...)
+		_, err = settings.ProxyConfig(programVersion(), nil)
+	}
+	for _, w := range warnings {
+		fmt.Fprintln(stderr, "warning: "+w)
+	}
+	if err != nil {
+		for _, p := range problemsOf(err) {
+			complain(stderr, fmt.Errorf("%s", p))
+		}
+		return &service.ExitError{Code: service.ExitConfig}
+	}
+	name := src.File
+	if name == "" {
+		name = "settings of environment and defaults"
+	}
+	fmt.Fprintf(stdout, "%s: ok, upstream %s, listening on %s\n", name, settings.Broker, listening(settings))
+	return nil
+}
+
+func listening(s config.Settings) (text string) {
+	for i, l := range s.Listeners {
+		if i > 0 {
+			text += " "
+		}
+		text += l.HostPort()
+	}
+	return text
+}
+
+func problemsOf(err error) []string {
+	if wrong, ok := err.(*config.Error); ok {
+		return wrong.Problems
+	}
+	return []string{err.Error()}
+}
+
+func importConfigCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "import-config FILE",
+		Short: "Print the settings of an AMQProxy ini file as TOML",
+		Long: `Reads an ini file of AMQProxy and prints the TOML that means the same. What has no equivalent
+is named in a comment and on standard error.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			text, notes, err := config.Import(args[0])
+			if err != nil {
+				return err
+			}
+			for _, n := range notes {
+				fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s: %s\n", args[0], n)
+			}
+			_, err = io.WriteString(cmd.OutOrStdout(), text)
+			return err
+		},
+	}
+}
+
+func sampleConfigCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "sample-config",
+		Short: "Print a settings file with every setting, commented at its default",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			text, err := config.Sample(nil)
+			if err != nil {
+				return err
+			}
+			_, err = io.WriteString(cmd.OutOrStdout(), text)
+			return err
+		},
+	}
+}
+
+func versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version and how the program was built",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), fullVersion())
+			return err
+		},
+	}
+}
+
+func manCommand() *cobra.Command {
+	var dir string
+	cmd := &cobra.Command{
+		Use:   "man [--dir DIR]",
+		Short: "Write the manual pages",
+		Long:  `Prints the manual page amqproxysvc(8), or writes it and amqproxysvc.toml(5) into a directory.`,
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if dir == "" {
+				_, err := cmd.OutOrStdout().Write(commandPage(cmd.Root()))
+				return err
+			}
+			return writeManPages(cmd.Root(), dir)
+		},
+	}
+	cmd.Flags().StringVar(&dir, "dir", "", "Write amqproxysvc.8 and amqproxysvc.toml.5 into `DIR`")
+	return cmd
+}

@@ -1,0 +1,271 @@
+// The engine as the service carries it: the proxy, its settings, its log and its HTTP
+// server as one thing that can be started, reloaded and drained.
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy"
+	"github.com/amqproxysvc/amqproxysvc/proxy/admin"
+	"github.com/amqproxysvc/amqproxysvc/service"
+	"github.com/amqproxysvc/amqproxysvc/service/config"
+	"github.com/amqproxysvc/amqproxysvc/service/logging"
+)
+
+// proxyServer is proxy.Server; tests put another in its place.
+type proxyServer interface {
+	Start(inherited []net.Listener) error
+	Addrs() []net.Addr
+	Reload(cfg proxy.Config) (needRestart []string, err error)
+	Shutdown(ctx context.Context) error
+	Close() error
+	Done() <-chan struct{}
+	Err() error
+	Ready(ctx context.Context) error
+	SelfCheck(ctx context.Context) error
+	Stats() proxy.Stats
+}
+
+var newServer = func(cfg proxy.Config) (proxyServer, error) { return proxy.New(cfg) }
+
+// engine is a service.Engine.
+type engine struct {
+	src     config.Source
+	log     *logging.Log
+	server  proxyServer
+	started time.Time
+
+	admin     *admin.Server // nil: HTTP is off
+	adminAddr net.Addr
+	adminSet  config.HTTP // what admin was started with
+	draining  atomic.Bool
+
+	mu       sync.Mutex
+	settings config.Settings // in force
+}
+
+var _ service.Engine = (*engine)(nil)
+
+// openEngine loads the settings, opens the log, makes it the default, and makes the
+// engine; nothing is bound. The warnings are logged.
+func openEngine(src config.Source, logOpts logging.Options) (*engine, error) {
+	settings, warnings, err := config.Load(src)
+	if err != nil {
+		return nil, err
+	}
+	logOpts.Settings = settings.Log
+	log, err := logging.New(logOpts)
+	if err != nil {
+		return nil, service.ConfigError(err)
+	}
+	logger := log.Logger()
+	e := &engine{src: src, log: log, settings: settings, adminSet: settings.HTTP}
+	cfg, err := settings.ProxyConfig(programVersion(), logger)
+	if err == nil {
+		e.server, err = newServer(cfg)
+	}
+	if err != nil {
+		_ = log.Close()
+		return nil, err
+	}
+	slog.SetDefault(logger)
+	for _, w := range append(warnings, settings.Warnings()...) {
+		logger.Warn(w)
+	}
+	return e, nil
+}
+
+// Start binds the HTTP port, then the listeners. Either both are bound or none.
+func (e *engine) Start(_ context.Context, inherited []net.Listener) error {
+	var httpListener net.Listener
+	if address := e.adminSet.HostPort(); address != "" {
+		ln, err := net.Listen("tcp", address)
+		if err != nil {
+			return bindError(err, "http.address, http.port")
+		}
+		httpListener = ln
+	}
+	if err := e.server.Start(inherited); err != nil {
+		if httpListener != nil {
+			_ = httpListener.Close()
+		}
+		return bindError(err, "listener.address, listener.port")
+	}
+	e.mu.Lock()
+	e.started = time.Now()
+	e.mu.Unlock()
+	if httpListener != nil {
+		e.adminAddr = httpListener.Addr()
+		e.admin = admin.New(admin.Options{Source: e, Version: programVersion(), Pprof: e.adminSet.Pprof})
+		e.admin.Serve(httpListener)
+	}
+	return nil
+}
+
+// bindError says in words what keeps an address from being bound, and which settings to change.
+func bindError(err error, settings string) error {
+	var op *net.OpError
+	if !errors.As(err, &op) || op.Op != "listen" {
+		return err
+	}
+	where := ""
+	if op.Addr != nil {
+		where = op.Addr.String()
+	}
+	reason := op.Err.Error()
+	switch {
+	case addressInUse(err):
+		reason = "another program uses this address"
+	case errors.Is(err, syscall.EACCES):
+		reason = "permission denied (ports below 1024 need a privilege, or socket activation)"
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		reason = "this machine has no such address"
+	}
+	return fmt.Errorf("cannot listen on %s: %s; change %s: %w", where, reason, settings, quiet{err})
+}
+
+// quiet is an error for errors.Is and As that adds nothing to the text.
+type quiet struct{ error }
+
+func (q quiet) Error() string { return "" }
+func (q quiet) Unwrap() error { return q.error }
+
+// Reload loads the settings again and applies what can be.
+func (e *engine) Reload(context.Context) (needRestart []string, err error) {
+	settings, warnings, err := config.Load(e.src)
+	if err != nil {
+		return nil, err
+	}
+	cfg, err := settings.ProxyConfig(programVersion(), e.log.Logger())
+	if err != nil {
+		return nil, err
+	}
+	e.mu.Lock()
+	old := e.settings
+	e.mu.Unlock()
+	// The log first: it can be put back, the engine cannot.
+	if err := e.log.Apply(settings.Log); err != nil {
+		return nil, service.ConfigError(err)
+	}
+	needRestart, err = e.server.Reload(cfg)
+	if err != nil {
+		return nil, errors.Join(err, e.log.Apply(old.Log))
+	}
+	if settings.HTTP.Address != e.adminSet.Address {
+		needRestart = append(needRestart, "http.address")
+	}
+	if settings.HTTP.Port != e.adminSet.Port {
+		needRestart = append(needRestart, "http.port")
+	}
+	if settings.HTTP.Pprof != e.adminSet.Pprof {
+		needRestart = append(needRestart, "http.pprof")
+	}
+	e.mu.Lock()
+	e.settings = settings
+	e.mu.Unlock()
+	for _, w := range append(warnings, settings.Warnings()...) {
+		slog.Warn(w)
+	}
+	return needRestart, nil
+}
+
+// Drain ends everything: clients have drain_timeout to finish, then term_timeout to close.
+// The HTTP server answers to the end, with /readyz not ready.
+func (e *engine) Drain(ctx context.Context) error {
+	e.draining.Store(true)
+	e.mu.Lock()
+	drain, term := e.settings.Engine.DrainTimeout, e.settings.TermTimeout
+	e.mu.Unlock()
+
+	ended := make(chan error, 1)
+	go func() { ended <- e.server.Shutdown(ctx) }()
+	err := e.awaitShutdown(ctx, ended, drain, term)
+	if e.admin != nil {
+		httpCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		err = errors.Join(err, e.admin.Shutdown(httpCtx))
+	}
+	return err
+}
+
+// awaitShutdown waits for Shutdown and cuts it off term after the drain's end.
+func (e *engine) awaitShutdown(ctx context.Context, ended <-chan error, drain, term time.Duration) error {
+	if term < 0 {
+		return <-ended
+	}
+	cut := time.NewTimer(drain + term)
+	defer cut.Stop()
+	hurry := ctx.Done()
+	for {
+		select {
+		case err := <-ended:
+			return err
+		case <-hurry: // the drain ends now
+			hurry = nil
+			cut.Reset(term)
+		case <-cut.C:
+			slog.Warn("term_timeout is over, what is still open is cut off", "clients", e.server.Stats().Clients)
+			err := e.server.Close()
+			<-ended
+			return err
+		}
+	}
+}
+
+// Status is a snapshot.
+func (e *engine) Status() service.Status {
+	stats := e.server.Stats()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	st := service.Status{
+		Clients: stats.Clients, Upstreams: stats.Upstreams,
+		Upstream: e.settings.Broker.Address(), Since: e.started, DrainTimeout: e.settings.Engine.DrainTimeout,
+	}
+	for _, a := range e.server.Addrs() {
+		st.Listening = append(st.Listening, a.String())
+	}
+	return st
+}
+
+// Check is the watchdog's question.
+func (e *engine) Check(ctx context.Context) error { return e.server.SelfCheck(ctx) }
+
+// Done is closed when the proxy has ended.
+func (e *engine) Done() <-chan struct{} { return e.server.Done() }
+
+// Err says why.
+func (e *engine) Err() error { return e.server.Err() }
+
+// ReopenLog reopens the log file.
+func (e *engine) ReopenLog() error { return e.log.Reopen() }
+
+// Stats and Ready make the engine the source of the HTTP server.
+func (e *engine) Stats() proxy.Stats { return e.server.Stats() }
+
+// Ready says why clients cannot be served, a drain included.
+func (e *engine) Ready(ctx context.Context) error {
+	if e.draining.Load() {
+		return errors.New("the proxy is stopping")
+	}
+	return e.server.Ready(ctx)
+}
+
+// upstreamText is the broker as AMQProxy prints it: "host:5671 TLS".
+func (e *engine) upstreamText() string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.settings.Broker.TLS {
+		return e.settings.Broker.Address() + " TLS"
+	}
+	return strings.TrimSpace(e.settings.Broker.Address())
+}

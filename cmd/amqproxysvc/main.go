@@ -1,0 +1,92 @@
+// Command amqproxysvc is an AMQP 0-9-1 connection and channel pooling proxy. This package
+// is flags and wiring; main turns an error into one line and an exit code.
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"strings"
+
+	"github.com/amqproxysvc/amqproxysvc/service"
+	"github.com/amqproxysvc/amqproxysvc/service/config"
+	"github.com/amqproxysvc/amqproxysvc/service/logging"
+)
+
+// version is set by the build: -ldflags "-X main.version=1.2.3".
+var version = ""
+
+func main() {
+	os.Exit(run(os.Args[1:], os.Stderr))
+}
+
+// run runs the program and gives its exit code: 0, 1 for a failure at run time, 64 for a
+// wrong command line, 78 for a wrong configuration.
+func run(args []string, stderr io.Writer) int {
+	root := newRootCommand()
+	root.SetArgs(args)
+	root.SetErr(stderr)
+	err := root.Execute()
+	if err == nil {
+		return service.ExitOK
+	}
+	complain(stderr, err)
+	return exitCode(err)
+}
+
+// complain writes the error as one line, unless everything has been said.
+func complain(stderr io.Writer, err error) {
+	var coded *service.ExitError
+	if errors.As(err, &coded) && coded.Err == nil {
+		return
+	}
+	line := "amqproxysvc: " + strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "; ") + "\n"
+	if f, ok := stderr.(*os.File); ok && logging.StyleOf(f) == logging.StyleJournal {
+		line = "<3>" + line
+	}
+	_, _ = io.WriteString(stderr, line)
+}
+
+func exitCode(err error) int {
+	var wrong *config.Error
+	if errors.As(err, &wrong) {
+		if wrong.CommandLine {
+			return service.ExitUsage
+		}
+		return service.ExitConfig
+	}
+	return service.ExitCode(err)
+}
+
+// usageError marks an error as a wrong command line.
+func usageError(err error) error {
+	return &service.ExitError{Code: service.ExitUsage, Err: fmt.Errorf("%w (see amqproxysvc --help)", err)}
+}
+
+// programVersion is the version without a leading v; "dev" where the build named none.
+func programVersion() string {
+	if version != "" {
+		return strings.TrimPrefix(version, "v")
+	}
+	if info, ok := debug.ReadBuildInfo(); ok && strings.HasPrefix(info.Main.Version, "v") {
+		return strings.TrimPrefix(info.Main.Version, "v")
+	}
+	return "dev"
+}
+
+// fullVersion says what else is known of the build.
+func fullVersion() string {
+	text := fmt.Sprintf("amqproxysvc %s %s/%s %s", programVersion(), runtime.GOOS, runtime.GOARCH, runtime.Version())
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				text += " " + s.Value
+			}
+		}
+	}
+	return text
+}

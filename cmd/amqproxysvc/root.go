@@ -1,0 +1,226 @@
+// The root command: `amqproxysvc [flags] [AMQP_URL]` runs the proxy in the foreground, as
+// AMQProxy does. Its flags come from the table of settings.
+
+package main
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/amqproxysvc/amqproxysvc/service/config"
+)
+
+// commandHooks add further commands to the root; files of this package append to it in
+// their init.
+var commandHooks []func(root *cobra.Command)
+
+// addServiceCommands runs the hooks.
+func addServiceCommands(root *cobra.Command) {
+	for _, hook := range commandHooks {
+		hook(root)
+	}
+}
+
+// newRootCommand is the whole command line.
+func newRootCommand() *cobra.Command {
+	flags := &settingFlags{}
+	root := &cobra.Command{
+		Use:   "amqproxysvc [flags] [AMQP_URL]",
+		Short: "AMQP 0-9-1 connection and channel pooling proxy",
+		Long: `amqproxysvc keeps connections to an AMQP 0-9-1 broker open and lets applications that
+connect often share them. It runs in the foreground until it is interrupted; the commands
+below install and control it as a service of the system.
+
+Settings are taken from the command line, then the environment, then the file given with
+--config; amqproxysvc sample-config prints a file with all of them.`,
+		Example: `  amqproxysvc -l 127.0.0.1 -p 5673 amqps://broker.example.com
+  amqproxysvc --config /etc/amqproxysvc/amqproxysvc.toml`,
+		Version:       programVersion(),
+		Args:          cobra.ArbitraryArgs, // else cobra takes a URL for an unknown command
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		ValidArgsFunction: func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+			return []string{"amqp://", "amqps://"}, cobra.ShellCompDirectiveNoSpace | cobra.ShellCompDirectiveNoFileComp
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			src, err := flags.source(args, subcommandNames(cmd))
+			if err != nil {
+				return err
+			}
+			return runForeground(cmd.Context(), src)
+		},
+	}
+	root.SetVersionTemplate("{{.Version}}\n") // as AMQProxy prints it
+	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError(err) })
+	flags.add(root)
+	root.Flags().BoolP("help", "h", false, "Show this help")
+	root.Flags().BoolP("version", "v", false, "Show the version")
+
+	root.AddCommand(checkConfigCommand(), importConfigCommand(), sampleConfigCommand(), versionCommand(), manCommand())
+	addServiceCommands(root)
+	root.InitDefaultCompletionCmd()
+	for _, c := range allCommands(root)[1:] {
+		usageArgs(c)
+	}
+	return root
+}
+
+// settingFlags are the flags that change settings. A service command that runs the proxy
+// takes them too.
+type settingFlags struct {
+	file      string
+	debug     bool
+	overrides []config.Override
+}
+
+// add defines the flags on a command.
+func (f *settingFlags) add(cmd *cobra.Command) {
+	fs := cmd.Flags()
+	fs.SortFlags = false
+	fs.StringVarP(&f.file, "config", "c", "", "Read settings from `FILE`")
+	for _, short := range []bool{true, false} { // those with a letter first
+		for i := range config.Table {
+			d := &config.Table[i]
+			if d.Flag == "" || (d.Short != "") != short {
+				continue
+			}
+			first, _, _ := strings.Cut(d.Help, ". ")
+			fs.VarP(&settingValue{f, d}, d.Flag, d.Short, strings.TrimSuffix(first, "."))
+		}
+	}
+	fs.Var(&setValue{f}, "set", "Any other setting, as pool.max_upstreams=20; repeatable")
+	fs.BoolVarP(&f.debug, "debug", "d", false, "Log debug lines too")
+	_ = cmd.RegisterFlagCompletionFunc("set", func(*cobra.Command, []string, string) (names []string, _ cobra.ShellCompDirective) {
+		for i := range config.Table {
+			names = append(names, config.Table[i].Name()+"=")
+		}
+		return names, cobra.ShellCompDirectiveNoSpace | cobra.ShellCompDirectiveNoFileComp
+	})
+	_ = cmd.MarkFlagFilename("config", "toml")
+}
+
+// source is where to load settings from, after the flags were read; args may hold the URL.
+func (f *settingFlags) source(args, commands []string) (config.Source, error) {
+	src := config.Source{File: f.file, Env: os.LookupEnv, CommandLine: slices.Clone(f.overrides)}
+	if f.debug {
+		src.CommandLine = append(src.CommandLine, config.Override{Setting: config.Find("log.level"), Value: "debug", Origin: "--debug"})
+	}
+	switch {
+	case len(args) > 1:
+		return src, usageError(fmt.Errorf("%d arguments, allowed is one, the AMQP_URL", len(args)))
+	case len(args) == 1:
+		if near := nearestCommand(args[0], commands); near != "" {
+			return src, usageError(fmt.Errorf("unknown command %q, did you mean %q?", args[0], near))
+		}
+		src.CommandLine = append(src.CommandLine, config.Override{Setting: config.Find("upstream.url"), Value: args[0], Origin: "AMQP_URL"})
+	}
+	return src, nil
+}
+
+// settingValue is a flag of one setting. Values are checked when all sources are loaded,
+// so that every error reads alike.
+type settingValue struct {
+	flags *settingFlags
+	d     *config.Setting
+}
+
+func (v *settingValue) String() string {
+	if v.d == nil { // pflag asks a zero value
+		return ""
+	}
+	return strings.Trim(v.d.DefaultText(), `"`)
+}
+
+func (v *settingValue) Set(text string) error {
+	v.flags.overrides = append(v.flags.overrides, config.Override{Setting: v.d, Value: text, Origin: "--" + v.d.Flag})
+	return nil
+}
+
+func (v *settingValue) Type() string {
+	switch v.d.Kind {
+	case config.KindHost:
+		return "ADDRESS"
+	case config.KindDuration:
+		return "SECONDS"
+	}
+	if v.d.Key == "port" {
+		return "PORT"
+	}
+	return "NUMBER"
+}
+
+// setValue is --set.
+type setValue struct{ flags *settingFlags }
+
+func (v *setValue) String() string { return "" }
+func (v *setValue) Type() string   { return "NAME=VALUE" }
+
+func (v *setValue) Set(text string) error {
+	name, value, found := strings.Cut(text, "=")
+	name = strings.TrimSpace(name)
+	if !found {
+		return fmt.Errorf("%q has no value, allowed is NAME=VALUE", name)
+	}
+	d := config.Find(name)
+	if d == nil {
+		if near := config.Nearest(name); near != "" {
+			return fmt.Errorf("unknown setting %q, did you mean %q?", name, near)
+		}
+		return fmt.Errorf("unknown setting %q, sample-config lists all", name)
+	}
+	v.flags.overrides = append(v.flags.overrides, config.Override{Setting: d, Value: value, Origin: "--set " + name})
+	return nil
+}
+
+var _, _ pflag.Value = &settingValue{}, &setValue{}
+
+// nearestCommand is the command that someone who wrote word may have meant.
+func nearestCommand(word string, commands []string) string {
+	if strings.ContainsAny(word, ":/.@") {
+		return "" // rather a URL
+	}
+	for _, c := range commands {
+		if len(word) >= 2 && strings.HasPrefix(c, word) || config.Distance(word, c) <= 2 {
+			return c
+		}
+	}
+	return ""
+}
+
+func subcommandNames(cmd *cobra.Command) (names []string) {
+	for _, c := range cmd.Commands() {
+		if !c.Hidden {
+			names = append(names, c.Name())
+		}
+	}
+	return names
+}
+
+// allCommands is a command and everything below it.
+func allCommands(cmd *cobra.Command) []*cobra.Command {
+	all := []*cobra.Command{cmd}
+	for _, c := range cmd.Commands() {
+		all = append(all, allCommands(c)...)
+	}
+	return all
+}
+
+// usageArgs makes a wrong number of arguments a wrong command line.
+func usageArgs(cmd *cobra.Command) {
+	check := cmd.Args
+	if check == nil {
+		return
+	}
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		if err := check(cmd, args); err != nil {
+			return usageError(err)
+		}
+		return nil
+	}
+}

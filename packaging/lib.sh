@@ -54,3 +54,12 @@ gpg_home() {
     gpg --homedir "$1" --batch --with-colons --list-secret-keys | awk -F: '$1=="fpr"{print $10; exit}' | grep . ||
         die "GPG_KEY=$GPG_KEY holds no secret key"
 }
+
+# sign IN OUT: Authenticode with SIGN_CERT and SIGN_KEY (PEM), time-stamped when SIGN_URL is set.
+sign() {
+    need osslsigncode=osslsigncode
+    rm -f "$2"
+    osslsigncode sign -certs "$SIGN_CERT" -key "$SIGN_KEY" -h sha256 -n amqproxysvc \
+        -i https://github.com/amqproxysvc/amqproxysvc ${SIGN_URL:+-ts "$SIGN_URL"} -in "$1" -out "$2" >/dev/null ||
+        die "osslsigncode could not sign ${1##*/}: are SIGN_CERT and SIGN_KEY a pair of PEM files?"
+}

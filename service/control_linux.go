@@ -57,13 +57,13 @@ func Control(ctx context.Context, name, action string) error {
 		switch {
 		case action == "reload":
 			if st, err := ReadState(DefaultStateFile(name)); err == nil && st.Reload != nil && st.Reload.Error != "" && st.PID == r.PID {
-				return fmt.Errorf("%s: reload failed, the settings from before stay in force: %s", name, st.Reload.Error)
+				return fmt.Errorf("reload failed, the settings from before stay in force: %s", st.Reload.Error)
 			}
-			return fmt.Errorf("%s: reload refused, the settings from before stay in force: %s", name, lastWords(ctx, name))
+			return fmt.Errorf("reload refused, the settings from before stay in force: %s", lastWords(ctx, name))
 		case r.ExitCode == ExitConfig:
-			return ConfigError(fmt.Errorf("%s did not %s: %s", name, action, orElse(r.Reason, lastWords(ctx, name))))
+			return ConfigError(fmt.Errorf("the service %s did not %s: %s", name, action, orElse(r.Reason, lastWords(ctx, name))))
 		case action != "stop":
-			return fmt.Errorf("%s did not %s: %s", name, action, orElse(r.Reason, lastWords(ctx, name)))
+			return fmt.Errorf("the service %s did not %s: %s", name, action, orElse(r.Reason, lastWords(ctx, name)))
 		}
 	}
 	return cerr
@@ -80,7 +80,7 @@ func orElse(a, b string) string {
 func lastWords(ctx context.Context, name string) string {
 	out, err := exec.CommandContext(ctx, "journalctl", "--quiet", "--no-pager", "--output=cat", "--lines=1", "--identifier=amqproxysvc", "--unit="+name+".service").Output()
 	if words := strings.TrimSpace(string(out)); err == nil && words != "" {
-		return words
+		return strings.TrimPrefix(words, "amqproxysvc: ")
 	}
 	return "see journalctl -u " + name
 }

@@ -41,11 +41,8 @@ type InstallOptions struct {
 	// NewConfig is the text of a configuration file where none is. logFile is where the
 	// installed service should log to, empty where the system's log does.
 	NewConfig func(logFile string) ([]byte, error)
-	// Upstream, when set, is what NewConfig puts in; an existing file must have it already.
-	Upstream string
-	// CheckConfig reads a configuration file and reports what is wrong, and which upstream
-	// it names.
-	CheckConfig func(path string) (upstream string, err error)
+	// CheckConfig reads a configuration file and reports what is wrong with it.
+	CheckConfig func(path string) error
 	// Out takes a line for every step.
 	Out io.Writer
 }
@@ -123,12 +120,8 @@ func (o *InstallOptions) provideConfig(logFile string) (written bool, err error)
 	_, err = os.Stat(o.Config)
 	switch {
 	case err == nil:
-		upstream, err := o.CheckConfig(o.Config)
-		if err != nil {
+		if err := o.CheckConfig(o.Config); err != nil {
 			return false, ConfigError(err)
-		}
-		if o.Upstream != "" && upstream != o.Upstream {
-			return false, fmt.Errorf("%s exists and names another upstream: change it there, or leave --upstream away", o.Config)
 		}
 		o.say("configuration: %s (kept)", o.Config)
 		return false, nil
@@ -148,8 +141,7 @@ func (o *InstallOptions) provideConfig(logFile string) (written bool, err error)
 		err = cerr
 	}
 	if err == nil {
-		_, err = o.CheckConfig(o.Config)
-		err = ConfigError(err)
+		err = ConfigError(o.CheckConfig(o.Config))
 	}
 	if err != nil {
 		return false, errors.Join(err, os.Remove(o.Config))

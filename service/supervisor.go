@@ -38,8 +38,8 @@ type Options struct {
 	// Name is the instance's name as systemd or the service control manager knows it.
 	Name string
 	// Open reads the configuration, sets up logging (slog.SetDefault) and makes the engine,
-	// without binding anything. It is called once, inside of the running service, so that
-	// what is wrong can be reported there.
+	// without binding anything: an error is a wrong configuration. It is called once, inside
+	// of the running service, so that what is wrong can be reported there.
 	Open func(ctx context.Context) (Engine, error)
 	// Managed says that a service manager started the process (`run --service`).
 	Managed bool
@@ -147,9 +147,9 @@ func (s *supervisor) start() error {
 	s.notify("STATUS=starting")
 	eng, err := s.opts.Open(ctx)
 	if err != nil {
+		s.err = ConfigError(err)
 		s.notify("STATUS=not started: " + oneLine(err))
-		s.err = err
-		return err // not logged: the log was not set up
+		return s.err // not logged: the log was not set up
 	}
 	inherited, err := inheritedListeners()
 	if err == nil {

@@ -1,0 +1,282 @@
+// The commands that install, remove, run and ask the native service. What they do is in
+// package service; here are their flags and words.
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"reflect"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/amqproxysvc/amqproxysvc/service"
+	"github.com/amqproxysvc/amqproxysvc/service/config"
+	"github.com/amqproxysvc/amqproxysvc/service/logging"
+)
+
+func init() {
+	commandHooks = append(commandHooks, func(root *cobra.Command) {
+		root.AddCommand(runCommand(), installCommand(), uninstallCommand(), reloadCommand(), statusCommand(),
+			controlCommand("start", "Start the installed service, and wait until clients can connect"),
+			controlCommand("stop", "Stop the installed service: clients get the drain timeout to finish"),
+			controlCommand("restart", "Stop and start the installed service"))
+	})
+}
+
+func nameFlag(cmd *cobra.Command, name *string) {
+	cmd.Flags().StringVar(name, "name", service.DefaultName, "`NAME` of the service, one for each instance")
+}
+
+func timeoutFlag(cmd *cobra.Command, timeout *time.Duration, what string) {
+	cmd.Flags().DurationVar(timeout, "timeout", time.Minute, what)
+}
+
+func runCommand() *cobra.Command {
+	flags := &settingFlags{}
+	var name string
+	var managed bool
+	cmd := &cobra.Command{
+		Use:   "run [flags] [AMQP_URL]",
+		Short: "Run the proxy in the foreground; with --service, for systemd or Windows",
+		Long: "Run the proxy until SIGTERM or Ctrl-C, which drain it; a second one ends it at once.\n" +
+			"SIGHUP reloads the settings, SIGUSR1 reopens the log file. With --service the settings are read from\n" +
+			service.DefaultConfig("NAME") + " unless --config says otherwise.",
+		Args: cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if managed && flags.file == "" {
+				flags.file = service.DefaultConfig(name)
+			}
+			src, err := flags.source(args, nil)
+			if err != nil {
+				return err
+			}
+			if !managed {
+				return runForeground(cmd.Context(), src)
+			}
+			return runManaged(cmd.Context(), src, name)
+		},
+	}
+	flags.add(cmd)
+	cmd.Flags().BoolVar(&managed, "service", false, "Started by systemd or the Windows service control manager")
+	nameFlag(cmd, &name)
+	return cmd
+}
+
+// runManaged runs under a service manager: the log goes to what it gave as standard error
+// (the journal), and to the system's own log where there is one.
+func runManaged(ctx context.Context, src config.Source, name string) error {
+	o := runOptions{Name: name, Managed: true}
+	o.Log.Output = os.Stderr
+	o.Log.Style = logging.StyleOf(os.Stderr)
+	if h := service.SystemLog(name, true); h != nil {
+		o.Log.Extra = append(o.Log.Extra, h)
+	}
+	return runProxy(ctx, src, o)
+}
+
+func installCommand() *cobra.Command {
+	var o service.InstallOptions
+	var upstream string
+	flags := &settingFlags{}
+	cmd := &cobra.Command{
+		Use:   "install",
+		Short: "Install the program as a service that starts with the machine",
+		Long: "Install the program as a service of systemd or Windows. A commented configuration is written where there is\n" +
+			"none, with the settings given here. When a step fails, what was done is taken back.",
+		Example: "  amqproxysvc install --upstream amqps://broker.example.com --start\n" +
+			"  amqproxysvc install --name amqproxysvc-eu -p 5674 --http-port 15674 --upstream amqps://eu.example.com",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var args []string
+			if upstream != "" {
+				args = []string{upstream}
+			}
+			src, err := flags.source(args, nil)
+			if err != nil {
+				return err
+			}
+			// Checked before anything is done, and apart from the environment, which will
+			// be the service's own.
+			if _, warnings, err := config.Load(config.Source{CommandLine: src.CommandLine}); err != nil {
+				return err
+			} else if len(warnings) > 0 {
+				fmt.Fprintln(cmd.ErrOrStderr(), "warning: "+strings.Join(warnings, "; "))
+			}
+			o.Out = cmd.OutOrStdout()
+			o.Config = flags.file
+			o.NewConfig = func(logFile string) ([]byte, error) { return newConfig(src.CommandLine, logFile) }
+			o.CheckConfig = func(path string) error { return checkInstalledConfig(path, src.CommandLine) }
+			return service.Install(cmd.Context(), o)
+		},
+	}
+	nameFlag(cmd, &o.Name)
+	f := cmd.Flags()
+	f.StringVar(&o.User, "user", "", "Existing `USER` that runs the service (default: one of its own)")
+	f.StringVar(&upstream, "upstream", "", "`URL` of the broker, amqp://HOST or amqps://HOST")
+	f.BoolVar(&o.Start, "start", false, "Start it too, and fail if it does not come up")
+	f.BoolVar(&o.Force, "force", false, "Install anew over an earlier install; the configuration is kept")
+	timeoutFlag(cmd, &o.Timeout, "How long --start may take")
+	flags.add(cmd)
+	f.Lookup("config").Usage = "Settings `FILE` (default " + service.DefaultConfig("NAME") + ")"
+	return cmd
+}
+
+// newConfig is the commented settings file that install writes where there is none.
+func newConfig(overrides []config.Override, logFile string) ([]byte, error) {
+	set := map[string]string{}
+	if logFile != "" {
+		set["log.file"] = logFile
+	}
+	for _, o := range overrides {
+		text := o.Value
+		if o.Setting.Name() == "upstream.url" { // without what is ignored in it, a password say
+			broker, _, err := config.ParseURL(text)
+			if err != nil {
+				return nil, fmt.Errorf("%s %w", o.Origin, err)
+			}
+			text = broker.String()
+		}
+		set[o.Setting.Name()] = text
+	}
+	text, err := config.Sample(set)
+	return []byte(text), err
+}
+
+// checkInstalledConfig checks a settings file, and that it agrees with the command line:
+// a file that is there is never changed.
+func checkInstalledConfig(path string, overrides []config.Override) error {
+	is, _, err := config.Load(config.Source{File: path})
+	if err != nil || len(overrides) == 0 {
+		return err
+	}
+	asked, _, err := config.Load(config.Source{File: path, CommandLine: overrides})
+	if err != nil {
+		return err
+	}
+	if !reflect.DeepEqual(is, asked) {
+		return fmt.Errorf("%s is there and sets otherwise what the command line asks for: change it there, or leave the settings away", path)
+	}
+	return nil
+}
+
+func uninstallCommand() *cobra.Command {
+	var o service.UninstallOptions
+	cmd := &cobra.Command{
+		Use:   "uninstall",
+		Short: "Stop and remove the service; the configuration stays",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			o.Out = cmd.OutOrStdout()
+			return notInstalled(service.Uninstall(cmd.Context(), o))
+		},
+	}
+	nameFlag(cmd, &o.Name)
+	cmd.Flags().StringVarP(&o.Config, "config", "c", "", "Configuration `FILE` that --purge removes (default "+service.DefaultConfig("NAME")+")")
+	cmd.Flags().BoolVar(&o.Purge, "purge", false, "Remove the configuration, logs and state too")
+	timeoutFlag(cmd, &o.Timeout, "How long it may take to stop before it is killed")
+	return cmd
+}
+
+func controlCommand(action, short string) *cobra.Command {
+	var name string
+	var timeout time.Duration
+	cmd := &cobra.Command{
+		Use:   action,
+		Short: short,
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
+			defer cancel()
+			return notInstalled(service.Control(ctx, name, action))
+		},
+	}
+	nameFlag(cmd, &name)
+	timeoutFlag(cmd, &timeout, "How long to wait for it")
+	return cmd
+}
+
+func reloadCommand() *cobra.Command {
+	var name string
+	var pid int
+	var timeout time.Duration
+	cmd := &cobra.Command{
+		Use:   "reload",
+		Short: "Have the running service read its configuration anew; clients stay connected",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
+			defer cancel()
+			if pid != 0 {
+				r, err := service.ReloadProcess(ctx, pid, "")
+				printNeedRestart(cmd, r)
+				return err
+			}
+			if err := service.Control(ctx, name, "reload"); err != nil {
+				return notInstalled(err)
+			}
+			if r, err := service.Query(ctx, name); err == nil && r.Service != nil && r.Service.Reload != nil {
+				printNeedRestart(cmd, *r.Service.Reload)
+			}
+			return nil
+		},
+	}
+	nameFlag(cmd, &name)
+	cmd.Flags().IntVar(&pid, "pid", 0, "Reload the process `PID` itself, as systemd's ExecReload does")
+	timeoutFlag(cmd, &timeout, "How long to wait for the outcome")
+	return cmd
+}
+
+func printNeedRestart(cmd *cobra.Command, r service.ReloadState) {
+	for _, setting := range r.NeedRestart {
+		fmt.Fprintf(cmd.OutOrStdout(), "%s was changed, but takes effect only after a restart\n", setting)
+	}
+}
+
+func statusCommand() *cobra.Command {
+	var name string
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Tell whether the service runs, and what it carries",
+		Long:  "Tell whether the service runs, and what it carries. The exit code is 0 when it runs, 3 when it does not, 4 when it is not installed.",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, cancel := context.WithTimeout(cmd.Context(), 10*time.Second)
+			defer cancel()
+			r, err := service.Query(ctx, name)
+			if err != nil {
+				return &service.ExitError{Code: 4, Err: err}
+			}
+			if asJSON {
+				enc := json.NewEncoder(cmd.OutOrStdout())
+				enc.SetIndent("", "  ")
+				if err := enc.Encode(r); err != nil {
+					return err
+				}
+			} else {
+				r.Print(cmd.OutOrStdout(), time.Now())
+			}
+			if code := r.LSBCode(); code != 0 {
+				return &service.ExitError{Code: code}
+			}
+			return nil
+		},
+	}
+	nameFlag(cmd, &name)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "Tell it as JSON")
+	return cmd
+}
+
+// notInstalled gives that error the LSB's exit code for it.
+func notInstalled(err error) error {
+	if errors.Is(err, service.ErrNotInstalled) {
+		return &service.ExitError{Code: 5, Err: err}
+	}
+	return err
+}

@@ -26,13 +26,14 @@ func loadFile(path string, s *Settings) (warnings, problems []string) {
 	if abs, err := filepath.Abs(path); err == nil {
 		dir = filepath.Dir(abs)
 	}
-	f := fileLoader{path: path, dir: dir, text: string(data), s: s}
+	f := fileLoader{path: path, dir: dir, text: string(data), lines: linesOf(string(data)), s: s}
 	f.load()
 	return f.warnings, f.problems
 }
 
 type fileLoader struct {
 	path, dir, text    string
+	lines              map[place]int
 	s                  *Settings
 	warnings, problems []string
 }
@@ -72,7 +73,7 @@ func (f *fileLoader) load() {
 			continue
 		}
 		if !isTable {
-			f.bad(lineOf(f.text, "", key, 0), fmt.Sprintf("%s is a section, write [%s] and its settings below", key, key))
+			f.bad(f.line("", key, 0), fmt.Sprintf("%s is a section, write [%s] and its settings below", key, key))
 			continue
 		}
 		f.section(key, nil, 0, table)
@@ -82,8 +83,11 @@ func (f *fileLoader) load() {
 // listeners takes the [[listener]] tables; they replace the default one.
 func (f *fileLoader) listeners(value any) {
 	tables, ok := value.([]map[string]any)
+	if list, isList := value.([]any); isList && len(list) == 0 {
+		ok = true // listener = []
+	}
 	if !ok {
-		f.bad(lineOf(f.text, "listener", "", 0), "listener is repeatable, write [[listener]] with two brackets and its settings below")
+		f.bad(f.line("listener", "", 0), "listener is repeatable, write [[listener]] with two brackets and its settings below")
 		return
 	}
 	f.s.Listeners = nil
@@ -92,8 +96,8 @@ func (f *fileLoader) listeners(value any) {
 		f.section("listener", &l, i, table)
 		f.s.Listeners = append(f.s.Listeners, l)
 	}
-	if len(f.s.Listeners) == 0 { // listener = []
-		f.bad(lineOf(f.text, "listener", "", 0), "no listener is set, at least one is needed")
+	if len(f.s.Listeners) == 0 {
+		f.bad(f.line("listener", "", 0), "no listener is set, at least one is needed")
 		f.s.Listeners = Defaults().Listeners
 	}
 }
@@ -109,7 +113,7 @@ func (f *fileLoader) section(section string, l *Listener, index int, table map[s
 }
 
 func (f *fileLoader) set(d *Setting, l *Listener, index int, value any) {
-	line := lineOf(f.text, d.Section, d.Key, index)
+	line := f.line(d.Section, d.Key, index)
 	if text, ok := value.(string); ok && d.Kind == KindPath && text != "" && !filepath.IsAbs(text) {
 		value = filepath.Join(f.dir, text)
 	}
@@ -124,7 +128,7 @@ func (f *fileLoader) set(d *Setting, l *Listener, index int, value any) {
 func (f *fileLoader) unknown(section, key string, index int) {
 	name, where := key, "at the top of the file"
 	if section != "" {
-		name, where = section+"."+key, "in ["+section+"]"
+		name, where = section+"."+key, "in "+header(section)
 	}
 	text := fmt.Sprintf("unknown setting %q %s", key, where)
 	if near := Find(Nearest(name)); near != nil {
@@ -139,7 +143,7 @@ func (f *fileLoader) unknown(section, key string, index int) {
 	} else {
 		text += ", allowed are " + strings.Join(keysOf(section), ", ")
 	}
-	f.bad(lineOf(f.text, section, key, index), text)
+	f.bad(f.line(section, key, index), text)
 }
 
 func (f *fileLoader) unknownSection(name string) {
@@ -157,7 +161,7 @@ func (f *fileLoader) unknownSection(name string) {
 	} else {
 		text += ", allowed are " + strings.Join(all, " ")
 	}
-	f.bad(lineOf(f.text, name, "", 0), text)
+	f.bad(f.line(name, "", 0), text)
 }
 
 // inFileOrder are the keys of a table in the order in which they stand in the file.
@@ -165,12 +169,12 @@ func (f *fileLoader) inFileOrder(table map[string]any, section string, index int
 	keys := slices.Sorted(maps.Keys(table))
 	line := func(key string) int {
 		if section == "" {
-			if n := lineOf(f.text, "", key, 0); n > 0 {
+			if n := f.line("", key, 0); n > 0 {
 				return n
 			}
-			return lineOf(f.text, key, "", 0)
+			return f.line(key, "", 0)
 		}
-		return lineOf(f.text, section, key, index)
+		return f.line(section, key, index)
 	}
 	slices.SortStableFunc(keys, func(a, b string) int { return line(a) - line(b) })
 	return keys
@@ -215,45 +219,59 @@ func hintBackslash(message string) string {
 	return message
 }
 
-// lineOf is the line, from 1, on which a key stands in its section, or the section's header
-// where key is ""; 0 when it is not found. The index counts tables of the same name. The
-// library gives no positions for keys that it has read; what this reading misses (keys
-// within lists and texts of many lines) is the line of a message, not a value.
-func lineOf(text, section, key string, index int) int {
-	current, seen := "", map[string]int{}
-	fallback := 0
+// place is where something stands in the file: the key of the section's table of that
+// number, or the section's header where key is "".
+type place struct {
+	section, key string
+	index        int
+}
+
+// linesOf finds the line, from 1, of everything. The TOML library gives no positions for
+// keys that it has read; what this reading misses (keys within lists and within texts of
+// many lines) is the line of a message, not a value.
+func linesOf(text string) map[place]int {
+	lines := map[place]int{}
+	note := func(p place, line int) {
+		if _, known := lines[p]; !known {
+			lines[p] = line
+		}
+	}
+	section, tables := "", map[string]int{}
 	for i, line := range strings.Split(text, "\n") {
 		line = strings.TrimSpace(line)
 		if strings.HasPrefix(line, "[") {
-			name := strings.TrimLeft(line, "[")
-			name, _, _ = strings.Cut(name, "]")
-			current = unquoteKey(name)
-			seen[current]++
-			if current == section && seen[current] == index+1 {
-				fallback = i + 1
-				if key == "" {
-					return i + 1
-				}
-			}
+			name, _, _ := strings.Cut(strings.TrimLeft(line, "["), "]")
+			section = unquoteKey(name)
+			note(place{section, "", tables[section]}, i+1)
+			tables[section]++
 			continue
 		}
 		left, _, found := strings.Cut(line, "=")
 		if !found || strings.HasPrefix(line, "#") {
 			continue
 		}
-		name := unquoteKey(left)
-		switch {
-		case current == section && seen[section] == index+1 && key != "" && (name == key || strings.HasPrefix(name, key+".")):
-			return i + 1
-		case current == "" && section == "" && key != "" && (name == key || strings.HasPrefix(name, key+".")):
-			return i + 1
-		case current == "" && section != "" && key != "" && name == section+"."+key:
-			return i + 1
-		case current == "" && section != "" && (name == section || key == "" && strings.HasPrefix(name, section+".")):
-			fallback = i + 1 // an inline table
+		first, rest, dotted := strings.Cut(unquoteKey(left), ".")
+		if section != "" {
+			note(place{section, first, tables[section] - 1}, i+1)
+			continue
+		}
+		note(place{"", first, 0}, i+1) // a key, or the name of an inline table
+		if dotted {
+			key, _, _ := strings.Cut(rest, ".")
+			note(place{first, key, 0}, i+1)
 		}
 	}
-	return fallback
+	return lines
+}
+
+// line is where a key stands, else where its section begins; 0 when neither is found.
+func (f *fileLoader) line(section, key string, index int) int {
+	for _, p := range []place{{section, key, index}, {section, "", index}, {"", section, 0}} {
+		if n, known := f.lines[p]; known && p != (place{}) {
+			return n
+		}
+	}
+	return 0
 }
 
 // unquoteKey undoes the quotes and spaces of a key or a dotted key.

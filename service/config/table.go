@@ -245,22 +245,19 @@ func Nearest(name string) string {
 	if !dotted {
 		key = name
 	}
-	best, bestDistance := "", 1000
+	best, bestDistance := "", 2*(2+len(key)/3)
 	for i := range Table {
 		d := &Table[i]
-		n := min(Distance(name, d.Name()), Distance(key, d.Key))
-		if key == d.Key && name != d.Name() {
-			n = 1 // the right key in the wrong section
+		n := 2 * min(Distance(name, d.Name()), Distance(key, d.Key))
+		if len(key) >= 4 && strings.Contains(d.Key, strings.ToLower(key)) {
+			n = min(n, 2) // a part of the key, or the key in another section
 		}
-		if s, _, _ := strings.Cut(name, "."); dotted && s == d.Section {
+		if section, _, _ := strings.Cut(name, "."); dotted && section == d.Section {
 			n-- // rather the same section
 		}
 		if n < bestDistance {
 			best, bestDistance = d.Name(), n
 		}
-	}
-	if bestDistance > 1+len(key)/3 {
-		return ""
 	}
 	return best
 }

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"math"
 	"net"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -46,8 +47,8 @@ func (d *Setting) number(n int64) string {
 	case KindSize:
 		return formatSize(n)
 	case KindDuration:
-		if n == -1 {
-			return "-1"
+		if n <= 0 {
+			return strconv.FormatInt(n, 10)
 		}
 		return formatDuration(time.Duration(n))
 	}
@@ -56,7 +57,20 @@ func (d *Setting) number(n int64) string {
 
 // bad is the error for a value that the setting does not take.
 func (d *Setting) bad(value string) error {
-	return fmt.Errorf("%s is %s, allowed is %s", d.Name(), value, d.Allowed())
+	if len(value) > 200 {
+		value = value[:200] + "..."
+	}
+	return fmt.Errorf("%s is %s, allowed is %s", d.Name(), Redact(value), d.Allowed())
+}
+
+var userInfo = regexp.MustCompile(`://[^\s"]*@`)
+
+// Redact takes the user and the password out of every URL in a text.
+func Redact(text string) string {
+	if strings.Contains(text, "://") {
+		return userInfo.ReplaceAllString(text, "://[redacted]@")
+	}
+	return text
 }
 
 // setText sets the value from text, as on the command line or in the environment.

@@ -74,9 +74,9 @@ func (p *process) kill() {
 	<-p.done
 }
 
-// freePorts finds n ports that nobody listens on, below the range from which the
+// FreePorts finds n ports that nobody listens on, below the range from which the
 // kernel takes ports for outgoing connections, so that they stay free over a restart.
-func freePorts(n int) ([]int, error) {
+func FreePorts(n int) ([]int, error) {
 	var ports []int
 	var last error
 	for range 1000 {

@@ -122,7 +122,7 @@ func Start(v Version) (_ *Broker, err error) {
 	if err := b.makeDir(); err != nil {
 		return nil, err
 	}
-	ports, err := freePorts(4)
+	ports, err := FreePorts(4)
 	if err != nil {
 		return nil, err
 	}
@@ -219,7 +219,7 @@ vm_memory_high_watermark.absolute = 4GB
 disk_free_limit.absolute = 10MB
 log.file = rabbit.log
 log.file.level = info
-log.connection.level = info
+log.connection.level = warning
 `, b.Port, b.TLSPort, b.inner)
 	files := map[string]string{
 		"rabbitmq.conf":   conf,

@@ -40,7 +40,7 @@ func Get(t testing.TB, v Version) *Broker {
 	}
 	t.Cleanup(func() {
 		if t.Failed() && os.Getenv("RABBIT_LOG") != "" {
-			t.Logf("log of RabbitMQ %s ends:\n%s", v, b.Log(40))
+			t.Logf("log of RabbitMQ %s ends:\n%s", v, b.Log(20))
 		}
 	})
 	return b
@@ -58,7 +58,7 @@ func Main(m *testing.M) int {
 			continue
 		}
 		if code != 0 {
-			fmt.Fprintf(os.Stderr, "--- log of RabbitMQ %s ends:\n%s\n", v, b.Log(40))
+			fmt.Fprintf(os.Stderr, "--- log of RabbitMQ %s ends:\n%s\n", v, b.Log(20))
 		}
 		b.Close()
 	}

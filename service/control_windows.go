@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/windows"
 	"golang.org/x/sys/windows/svc"
@@ -68,7 +69,7 @@ func startAndWait(ctx context.Context, s *mgr.Service) error {
 		return nil
 	}
 	code := exitCodeOf(st)
-	err = fmt.Errorf("%s did not start, exit code %s: the Application event log, source %s, says why", s.Name, exitText(code), s.Name)
+	err = fmt.Errorf("the service %s did not start, exit code %s: %s", s.Name, exitText(code), failureReason(s.Name))
 	if code == ExitConfig {
 		err = ConfigError(err)
 	}
@@ -158,6 +159,14 @@ func stopOrKill(ctx context.Context, s *mgr.Service, timeout time.Duration) erro
 	return err
 }
 
+// failureReason is what the service left behind when it failed.
+func failureReason(name string) string {
+	if st, err := ReadState(DefaultStateFile(name)); err == nil && st.Phase == PhaseFailed && st.Error != "" {
+		return st.Error
+	}
+	return "the Application event log, source " + name + ", says why"
+}
+
 // exitCodeOf is the service's own exit code, or the system's for it.
 func exitCodeOf(st svc.Status) int {
 	if st.Win32ExitCode == uint32(windows.ERROR_SERVICE_SPECIFIC_ERROR) {
@@ -195,8 +204,8 @@ func Query(_ context.Context, name string) (Report, error) {
 	if err != nil {
 		return r, err
 	}
-	if c, err := s.Config(); err == nil {
-		r.Enabled = c.StartType == mgr.StartAutomatic
+	if c, err := serviceConfig(s.Handle); err == nil {
+		r.Enabled = c.StartType == windows.SERVICE_AUTO_START
 	}
 	r.PID, r.ExitCode = int(st.ProcessId), exitCodeOf(st)
 	switch st.State {
@@ -214,7 +223,7 @@ func Query(_ context.Context, name string) (Report, error) {
 		}
 		if r.ExitCode != 0 {
 			r.State = StateFailed
-			r.Reason = "see the Application event log, source " + name
+			r.Reason = failureReason(name)
 		}
 	}
 	r.ownWord(DefaultStateFile(name))
@@ -222,6 +231,20 @@ func Query(_ context.Context, name string) (Report, error) {
 		r.Since = r.Service.Since
 	}
 	return r, nil
+}
+
+// serviceConfig asks for the basic settings only: mgr's Config fails as a whole where one of
+// the later ones is unknown.
+func serviceConfig(h windows.Handle) (*windows.QUERY_SERVICE_CONFIG, error) {
+	n := uint32(1024)
+	for {
+		b := make([]byte, n)
+		c := (*windows.QUERY_SERVICE_CONFIG)(unsafe.Pointer(&b[0]))
+		err := windows.QueryServiceConfig(h, c, n, &n)
+		if err == nil || !errors.Is(err, windows.ERROR_INSUFFICIENT_BUFFER) || int(n) <= len(b) {
+			return c, err
+		}
+	}
 }
 
 // ReloadProcess is how systemd's ExecReload asks; Windows has no such thing.

@@ -20,6 +20,9 @@ const (
 	PhaseServing   Phase = "serving"
 	PhaseReloading Phase = "reloading"
 	PhaseDraining  Phase = "draining"
+	// PhaseFailed: the service did not start, or did not last. The file outlives it where
+	// its directory does (Windows).
+	PhaseFailed Phase = "failed"
 )
 
 func (p Phase) text(st Status) string {
@@ -45,6 +48,7 @@ type State struct {
 	Since     time.Time    `json:"since"`
 	Updated   time.Time    `json:"updated"`
 	Reload    *ReloadState `json:"reload,omitempty"` // nil: not reloaded since the start
+	Error     string       `json:"error,omitempty"`  // why, of PhaseFailed
 }
 
 // ReloadState is the outcome of the last reload.

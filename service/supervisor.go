@@ -148,7 +148,7 @@ func (s *supervisor) start() error {
 	eng, err := s.opts.Open(ctx)
 	if err != nil {
 		s.err = ConfigError(err)
-		s.notify("STATUS=not started: " + oneLine(err))
+		s.tellFailure("not started", err)
 		return s.err // not logged: the log was not set up
 	}
 	inherited, err := inheritedListeners()
@@ -156,7 +156,7 @@ func (s *supervisor) start() error {
 		err = eng.Start(ctx, inherited)
 	}
 	if err != nil {
-		s.notify("STATUS=not started: " + oneLine(err))
+		s.tellFailure("not started", err)
 		slog.Error("service could not start", "error", err, Event(EventStartFailed))
 		s.err = &ExitError{Code: ExitCode(err)}
 		return s.err
@@ -252,6 +252,7 @@ func (s *supervisor) serve() {
 			failures++
 			slog.Error("self-check failed", "error", err, "in_a_row", failures, Event(EventCheckFailed))
 			if s.selfEnd && failures >= selfCheckFailures {
+				s.tellFailure("failed", err)
 				s.err = &ExitError{Code: ExitFailed}
 				return
 			}
@@ -303,7 +304,7 @@ func (s *supervisor) engineEnded() {
 		err = errors.New("the engine ended without being asked to")
 	}
 	slog.Error("service failed", "error", err, Event(EventFailed))
-	s.notify("STATUS=failed: " + oneLine(err))
+	s.tellFailure("failed", err)
 	s.err = &ExitError{Code: ExitCode(err)}
 }
 
@@ -311,7 +312,6 @@ func (s *supervisor) engineEnded() {
 // drain timeout, or at once after a second request to stop.
 func (s *supervisor) stop() error {
 	if s.eng == nil || s.ended() {
-		s.state.remove()
 		return s.err
 	}
 	slog.Info("service is stopping", "clients", s.eng.Status().Clients, Event(EventStopping))
@@ -355,7 +355,9 @@ func (s *supervisor) stop() error {
 
 func (s *supervisor) stopped(err error, began time.Time) error {
 	took := time.Since(began).Round(time.Millisecond)
-	s.state.remove()
+	if s.err == nil {
+		s.state.remove()
+	}
 	if err != nil && !errors.Is(err, context.Canceled) {
 		slog.Error("service did not stop cleanly", "error", err, "took", took, Event(EventStopFailed))
 		s.notify("STATUS=did not stop cleanly: " + oneLine(err))
@@ -393,6 +395,12 @@ func (s *supervisor) tell(phase Phase, also string) {
 	s.notify(also + "STATUS=" + strings.ReplaceAll(text, "\n", " "))
 	s.state.write(State{Name: s.opts.Name, PID: os.Getpid(), Phase: phase, Clients: st.Clients, Upstreams: st.Upstreams,
 		Listening: st.Listening, Upstream: st.Upstream, Since: st.Since, Updated: time.Now(), Reload: s.lastReload})
+}
+
+// tellFailure leaves the reason where `status` finds it: with systemd, or in the state file.
+func (s *supervisor) tellFailure(what string, err error) {
+	s.notify("STATUS=" + what + ": " + oneLine(err))
+	s.state.write(State{Name: s.opts.Name, PID: os.Getpid(), Phase: PhaseFailed, Updated: time.Now(), Error: oneLine(err)})
 }
 
 func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }

@@ -73,6 +73,7 @@ func openEngine(src config.Source, logOpts logging.Options) (*engine, error) {
 	cfg, err := settings.ProxyConfig(programVersion(), logger)
 	if err == nil {
 		e.server, err = newServer(cfg)
+		err = service.ConfigError(err)
 	}
 	if err != nil {
 		_ = log.Close()
@@ -131,14 +132,17 @@ func bindError(err error, settings string) error {
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
 		reason = "this machine has no such address"
 	}
-	return fmt.Errorf("cannot listen on %s: %s; change %s: %w", where, reason, settings, quiet{err})
+	return reworded{fmt.Sprintf("cannot listen on %s: %s; change %s", where, reason, settings), err}
 }
 
-// quiet is an error for errors.Is and As that adds nothing to the text.
-type quiet struct{ error }
+// reworded is an error in other words, still the same to errors.Is and errors.As.
+type reworded struct {
+	text string
+	err  error
+}
 
-func (q quiet) Error() string { return "" }
-func (q quiet) Unwrap() error { return q.error }
+func (r reworded) Error() string { return r.text }
+func (r reworded) Unwrap() error { return r.err }
 
 // Reload loads the settings again and applies what can be.
 func (e *engine) Reload(context.Context) (needRestart []string, err error) {

@@ -8,11 +8,13 @@ import (
 	"context"
 	"io"
 	"log/slog"
-	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
+
+	"github.com/amqproxysvc/amqproxysvc/service/config"
 )
 
 // either is a text or a JSON handler, as the switch stands.
@@ -93,10 +95,13 @@ type lineOutput struct {
 	w   io.Writer
 }
 
-func newLineHandler(w io.Writer, level slog.Leveler, prefix func(slog.Record) string) *lineHandler {
+func newLineHandler(w io.Writer, level slog.Leveler, prefix func(slog.Record) string, omit ...string) *lineHandler {
 	h := &lineHandler{prefix: prefix, lineOutput: &lineOutput{w: w}}
 	h.attrs = slog.NewTextHandler(&h.buf, &slog.HandlerOptions{Level: level, ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
 		if len(groups) == 0 && (a.Key == slog.TimeKey || a.Key == slog.LevelKey || a.Key == slog.MessageKey) {
+			return slog.Attr{}
+		}
+		if len(groups) == 0 && slices.Contains(omit, a.Key) {
 			return slog.Attr{}
 		}
 		return redact(groups, a)
@@ -113,7 +118,7 @@ func (h *lineHandler) Handle(ctx context.Context, r slog.Record) error {
 	defer h.mu.Unlock()
 	h.buf.Reset()
 	h.buf.WriteString(h.prefix(r))
-	h.buf.WriteString(oneLine(redactText(r.Message)))
+	h.buf.WriteString(oneLine(config.Redact(r.Message)))
 	h.buf.WriteByte(' ')
 	if err := h.attrs.Handle(ctx, r); err != nil {
 		return err
@@ -166,20 +171,11 @@ func redact(_ []string, a slog.Attr) slog.Attr {
 	}
 	switch a.Value.Kind() {
 	case slog.KindString:
-		a.Value = slog.StringValue(redactText(a.Value.String()))
+		a.Value = slog.StringValue(config.Redact(a.Value.String()))
 	case slog.KindAny:
 		if err, ok := a.Value.Any().(error); ok {
-			a.Value = slog.StringValue(redactText(err.Error()))
+			a.Value = slog.StringValue(config.Redact(err.Error()))
 		}
 	}
 	return a
-}
-
-var userInfo = regexp.MustCompile(`://[^/?#\s"']*@`)
-
-func redactText(text string) string {
-	if strings.Contains(text, "://") {
-		return userInfo.ReplaceAllString(text, "://[redacted]@")
-	}
-	return text
 }

@@ -112,7 +112,7 @@ func (l *Log) Close() error {
 func (l *Log) output(w io.Writer, style Style) slog.Handler {
 	switch style {
 	case StyleTerminal:
-		return newLineHandler(w, &l.level, terminalPrefix)
+		return newLineHandler(w, &l.level, terminalPrefix, "event_id") // an ID is for machines
 	case StyleJournal:
 		return newLineHandler(w, &l.level, journalPrefix)
 	}

@@ -1,0 +1,73 @@
+# A Debian root booted with systemd as PID 1 by systemd-nspawn, in the network name space
+# of the caller. Sourced by the tests.
+
+CACHE=${AMQPROXYSVC_TEST_CACHE:-/var/cache/amqproxysvc-test}
+
+# base_root SUITE NAME PACKAGES: prints the tar of a minimal root, made once.
+base_root() {
+    local suite=$1 tar=$CACHE/$2.tar packages=$3 new
+    mkdir -p "$CACHE"
+    (
+        flock -w 1200 9 || die "waited 20 minutes for $tar.lock"
+        [ ! -s "$tar" ] || exit 0
+        need debootstrap=debootstrap >&2
+        say "debootstrap $suite (once)"
+        new=$(mktemp -d "$CACHE/$2.XXXXXX")
+        nice debootstrap --variant=minbase --include="$packages" "$suite" "$new" \
+            "${DEBIAN_MIRROR:-http://deb.debian.org/debian}" >"$tar.log" 2>&1 ||
+            { tail -n 20 "$tar.log" >&2; rm -rf "$new"; die "debootstrap $suite failed, see $tar.log"; }
+        rm -rf "$new"/var/cache/apt/archives/*.deb "$new"/var/lib/apt/lists/*
+        tar -C "$new" --numeric-owner -cf "$tar.new" .
+        rm -rf "$new" "$tar.log"
+        mv "$tar.new" "$tar"
+    ) 9>"$tar.lock" || return 1
+    echo "$tar"
+}
+
+# boot TAR ROOT: unpacks TAR into ROOT and boots it; sets NSPAWN and INIT. End it with halt.
+boot() {
+    need systemd-nspawn=systemd-container nsenter=util-linux
+    mkdir -p "$2"
+    tar -C "$2" --numeric-owner -xf "$1"
+    # Only what the test brings is installed, and nothing waits for a network.
+    rm -f "$2"/etc/apt/sources.list "$2"/etc/apt/sources.list.d/* "$2"/etc/machine-id
+    touch "$2/etc/machine-id"
+    ln -sf /dev/null "$2/etc/systemd/system/systemd-networkd-wait-online.service"
+    echo booted >"$2/etc/hostname"
+    echo "127.0.0.1 localhost booted" >"$2/etc/hosts"
+    reboot_root "$2"
+}
+
+reboot_root() {
+    systemd-nspawn -D "$1" --boot --register=no --keep-unit --quiet --console=pipe --link-journal=no \
+        --resolv-conf=off --timezone=off </dev/null >"$1.console" 2>&1 &
+    NSPAWN=$!
+    INIT=
+    local i state=
+    for i in $(seq 300); do
+        [ -n "$INIT" ] || INIT=$(pgrep -P "$NSPAWN" | head -n 1)
+        if [ -n "$INIT" ]; then
+            state=$(inside systemctl is-system-running 2>/dev/null) || true
+            case $state in running | degraded) return 0 ;; esac
+        fi
+        kill -0 "$NSPAWN" 2>/dev/null || break
+        sleep 0.2
+    done
+    tail -n 30 "$1.console" >&2
+    die "the root $1 did not boot (state \"$state\")"
+}
+
+# inside COMMAND: runs it in the booted root.
+inside() {
+    nsenter --target "$INIT" --mount --uts --ipc --pid --cgroup --root --wd=/ \
+        env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C DEBIAN_FRONTEND=noninteractive "$@"
+}
+
+# halt ROOT: ends it; PID 1 ignores TERM, and a hanging one is killed.
+halt() {
+    [ -n "${NSPAWN:-}" ] || return 0
+    inside systemctl --force --force poweroff >/dev/null 2>&1 || true
+    timeout 20 tail --pid="$NSPAWN" -f /dev/null || kill -KILL "$INIT" "$NSPAWN" 2>/dev/null || true
+    wait "$NSPAWN" 2>/dev/null || true
+    NSPAWN='' INIT=''
+}

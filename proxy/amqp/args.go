@@ -13,7 +13,8 @@ func itoa(n int) string { return strconv.Itoa(n) }
 
 // CheckArgs reports whether args are exactly the arguments of s: every field whole,
 // short strings valid UTF-8, tables well formed, no byte left over. It returns the octet of bits,
-// 0 for a method without one.
+// 0 for a method without one. As in RabbitMQ, methods with content may carry any octets in
+// their short strings.
 func (s *Spec) CheckArgs(args []byte) (bits byte, err *Error) {
 	b := args
 	for i := 0; i < len(s.Args); i++ {
@@ -35,8 +36,8 @@ func (s *Spec) CheckArgs(args []byte) (bits byte, err *Error) {
 				return 0, s.cannotDecode(args)
 			}
 			n = 1 + int(b[0])
-			if n <= len(b) && !asciiOrUTF8(b[1:n]) {
-				return 0, Errorf(FrameError, s.ID, "Malformed UTF-8 in shortstr")
+			if n <= len(b) && !s.Content && !asciiOrUTF8(b[1:n]) {
+				return 0, s.malformedUTF8()
 			}
 		case 'S':
 			if len(b) < 4 {
@@ -67,6 +68,15 @@ func (s *Spec) CheckArgs(args []byte) (bits byte, err *Error) {
 
 func (s *Spec) cannotDecode(args []byte) *Error {
 	return Errorf(FrameError, s.ID, "cannot decode the %d octets of arguments of %s", len(args), s.Name)
+}
+
+// malformedUTF8 names the method only where RabbitMQ does: on channel 0.
+func (s *Spec) malformedUTF8() *Error {
+	m := s.ID
+	if m.Class() != ClassConnection {
+		m = 0
+	}
+	return Errorf(FrameError, m, "Malformed UTF-8 in shortstr")
 }
 
 func asciiOrUTF8(b []byte) bool {

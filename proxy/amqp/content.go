@@ -5,10 +5,11 @@ package amqp
 import "encoding/binary"
 
 // The properties of class basic from flag bit 15 downwards, a letter each as in Spec.Args.
+// Flag bits 1 and 0 stand for nothing; RabbitMQ ignores them, and so does this.
 const basicProperties = "ssTbbssssqssss"
 
 // CheckContentHeader reports whether the payload is a content header of class basic
-// whose properties decode, and returns the announced size of the body.
+// and weight 0 whose properties decode, and returns the announced size of the body.
 func CheckContentHeader(p []byte) (bodySize uint64, err *Error) {
 	if len(p) < 14 {
 		return 0, Errorf(FrameError, BasicPublish, "content header of %d octets, at least 14 are needed", len(p))
@@ -17,13 +18,13 @@ func CheckContentHeader(p []byte) (bodySize uint64, err *Error) {
 		return 0, Errorf(UnexpectedFrame, BasicPublish,
 			"expected content header for class 60, got one for class %d instead", class)
 	}
+	if weight := binary.BigEndian.Uint16(p[2:]); weight != 0 {
+		return 0, Errorf(UnexpectedFrame, BasicPublish, "content header of weight %d, expected 0", weight)
+	}
 	bodySize = binary.BigEndian.Uint64(p[4:])
 	flags := binary.BigEndian.Uint16(p[12:])
 	if flags == 0 && len(p) == 14 {
 		return bodySize, nil
-	}
-	if flags&3 != 0 {
-		return 0, Errorf(FrameError, BasicPublish, "content header: property flags %#04x, class basic has no such property", flags)
 	}
 	b := p[14:]
 	for i := 0; i < len(basicProperties); i++ {
@@ -67,7 +68,8 @@ func propertiesCut() *Error {
 	return Errorf(FrameError, BasicPublish, "content header: a property is cut off")
 }
 
-// AppendBody appends body as frames whose whole size is at most frameMax (0: unbounded).
+// AppendBody appends body as frames whose whole size is at most frameMax, which is 0
+// (unbounded) or at least FrameMinSize.
 func AppendBody(dst []byte, channel uint16, body []byte, frameMax uint32) []byte {
 	most := len(body)
 	if frameMax != 0 && most > int(frameMax)-FrameOverhead {

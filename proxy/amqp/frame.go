@@ -57,8 +57,14 @@ func (f Frame) Method() Method {
 	return Method(binary.BigEndian.Uint32(f[HeaderLen:]))
 }
 
-// Args is what follows class and method in a method frame's payload.
-func (f Frame) Args() []byte { return f[HeaderLen+4 : len(f)-1] }
+// Args is what follows class and method in a method frame's payload; nothing when the
+// payload is too short for them.
+func (f Frame) Args() []byte {
+	if len(f) < FrameOverhead+4 {
+		return nil
+	}
+	return f[HeaderLen+4 : len(f)-1]
+}
 
 // BodySize is the announced size in a content header's payload.
 // The payload must have passed CheckContentHeader.

@@ -3,7 +3,10 @@
 
 package amqp
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"unicode/utf8"
+)
 
 // maxTableDepth bounds tables within tables. RabbitMQ has no such bound; nobody nests so deep.
 const maxTableDepth = 64
@@ -82,6 +85,17 @@ func checkValue(b []byte, depth int) (n int, why string) {
 	if n > len(b) {
 		return 0, "a field's value is cut off"
 	}
+	// Erlang has neither: RabbitMQ fails on them as on an unknown type.
+	switch b[0] {
+	case 'f':
+		if binary.BigEndian.Uint32(b[1:])&0x7F800000 == 0x7F800000 {
+			return 0, "a float is infinite or not a number"
+		}
+	case 'd':
+		if binary.BigEndian.Uint64(b[1:])&0x7FF0000000000000 == 0x7FF0000000000000 {
+			return 0, "a double is infinite or not a number"
+		}
+	}
 	return n, ""
 }
 
@@ -124,10 +138,15 @@ func LookupString(table []byte, name string) string {
 	return ""
 }
 
-// AppendShortStr appends a short string, cut to the 255 octets that fit.
+// AppendShortStr appends a short string, cut to the 255 octets that fit and never
+// within a character: peers may refuse malformed UTF-8.
 func AppendShortStr(dst []byte, s string) []byte {
 	if len(s) > 255 {
-		s = s[:255]
+		n := 255
+		for n > 255-utf8.UTFMax && !utf8.RuneStart(s[n]) {
+			n--
+		}
+		s = s[:n]
 	}
 	dst = append(dst, byte(len(s)))
 	return append(dst, s...)

@@ -29,6 +29,7 @@ type client struct {
 	needs   string   // a file that is there when the client is installed
 	command []string // the program and its first arguments
 	lacks   []string // operations the library does not have
+	env     []string // more of the environment
 	inside  func(ctx context.Context, op, port, queue string, n int) error
 }
 
@@ -65,7 +66,7 @@ func (c *client) run(t testing.TB, op, port, queue string, n int) result {
 		rabbit.Skip(t, fmt.Errorf("%s is not installed (`make deps` installs it): %w", c.name, err))
 	}
 	cmd := exec.CommandContext(ctx, c.command[0], append(slices.Clone(c.command[1:]), op, port, queue, strconv.Itoa(n))...)
-	cmd.Env = append(os.Environ(), "NODE_PATH="+filepath.Join(rabbit.CacheDir(), "node/node_modules"))
+	cmd.Env = append(append(os.Environ(), "NODE_PATH="+filepath.Join(rabbit.CacheDir(), "node/node_modules")), c.env...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {
@@ -140,13 +141,13 @@ func percentile(values []float64, p float64) float64 {
 	return s[min(max(i, 0), len(s)-1)]
 }
 
-// versions tells which clients were met, once.
+// TestClientVersions tells which clients were met.
 func TestClientVersions(t *testing.T) {
 	for _, probe := range [][]string{
 		{"php", "-r", `echo "php ", PHP_VERSION, ", php-amqp ", phpversion("amqp"), "\n";`},
 		{"/usr/bin/python3", "-c", "import pika,kombu,amqp;print('pika',pika.__version__+', kombu',kombu.__version__+', py-amqp',amqp.__version__)"},
 		{"dpkg-query", "-W", "php-amqplib", "amqp-tools"},
-		{"node", "-p", "'node '+process.version+', amqplib '+require('amqplib/package.json').version"},
+		{"node", "-p", "'node '+process.version+', amqplib '+require(process.env.NODE_PATH+'/amqplib/package.json').version"},
 	} {
 		cmd := exec.Command(probe[0], probe[1:]...)
 		cmd.Env = append(os.Environ(), "NODE_PATH="+filepath.Join(rabbit.CacheDir(), "node/node_modules"))
@@ -154,6 +155,6 @@ func TestClientVersions(t *testing.T) {
 		if err != nil {
 			rabbit.Skip(t, fmt.Errorf("%s: %w: %s", probe[0], err, out))
 		}
-		t.Logf("FIGURE clients: %s", strings.Join(strings.Fields(string(out)), " "))
+		t.Logf("FIGURE %s", strings.Join(strings.Fields(string(out)), " "))
 	}
 }

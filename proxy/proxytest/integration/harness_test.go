@@ -37,8 +37,14 @@ type target struct {
 	proxy  *process // nil when straight
 }
 
-func (tg *target) port() string {
-	_, port, _ := net.SplitHostPort(tg.addr)
+func (tg *target) port() string { return portOf(tg.addr) }
+
+// portOf is the port of an address that a listener gave.
+func portOf(addr string) string {
+	_, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		panic(err)
+	}
 	return port
 }
 

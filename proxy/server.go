@@ -5,50 +5,421 @@ package proxy
 import (
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
 	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
 )
+
+var bg = context.Background()
 
 // DialFunc opens a connection to the broker at a HOST:PORT address.
 type DialFunc func(ctx context.Context, network, address string) (net.Conn, error)
 
 // Server is one proxy engine. Make it with New, run it with Start, end it with Shutdown.
-type Server struct{}
+type Server struct {
+	log  *slog.Logger
+	host string
+	conf atomic.Pointer[Config]
+	ctx  context.Context // ends with the server
+	stop context.CancelFunc
+
+	coarse atomic.Int64 // nanoseconds since started, set by the janitor
+	began  time.Time
+	n      counters
+	gate   gate
+	budget budget
+	logins logins
+	broker atomic.Pointer[brokerInfo] // of the newest handshake
+	down   atomic.Pointer[outage]
+
+	mu        sync.Mutex // guards all below
+	listeners []net.Listener
+	accepting bool
+	clients   map[*client]struct{}
+	upstreams map[*upstream]struct{}
+	held      int           // clients that have a place under max_clients
+	left      chan struct{} // closed when one of them leaves
+	empty     chan struct{} // closed when the last client has gone, while stopping
+	ended     bool
+	err       error
+
+	orphans []*pool // refused by the broker, with clients left; guarded by logins.mu
+	owners  sync.WaitGroup
+	done    chan struct{}
+}
+
+var errStopping = amqp.Errorf(amqp.ConnectionForced, 0, "proxy shutting down")
 
 // New checks the configuration; nothing is started.
-func New(cfg Config) (*Server, error) { return nil, errors.New("not built yet") }
+func New(cfg Config) (*Server, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	s := &Server{
+		began:     time.Now(),
+		clients:   make(map[*client]struct{}),
+		upstreams: make(map[*upstream]struct{}),
+		done:      make(chan struct{}),
+	}
+	s.log = cfg.Logger
+	if s.log == nil {
+		s.log = slog.Default()
+	}
+	s.host, _ = os.Hostname()
+	s.ctx, s.stop = context.WithCancel(bg)
+	s.gate.s = s
+	s.logins.accounts = make(map[accountKey]*account)
+	s.setConfig(cfg)
+	return s, nil
+}
+
+func (s *Server) setConfig(cfg Config) {
+	if cfg.Dial == nil {
+		cfg.Dial = (&net.Dialer{KeepAlive: 30 * time.Second}).DialContext
+	}
+	s.budget.resize(cfg.MessageBuffer)
+	s.conf.Store(&cfg)
+	s.gate.poke()
+}
+
+func (s *Server) cfg() *Config { return s.conf.Load() }
+
+// now is the coarse clock: nanoseconds since the server was made, plus one tick, so that
+// it is never 0.
+func (s *Server) now() int64 { return s.coarse.Load() }
+
+// clock is the coarse clock as a time.
+func (s *Server) clock() time.Time { return s.began.Add(time.Duration(s.now())) }
 
 // Start binds every listener and accepts clients; it returns when all are bound, or
 // with the first error and nothing bound. An inherited listener (socket activation)
 // serves in place of the configured address with the same index; a nil entry is bound anew.
-func (s *Server) Start(inherited []net.Listener) error { return nil }
+func (s *Server) Start(inherited []net.Listener) error {
+	cfg := s.cfg()
+	var bound []net.Listener
+	for i, l := range cfg.Listeners {
+		var ln net.Listener
+		if i < len(inherited) {
+			ln = inherited[i]
+		}
+		if ln == nil {
+			var err error
+			if ln, err = net.Listen("tcp", l.Address); err != nil {
+				for _, b := range bound {
+					_ = b.Close()
+				}
+				return fmt.Errorf("cannot listen on %s: %w", l.Address, err)
+			}
+		}
+		bound = append(bound, ln)
+	}
+	s.coarse.Store(1)
+	s.mu.Lock()
+	s.listeners, s.accepting = bound, true
+	s.mu.Unlock()
+	s.owners.Add(1 + len(bound))
+	go s.janitor()
+	for i, ln := range bound {
+		lst := cfg.Listeners[i]
+		go s.accept(ln, &lst)
+	}
+	return nil
+}
+
+// accept takes clients until the listener ends.
+func (s *Server) accept(ln net.Listener, lst *Listener) {
+	defer s.owners.Done()
+	for pause := time.Duration(0); ; {
+		conn, err := ln.Accept()
+		if err == nil {
+			pause = 0
+			s.admit(conn, lst)
+			continue
+		}
+		s.mu.Lock()
+		on := s.accepting
+		s.mu.Unlock()
+		if !on {
+			return
+		}
+		if errors.Is(err, net.ErrClosed) {
+			s.end(fmt.Errorf("listener %s: %w", ln.Addr(), err))
+			return
+		}
+		// Out of descriptors, most often: clients that leave make room.
+		pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+		s.log.Warn("cannot accept clients", "listener", ln.Addr().String(), "error", err, "retry_in", pause)
+		select {
+		case <-time.After(pause):
+		case <-s.ctx.Done():
+			return
+		}
+	}
+}
+
+// admit starts a client, if there is a place for it.
+func (s *Server) admit(conn net.Conn, lst *Listener) {
+	c := &client{s: s, conn: conn, lst: lst, gone: make(chan struct{})}
+	c.started = s.now()
+	c.lastRead.Store(c.started)
+	c.out.Init(&c.mu, conn, &s.coarse, c.broken)
+	c.rd.Init(make([]byte, clientBuffer), handshakeFrame)
+	s.mu.Lock()
+	if !s.accepting {
+		s.mu.Unlock()
+		_ = conn.Close()
+		return
+	}
+	s.placeLocked(c)
+	s.clients[c] = struct{}{}
+	s.owners.Add(1)
+	s.mu.Unlock()
+	c.n = s.n.clientsTotal.Add(1)
+	go c.serve()
+}
+
+func (s *Server) clientGone(c *client) {
+	s.mu.Lock()
+	delete(s.clients, c)
+	if c.held {
+		s.held--
+		if s.left != nil {
+			close(s.left)
+			s.left = nil
+		}
+	}
+	if len(s.clients) == 0 && s.empty != nil {
+		close(s.empty)
+		s.empty = nil
+	}
+	s.mu.Unlock()
+	s.owners.Done()
+}
+
+// upstreamUp counts an upstream whose reader is about to run. False: the server has ended.
+func (s *Server) upstreamUp(u *upstream) bool {
+	s.mu.Lock()
+	if s.ended {
+		s.mu.Unlock()
+		return false
+	}
+	s.upstreams[u] = struct{}{}
+	s.owners.Add(1)
+	s.mu.Unlock()
+	s.n.upstreamsTotal.Add(1)
+	s.log.Info("upstream opened", "upstream", u.n, "user", u.account.key.user, "vhost", u.vhost())
+	return true
+}
+
+func (s *Server) readerGone(u *upstream) {
+	close(u.done)
+	s.owners.Done()
+}
+
+func (s *Server) upstreamGone(u *upstream) {
+	s.mu.Lock()
+	delete(s.upstreams, u)
+	s.mu.Unlock()
+	s.gate.give()
+	s.log.Info("upstream closed", "upstream", u.n)
+}
+
+// allPools are the pools of all identities, those that are no longer served included.
+func (s *Server) allPools() []*pool {
+	l := &s.logins
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	all := append([]*pool(nil), s.orphans...)
+	for _, a := range l.accounts {
+		for _, p := range a.pools {
+			all = append(all, p)
+		}
+	}
+	return all
+}
 
 // Addrs are the bound addresses in the order of Config.Listeners.
-func (s *Server) Addrs() []net.Addr { return nil }
+func (s *Server) Addrs() []net.Addr {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	addrs := make([]net.Addr, len(s.listeners))
+	for i, ln := range s.listeners {
+		addrs[i] = ln.Addr()
+	}
+	return addrs
+}
 
 // Reload takes a new configuration for what comes after; clients stay connected.
 // It names the settings that changed but take effect only after a restart.
 // On an error nothing has changed.
-func (s *Server) Reload(cfg Config) (needRestart []string, err error) { return nil, nil }
+func (s *Server) Reload(cfg Config) (needRestart []string, err error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	old := s.cfg()
+	if len(cfg.Listeners) != len(old.Listeners) {
+		needRestart = append(needRestart, "listeners")
+	} else {
+		for i := range cfg.Listeners {
+			if cfg.Listeners[i] != old.Listeners[i] {
+				needRestart = append(needRestart, fmt.Sprintf("listener %d", i+1))
+			}
+		}
+	}
+	cfg.Listeners = old.Listeners
+	moved := cfg.Upstream.Address() != old.Upstream.Address() || (cfg.Upstream.TLS == nil) != (old.Upstream.TLS == nil)
+	s.setConfig(cfg)
+	if moved {
+		// What stands is used up; what comes goes to the new broker.
+		s.down.Store(nil)
+		for _, p := range s.allPools() {
+			p.retireAll()
+		}
+	}
+	return needRestart, nil
+}
+
+func (p *pool) retireAll() {
+	p.mu.Lock()
+	for _, u := range p.ups {
+		u.retired = true
+	}
+	p.mu.Unlock()
+}
 
 // Shutdown stops accepting, gives clients until the drain timeout (or ctx's end, if
 // sooner) to finish, then closes them with 320, flushes, closes the upstreams and returns.
-func (s *Server) Shutdown(ctx context.Context) error { return nil }
+func (s *Server) Shutdown(ctx context.Context) error {
+	empty := s.stopAccepting()
+	timer := time.NewTimer(s.cfg().DrainTimeout)
+	defer timer.Stop()
+	select {
+	case <-empty:
+	case <-timer.C:
+	case <-ctx.Done():
+	case <-s.done:
+		return s.Err()
+	}
+	s.mu.Lock()
+	left := make([]*client, 0, len(s.clients))
+	for c := range s.clients {
+		left = append(left, c)
+	}
+	s.mu.Unlock()
+	for _, c := range left {
+		c.shut(errStopping, false)
+	}
+	// Every client has closeGrace to answer, every write that is under way to end.
+	wait := time.NewTimer(2 * closeGrace)
+	defer wait.Stop()
+	select {
+	case <-empty:
+	case <-wait.C:
+	}
+	s.closeUpstreams()
+	s.end(nil)
+	return nil
+}
+
+// stopAccepting closes the listeners; the channel is closed when no client is left.
+func (s *Server) stopAccepting() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.accepting = false
+	for _, ln := range s.listeners {
+		_ = ln.Close()
+	}
+	if s.empty == nil {
+		s.empty = make(chan struct{})
+		if len(s.clients) == 0 {
+			empty := s.empty
+			close(empty)
+			s.empty = nil
+			return empty
+		}
+	}
+	return s.empty
+}
+
+// closeUpstreams says connection.close to the broker and waits for its answer, bounded.
+func (s *Server) closeUpstreams() {
+	s.mu.Lock()
+	ups := make([]*upstream, 0, len(s.upstreams))
+	for u := range s.upstreams {
+		ups = append(ups, u)
+	}
+	s.mu.Unlock()
+	for _, u := range ups {
+		u.close("the proxy is stopping")
+	}
+	timer := time.NewTimer(s.cfg().CloseTimeout)
+	defer timer.Stop()
+	for _, u := range ups {
+		select {
+		case <-u.done:
+		case <-timer.C:
+			return
+		}
+	}
+}
 
 // Close ends everything at once.
-func (s *Server) Close() error { return nil }
+func (s *Server) Close() error {
+	s.stopAccepting()
+	s.end(nil)
+	return nil
+}
+
+// end closes every socket, waits for the goroutines and closes Done.
+func (s *Server) end(err error) {
+	s.mu.Lock()
+	if s.ended {
+		s.mu.Unlock()
+		<-s.done
+		return
+	}
+	s.ended, s.accepting, s.err = true, false, err
+	listeners := s.listeners
+	var clients []*client
+	for c := range s.clients {
+		clients = append(clients, c)
+	}
+	var ups []*upstream
+	for u := range s.upstreams {
+		ups = append(ups, u)
+	}
+	s.mu.Unlock()
+	s.stop()
+	for _, ln := range listeners {
+		_ = ln.Close()
+	}
+	for _, u := range ups {
+		u.fail(errStopping, false)
+	}
+	for _, c := range clients {
+		c.closeSocket()
+	}
+	go func() {
+		s.owners.Wait()
+		close(s.done)
+	}()
+	if err == nil {
+		<-s.done
+	}
+}
 
 // Done is closed when the server has ended, by Shutdown, Close or a failed listener.
-func (s *Server) Done() <-chan struct{} { return nil }
+func (s *Server) Done() <-chan struct{} { return s.done }
 
 // Err says, after Done, why the server ended; nil after Shutdown and Close.
-func (s *Server) Err() error { return nil }
-
-// Ready reports whether the broker can be reached, with the reason when not.
-func (s *Server) Ready(ctx context.Context) error { return nil }
-
-// SelfCheck makes a login-free handshake with the server's own first listener and
-// reports what is wrong, if anything; a watchdog's question.
-func (s *Server) SelfCheck(ctx context.Context) error { return nil }
-
-// Stats is a snapshot of the counters.
-func (s *Server) Stats() Stats { return Stats{} }
+func (s *Server) Err() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err
+}

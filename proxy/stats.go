@@ -2,7 +2,11 @@
 
 package proxy
 
-import "time"
+import (
+	"math"
+	"sync/atomic"
+	"time"
+)
 
 // Stats is a snapshot of a server. Totals count from the server's start.
 type Stats struct {
@@ -50,4 +54,80 @@ type PoolStats struct {
 	Sessions    int // upstreams that belong to one client
 	Channels    int
 	Waiting     int
+}
+
+// counters are the server's own; Stats is made of them.
+type counters struct {
+	clientsTotal, upstreamsTotal, upstreamSeq atomic.Uint64
+	loginsOK, loginsRefused, loginsFailed     atomic.Uint64
+	reuseHits                                 atomic.Uint64
+	fromClients, fromUpstreams                atomic.Uint64
+	toClientsGone, toUpstreams                atomic.Uint64
+	framesClients, framesUpstreams            atomic.Uint64
+	lateErrors, slowCloses, firewallCloses    atomic.Uint64
+	heartbeatTimeouts, upstreamsLost          atomic.Uint64
+	channels, bindings                        atomic.Int64
+	latency                                   [len(ConnectLatencyBounds) + 1]atomic.Uint64
+	latencySum                                atomic.Int64
+}
+
+// observe counts one successful login to the broker.
+func (n *counters) observe(took time.Duration) {
+	n.latencySum.Add(int64(took))
+	for i := range n.latency {
+		bound := math.Inf(1)
+		if i < len(ConnectLatencyBounds) {
+			bound = ConnectLatencyBounds[i]
+		}
+		if took.Seconds() <= bound {
+			n.latency[i].Add(1)
+		}
+	}
+}
+
+// Stats is a snapshot of the counters.
+func (s *Server) Stats() Stats {
+	n := &s.n
+	st := Stats{
+		Started: s.began, ClientsTotal: n.clientsTotal.Load(), UpstreamsTotal: n.upstreamsTotal.Load(),
+		LoginsOK: n.loginsOK.Load(), LoginsRefused: n.loginsRefused.Load(), LoginsFailed: n.loginsFailed.Load(),
+		ReuseHits: n.reuseHits.Load(), BytesFromClients: n.fromClients.Load(), BytesFromUpstreams: n.fromUpstreams.Load(),
+		BytesToUpstreams: n.toUpstreams.Load(), BytesToClients: n.toClientsGone.Load(),
+		FramesFromClients: n.framesClients.Load(), FramesFromUpstreams: n.framesUpstreams.Load(),
+		LateErrors: n.lateErrors.Load(), SlowClientCloses: n.slowCloses.Load(), FirewallCloses: n.firewallCloses.Load(),
+		HeartbeatTimeouts: n.heartbeatTimeouts.Load(), UpstreamsLost: n.upstreamsLost.Load(),
+		Channels: int(n.channels.Load()), Bindings: int(n.bindings.Load()),
+		ConnectLatencySum: time.Duration(n.latencySum.Load()),
+	}
+	for i := range st.ConnectLatency {
+		st.ConnectLatency[i] = n.latency[i].Load()
+	}
+	s.mu.Lock()
+	st.Clients, st.Upstreams = len(s.clients), len(s.upstreams)
+	for c := range s.clients {
+		st.BytesToClients += uint64(c.out.Written.Load())
+	}
+	s.mu.Unlock()
+	st.Waiting, st.LongestWait = s.gate.waiting()
+	for _, p := range s.allPools() {
+		st.Pools = append(st.Pools, p.stats())
+	}
+	st.Identities = len(st.Pools)
+	return st
+}
+
+func (p *pool) stats() PoolStats {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	st := PoolStats{User: p.id.user, VHost: p.id.vhost, Upstreams: len(p.ups), Waiting: p.waiting}
+	for _, u := range p.ups {
+		st.Channels += u.load
+		switch {
+		case u.owner.Load() != nil:
+			st.Sessions++
+		case u.load == 0:
+			st.Idle++
+		}
+	}
+	return st
 }

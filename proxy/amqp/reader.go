@@ -128,3 +128,10 @@ func (rd *Reader) Release() {
 	}
 	rd.big, rd.buf, rd.home, rd.r, rd.w = nil, nil, nil, 0, 0
 }
+
+// Between is what was consumed between two marks.
+func (rd *Reader) Between(from, to int) []byte { return rd.buf[from:to:to] }
+
+// Expect notes the length of the frame that comes next, from Split, for who cuts frames
+// out of Buffered himself.
+func (rd *Reader) Expect(need int) { rd.need = need }

@@ -1,0 +1,303 @@
+// Logins: which user and secret the broker has accepted, for which vhosts, and since when.
+// One login to the broker at a time for each; whoever comes meanwhile waits for its verdict.
+
+package proxy
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+)
+
+type accountKey struct{ user, secret string }
+
+// brokerInfo is what a broker's handshake told of it.
+type brokerInfo struct {
+	properties       []byte // inside of server-properties
+	mechanisms       string
+	tune             amqp.Tune
+	confirms         bool
+	rejectsGlobalQos bool
+}
+
+// account is a user and secret; its pools are its vhosts.
+type account struct {
+	key accountKey
+	// info is that of the newest handshake of this account.
+	info atomic.Pointer[brokerInfo]
+
+	// Guarded by Server.logins.
+	refs   int // clients, and pools
+	known  bool
+	flight *flight
+	spare  *upstream // logged in, no vhost opened
+	pools  map[string]*pool
+
+	verified atomic.Int64 // when the broker last accepted it, coarse clock
+}
+
+// trustedLocked tells whether the account may be believed without asking the broker
+// first: it was accepted within ttl, or a connection of its own still stands, whose pool
+// then has it verified again behind the login.
+func (a *account) trustedLocked(now int64, ttl time.Duration) bool {
+	if !a.known {
+		return false
+	}
+	if now-a.verified.Load() <= int64(ttl) {
+		return true
+	}
+	for _, p := range a.pools {
+		if p.usable() {
+			return true
+		}
+	}
+	return false
+}
+
+// logins holds the accounts.
+type logins struct {
+	mu       sync.Mutex
+	accounts map[accountKey]*account
+}
+
+// authenticate is the verdict on user and secret, before a vhost is named: known from a
+// login that the broker accepted, otherwise asked now. The account counts the caller.
+func (s *Server) authenticate(c *client, key accountKey, props []byte) (*account, *amqp.Error) {
+	l := &s.logins
+	for {
+		l.mu.Lock()
+		a := l.accounts[key]
+		if a == nil {
+			a = &account{key: key, pools: make(map[string]*pool)}
+			l.accounts[key] = a
+		}
+		if a.trustedLocked(s.now(), s.cfg().AuthTTL) {
+			a.refs++
+			l.mu.Unlock()
+			return a, nil
+		}
+		f := a.flight
+		if f == nil {
+			f = &flight{done: make(chan struct{})}
+			a.flight = f
+			go s.verify(a, f, props)
+		}
+		l.mu.Unlock()
+		select {
+		case <-f.done:
+			if f.err != nil {
+				return nil, f.err
+			}
+		case <-c.gone:
+			return nil, errGone
+		}
+	}
+}
+
+// verify logs in to the broker and keeps the connection for the vhost to be named.
+func (s *Server) verify(a *account, f *flight, props []byte) {
+	u, err := s.login(a.key, props)
+	l := &s.logins
+	l.mu.Lock()
+	a.flight = nil
+	f.err = err
+	if err == nil {
+		a.known, a.spare = true, u
+		a.info.Store(u.serverInfo)
+		a.verified.Store(s.now())
+		u.account = a
+	} else if a.refs == 0 && len(a.pools) == 0 && l.accounts[a.key] == a {
+		delete(l.accounts, a.key)
+	}
+	l.mu.Unlock()
+	close(f.done)
+	if err == nil {
+		// Whoever logged in may never name a vhost.
+		time.AfterFunc(s.cfg().HandshakeTimeout, func() { s.dropSpare(a, u) })
+	}
+}
+
+// login is the first half of an upstream's handshake, with its place at the bound.
+func (s *Server) login(key accountKey, props []byte) (*upstream, *amqp.Error) {
+	if err := s.gate.take(nil); err != nil {
+		return nil, err
+	}
+	ctx, cancel := s.connectContext()
+	defer cancel()
+	u, err := s.dial(ctx, key, props)
+	if err != nil {
+		s.gate.give()
+		return nil, err
+	}
+	return u, nil
+}
+
+func (s *Server) dropSpare(a *account, u *upstream) {
+	l := &s.logins
+	l.mu.Lock()
+	mine := a.spare == u
+	if mine {
+		a.spare = nil
+	}
+	s.tidyLocked(a)
+	l.mu.Unlock()
+	if mine {
+		_ = u.conn.Close()
+		s.gate.give()
+	}
+}
+
+func (s *Server) takeSpare(a *account) *upstream {
+	l := &s.logins
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	u := a.spare
+	a.spare = nil
+	return u
+}
+
+// tidyLocked forgets an account of which nothing is left.
+func (s *Server) tidyLocked(a *account) {
+	if a.refs == 0 && len(a.pools) == 0 && a.flight == nil && a.spare == nil && s.logins.accounts[a.key] == a {
+		delete(s.logins.accounts, a.key)
+	}
+}
+
+func (s *Server) leaveAccount(a *account) {
+	l := &s.logins
+	l.mu.Lock()
+	a.refs--
+	s.tidyLocked(a)
+	l.mu.Unlock()
+}
+
+// pool is the account's pool for a vhost; it counts the caller as a client.
+func (s *Server) poolOf(a *account, vhost string) *pool {
+	l := &s.logins
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	p := a.pools[vhost]
+	if p == nil {
+		p = &pool{s: s, id: identity{a.key.user, a.key.secret, vhost}, account: a}
+		a.pools[vhost] = p
+	}
+	p.mu.Lock()
+	p.clients++
+	p.mu.Unlock()
+	return p
+}
+
+// forget takes a pool that the broker refuses out of reach of new logins.
+func (s *Server) forget(p *pool, e *amqp.Error) {
+	l := &s.logins
+	l.mu.Lock()
+	a := p.account
+	var all []*pool
+	if e.Code == amqp.AccessRefused {
+		a.known = false
+		for _, x := range a.pools {
+			all = append(all, x)
+		}
+		clear(a.pools)
+		if l.accounts[a.key] == a {
+			delete(l.accounts, a.key)
+		}
+	} else {
+		all = append(all, p)
+		if a.pools[p.id.vhost] == p {
+			delete(a.pools, p.id.vhost)
+		}
+	}
+	s.orphans = append(s.orphans, all...)
+	l.mu.Unlock()
+	for _, x := range all {
+		x.forget()
+	}
+}
+
+// admitted is the verdict on the identity: open-ok may be sent when it is nil.
+// With a session, the client's own upstream has been opened or taken.
+func (s *Server) admitted(c *client, p *pool) *amqp.Error {
+	cfg := s.cfg()
+	for {
+		p.mu.Lock()
+		if p.verified != 0 && p.usableLocked() {
+			if s.now()-p.verified > int64(cfg.AuthTTL) && !p.rechecking {
+				p.rechecking = true
+				go p.recheck()
+			}
+			p.mu.Unlock()
+			s.n.reuseHits.Add(1)
+			return nil
+		}
+		f := p.login
+		if f == nil {
+			f = &flight{done: make(chan struct{})}
+			p.login = f
+			go p.firstLogin(f)
+		}
+		p.mu.Unlock()
+		select {
+		case <-f.done:
+			return f.err
+		case <-c.gone:
+			return errGone
+		}
+	}
+}
+
+func (p *pool) usable() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.usableLocked()
+}
+
+func (p *pool) usableLocked() bool {
+	for _, u := range p.ups {
+		if !u.retired {
+			return true
+		}
+	}
+	return false
+}
+
+// firstLogin opens the pool's first upstream, on the connection that verified the account if it is there.
+func (p *pool) firstLogin(f *flight) {
+	u, err := p.openSpare()
+	if u == nil && err == nil {
+		u, err = p.s.openUpstream(p, nil)
+	}
+	p.mu.Lock()
+	if err == nil {
+		p.addLocked(u)
+	}
+	f.err = err
+	p.login = nil
+	p.mu.Unlock()
+	if err != nil && refusal(err) {
+		p.s.forget(p, err)
+	}
+	close(f.done)
+}
+
+// openSpare opens the vhost on the account's spare connection. Nil and nil: there is none that works.
+func (p *pool) openSpare() (*upstream, *amqp.Error) {
+	u := p.s.takeSpare(p.account)
+	if u == nil {
+		return nil, nil
+	}
+	ctx, cancel := p.s.connectContext()
+	defer cancel()
+	err := u.open(ctx, p.id.vhost)
+	if err == nil {
+		return u, nil
+	}
+	_ = u.conn.Close()
+	p.s.gate.give()
+	if refusal(err) {
+		return nil, err
+	}
+	return nil, nil // it may have died while it waited: dial anew
+}

@@ -1,0 +1,234 @@
+// What the proxy answers itself, each answer saving a round trip to the broker.
+
+package proxy
+
+import (
+	"log/slog"
+	"time"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+)
+
+// qos answers basic.qos at once and sends it on; a global one is awaited.
+func (c *client) qos(ch *channel, f amqp.Frame, bits byte) bool {
+	a := amqp.ReadArgs(f)
+	size, prefetch := a.Long(), a.Short()
+	if size != 0 {
+		return c.refuse(amqp.NotImplemented, amqp.BasicQos, "prefetch_size!=0 (%d)", size)
+	}
+	if bits&1 != 0 {
+		if c.account.info.Load().rejectsGlobalQos && !c.needSession(ch, amqp.BasicQos) {
+			return false
+		}
+		if !c.pass(ch, f, laneRead, true) {
+			return false
+		}
+		ch.stateful = true
+		c.expectQos(ch.cur.Load(), false)
+		return true
+	}
+	ch.qosSet, ch.prefetch = true, prefetch
+	c.reply(ch, amqp.BasicQosOk)
+	if ch.cur.Load() == nil {
+		return false // goes out with the prelude
+	}
+	if !c.pass(ch, f, laneRead, false) {
+		return false
+	}
+	c.expectQos(ch.cur.Load(), true)
+	return true
+}
+
+func (c *client) expectQos(b *binding, own bool) {
+	b.u.mu.Lock()
+	b.qosOwn.push(own)
+	b.u.mu.Unlock()
+}
+
+// confirmSelect answers confirm.select at once and sends it on, unless the broker may refuse it.
+func (c *client) confirmSelect(ch *channel, f amqp.Frame, wait bool) bool {
+	b := ch.cur.Load()
+	if ch.tx || !c.account.info.Load().confirms {
+		if !c.pass(ch, f, lanePublish, wait) {
+			return false
+		}
+		b = ch.cur.Load()
+		if wait {
+			b.u.mu.Lock()
+			b.selectOwn.push(false)
+			b.u.mu.Unlock()
+		}
+		return true
+	}
+	ch.confirm = true
+	if wait {
+		c.reply(ch, amqp.ConfirmSelectOk)
+	}
+	if b == nil {
+		return false
+	}
+	if !c.pass(ch, f, lanePublish, false) {
+		return false
+	}
+	if wait {
+		b.u.mu.Lock()
+		b.selectOwn.push(true)
+		b.u.mu.Unlock()
+	}
+	return true
+}
+
+// closeChannel takes the client's channel.close: answered at once when the channel is
+// quiet, by the broker's close-ok otherwise.
+func (c *client) closeChannel(ch *channel, f amqp.Frame) bool {
+	b := ch.cur.Load()
+	if b == nil {
+		c.answerClose(ch, chClosed)
+		return false
+	}
+	silent := c.s.cfg().FastClose && b.quiet()
+	to := chClosing
+	if silent {
+		to = chClosed
+	}
+	if !c.answerClose(ch, to) {
+		return false
+	}
+	b = c.bound(ch, laneNone)
+	c.run.closes = append(c.run.closes, closing{b, silent})
+	f.SetChannel(b.id)
+	return true
+}
+
+// answerClose moves a channel that the client closes to its next state, with close-ok when
+// that is chClosed. False: the broker was faster, nothing is to be sent.
+func (c *client) answerClose(ch *channel, to channelState) bool {
+	c.mu.Lock()
+	was := ch.state.Load()
+	if was != chOpen {
+		to = chClosed
+	}
+	ch.state.Store(to)
+	if to == chClosed {
+		c.out.SetBufferLocked(amqp.AppendMethod(c.out.BufferLocked(16), ch.id, amqp.ChannelCloseOk))
+	}
+	c.mu.Unlock()
+	if was == chRefused {
+		c.owe(ch.id)
+	}
+	if to == chClosed {
+		c.forget(ch)
+	}
+	c.s.n.channels.Add(-1)
+	return was == chOpen
+}
+
+// route0 takes the frames of channel 0.
+func (c *client) route0(f amqp.Frame) bool {
+	switch f.Type() {
+	case amqp.FrameHeartbeat:
+		return false
+	case amqp.FrameMethod:
+	case amqp.FrameHeader, amqp.FrameBody:
+		return c.refuse(amqp.UnexpectedFrame, 0, "content frame of type %d on channel 0", f.Type())
+	default:
+		return c.refuse(amqp.FrameError, 0, "type %d on channel 0: unknown frame type", f.Type())
+	}
+	m := f.Method()
+	if e := c.admit(m, m.Spec(), f); e != nil {
+		c.s.n.firewallCloses.Add(1)
+		return c.die(e)
+	}
+	if _, err := m.Spec().CheckArgs(f.Args()); err != nil {
+		c.s.n.firewallCloses.Add(1)
+		return c.die(err)
+	}
+	switch m {
+	case amqp.ConnectionClose:
+		c.closeConnection()
+	case amqp.ConnectionUpdateSecret:
+		c.updateSecret(f)
+	default:
+		c.refuse(amqp.CommandInvalid, m, "unexpected method in connection state running")
+	}
+	return false
+}
+
+// closeConnection answers connection.close: at once when all channels are quiet, otherwise
+// when the broker has closed those that are not, at the latest after close_timeout.
+func (c *client) closeConnection() {
+	c.flushRun()
+	fast := c.s.cfg().FastClose
+	var waits []*channel
+	for _, ch := range c.chans {
+		c.dropSpill(ch)
+		b := ch.cur.Load()
+		if b == nil || ch.state.Load() == chRefused {
+			continue
+		}
+		silent := fast && b.quiet()
+		if !silent {
+			waits = append(waits, ch)
+			c.mu.Lock()
+			if ch.state.Load() == chOpen {
+				ch.state.Store(chClosing)
+			}
+			c.mu.Unlock()
+		}
+		b.u.mu.Lock()
+		b.u.closeLocked(b, silent)
+		b.u.mu.Unlock()
+		b.u.out.Flush()
+	}
+	if len(waits) > 0 {
+		c.awaitCloses(waits)
+	}
+	c.endSession()
+	c.mu.Lock()
+	if c.phase.Load() == phaseRunning {
+		c.phase.Store(phaseClosing)
+		c.closeAt.Store(c.s.now() + int64(closeGrace))
+		c.out.SetBufferLocked(amqp.AppendMethod(c.out.BufferLocked(16), 0, amqp.ConnectionCloseOk))
+	}
+	c.mu.Unlock()
+}
+
+// awaitCloses waits until none of the channels waits for close-ok any more.
+func (c *client) awaitCloses(chs []*channel) {
+	c.out.Flush()
+	timer := time.NewTimer(c.s.cfg().CloseTimeout)
+	defer timer.Stop()
+	for {
+		c.mu.Lock()
+		open := 0
+		for _, ch := range chs {
+			if ch.state.Load() == chClosing {
+				open++
+			}
+		}
+		if open == 0 || c.phase.Load() != phaseRunning {
+			c.mu.Unlock()
+			return
+		}
+		answers := make(chan struct{})
+		c.answers = answers
+		c.mu.Unlock()
+		select {
+		case <-answers:
+		case <-c.gone:
+			return
+		case <-timer.C:
+			c.log(slog.LevelWarn, "the broker did not answer channel.close in time", "channels", open)
+			return
+		}
+	}
+}
+
+// readYourWrites waits until the quiet closes of the identity that came before are through.
+func (c *client) readYourWrites() {
+	if c.pool.closes.n.Load() == 0 {
+		return
+	}
+	c.settle()
+	c.pool.closes.wait(c.s.cfg().CloseTimeout, c.gone)
+}

@@ -1,0 +1,398 @@
+// A client: one connection from an application. Its reader routes what the application
+// sends; what is for the application goes through its queue, whoever it comes from.
+
+package proxy
+
+import (
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/outbox"
+)
+
+const (
+	// clientBuffer holds what an idle client sends in one go; busy ones borrow more.
+	clientBuffer = 1 << 10
+	// sessionHigh is how much may wait for the owner of a session before the broker's
+	// socket is left alone, sessionLow when it is read again.
+	sessionHigh = 512 << 10
+	sessionLow  = 128 << 10
+	// closeGrace is how long a client has to answer connection.close, and how long the
+	// socket is drained after close-ok.
+	closeGrace = time.Second
+)
+
+// clientPhase is how far a client has come.
+type clientPhase = uint32
+
+const (
+	phaseHandshake clientPhase = iota
+	phaseRunning
+	phaseClosing // connection.close was sent or answered; what else comes is discarded
+)
+
+// capabilities are what the client announced in its client-properties.
+type capabilities struct {
+	authFailureClose, cancelNotify, blocked bool
+}
+
+type client struct {
+	// Immutable after the handshake.
+	s         *Server
+	n         uint64
+	conn      net.Conn
+	lst       *Listener
+	account   *account
+	pool      *pool
+	user      string
+	name      string // connection_name
+	props     []byte // client-properties as sent
+	caps      capabilities
+	frameMax  uint32
+	chanMax   uint16
+	heartbeat time.Duration
+	started   int64
+
+	phase      atomic.Uint32 // clientPhase
+	lastRead   atomic.Int64  // coarse clock
+	reading    atomic.Bool   // in Read: silence is the client's own
+	closeAt    atomic.Int64  // when the socket is closed for good, 0: not closing
+	pubs       atomic.Bool   // has published
+	hasSession atomic.Bool   // session is not nil
+	held       bool          // counts against max_clients; guarded by Server.mu
+	gone       chan struct{} // closed when the socket is
+
+	mu          sync.Mutex // guards the outbox, the channels' states and all below
+	out         outbox.Box
+	crowding    bool // counted in crowdedAt.crowded
+	crowdedAt   *upstream
+	blockedBy   *upstream // whose alarm the client is told of
+	blockedSaid bool      // connection.blocked was sent
+	goneOnce    bool
+	answers     chan struct{} // wakes the reader that waits for close-ok of channels
+
+	// The reader only.
+	rd       amqp.Reader
+	chans    map[uint16]*channel
+	last     *channel            // the channel of the last frame
+	owed     map[uint16]struct{} // channels of which a late close-ok may still come
+	run      run
+	runSeq   uint64
+	s0, e0   int // the run is buf[s0:e0]
+	buf      []byte
+	begun    *channel  // whose publish begins with the frame that is being routed
+	gathered int       // publishes that begin in the run and are not whole
+	spilling int       // publishes that are gathered outside of it
+	publish  *upstream // where this client's publishers go
+	readers  *upstream // where its readers go
+	session  *upstream // its own upstream
+	// exclusive is set by exclusive queues: its session's upstream ends with it.
+	exclusive bool
+	isSession bool // a session from the start
+}
+
+var errClosing = errors.New("the client is closing")
+
+// serve runs the client from accept to end; its goroutine is the client's owner.
+func (c *client) serve() {
+	defer c.end()
+	if !c.handshake() {
+		return
+	}
+	for {
+		c.reading.Store(true)
+		n, err := c.rd.Fill(c.conn)
+		c.reading.Store(false)
+		if n > 0 {
+			c.lastRead.Store(c.s.now())
+			c.s.n.fromClients.Add(uint64(n))
+			if !c.chunk() {
+				return
+			}
+		}
+		if err != nil {
+			c.hungUp(err)
+			return
+		}
+	}
+}
+
+func (c *client) hungUp(err error) {
+	if c.phase.Load() == phaseClosing {
+		return
+	}
+	level := slog.LevelDebug
+	if !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
+		c.log(level, "client's connection broke", "error", err)
+		return
+	}
+	c.log(level, "client hung up without connection.close")
+}
+
+func (c *client) log(level slog.Level, msg string, args ...any) {
+	if !c.s.log.Enabled(bg, level) {
+		return
+	}
+	args = append([]any{"client", c.n, "address", c.conn.RemoteAddr().String()}, args...)
+	if c.user != "" {
+		args = append(args, "user", c.user)
+	}
+	if c.pool != nil {
+		args = append(args, "vhost", c.pool.id.vhost)
+	}
+	if c.name != "" {
+		args = append(args, "name", c.name)
+	}
+	c.s.log.Log(bg, level, msg, args...)
+}
+
+// end gives back all that the client holds. Channels that are still open are closed at the broker.
+func (c *client) end() {
+	c.closeSocket()
+	c.releaseChannels()
+	c.mu.Lock()
+	c.out.FailLocked(outbox.ErrClosed)
+	c.uncrowdLocked()
+	c.s.n.toClientsGone.Add(uint64(c.out.Written.Load()))
+	blockedBy := c.blockedBy
+	c.blockedBy = nil
+	c.mu.Unlock()
+	if blockedBy != nil {
+		blockedBy.forget(c)
+	}
+	c.endSession()
+	if c.pool != nil {
+		c.pool.leave()
+	}
+	if c.account != nil {
+		c.s.leaveAccount(c.account)
+	}
+	c.rd.Release()
+	c.s.clientGone(c)
+}
+
+// releaseChannels closes at the broker what the client left open.
+func (c *client) releaseChannels() {
+	for _, ch := range c.chans {
+		c.dropSpill(ch)
+		if st := ch.state.Load(); st == chOpen || st == chRefused {
+			c.s.n.channels.Add(-1)
+		}
+		c.mu.Lock()
+		ch.state.Store(chClosed)
+		c.mu.Unlock()
+		if b := ch.cur.Load(); b != nil {
+			b.u.closeBinding(b)
+		}
+	}
+	c.chans, c.last = nil, nil
+	c.gathered, c.begun = 0, nil
+}
+
+func (c *client) closeSocket() {
+	c.mu.Lock()
+	first := !c.goneOnce
+	c.goneOnce = true
+	c.mu.Unlock()
+	if first {
+		close(c.gone)
+		_ = c.conn.Close()
+	}
+}
+
+// broken ends the client after a failed write.
+func (c *client) broken(err error) {
+	c.log(slog.LevelDebug, "writing to the client failed", "error", err)
+	c.closeSocket()
+}
+
+// deliver queues frames of a binding. True: the client must be woken. Frames of a channel
+// that is not open, or that has moved, go nowhere.
+func (c *client) deliver(b *binding, p []byte) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if st := b.ch.state.Load(); (st != chOpen && st != chClosing) || b.ch.cur.Load() != b {
+		return false
+	}
+	c.out.AppendLocked(p)
+	c.measureLocked(b.u)
+	return true
+}
+
+// measureLocked keeps the queue in its bounds: a crowded client's upstream takes no new
+// tenants; a full queue ends the client, unless the upstream is its own to halt.
+func (c *client) measureLocked(u *upstream) {
+	waiting := c.out.LenLocked()
+	limit := c.s.cfg().ClientQueue
+	if waiting > sessionHigh && !c.crowding {
+		c.crowding, c.crowdedAt = true, u
+		u.crowded.Add(1)
+	}
+	if waiting <= limit || c.phase.Load() == phaseClosing || u.soleTenant() == c {
+		return
+	}
+	c.s.n.slowCloses.Add(1)
+	e := amqp.Errorf(amqp.ResourceError, 0,
+		"the client reads too slowly: more than client_queue = %d bytes wait for it", limit)
+	c.out.DropLocked()
+	c.closeLocked(e)
+	go c.log(slog.LevelWarn, "client closed: it reads too slowly", "client_queue", limit)
+}
+
+func (c *client) uncrowdLocked() {
+	if c.crowding {
+		c.crowdedAt.crowded.Add(-1)
+		c.crowding, c.crowdedAt = false, nil
+	}
+}
+
+// wake sends what deliver queued.
+func (c *client) wake() {
+	c.mu.Lock()
+	c.out.KickLocked()
+	c.mu.Unlock()
+}
+
+// waitRoom waits until little waits for the client, it is gone, or cancel is closed.
+func (c *client) waitRoom(cancel <-chan struct{}) {
+	for {
+		c.mu.Lock()
+		if c.out.LenLocked() <= sessionLow || c.out.ErrLocked() != nil {
+			c.uncrowdLocked()
+			c.mu.Unlock()
+			return
+		}
+		room := c.out.RoomLocked()
+		c.mu.Unlock()
+		select {
+		case <-room:
+		case <-c.gone:
+			return
+		case <-cancel:
+			return
+		}
+	}
+}
+
+// shut tells the client that its connection ends: connection.close, then the socket when
+// it has answered, at the latest after closeGrace. Only the first call counts. Not for
+// the client's own reader, which uses die.
+func (c *client) shut(e *amqp.Error, drop bool) {
+	c.mu.Lock()
+	if drop {
+		c.out.DropLocked()
+	}
+	c.closeLocked(e)
+	c.mu.Unlock()
+}
+
+// closeLocked appends connection.close once and starts the grace.
+func (c *client) closeLocked(e *amqp.Error) {
+	switch c.phase.Load() {
+	case phaseClosing:
+		return
+	}
+	c.phase.Store(phaseClosing)
+	c.closeAt.Store(c.s.now() + int64(closeGrace))
+	c.out.SetBufferLocked(amqp.AppendClose(c.out.BufferLocked(300), 0, e))
+	c.out.KickLocked()
+	c.answeredLocked()
+}
+
+// answeredLocked wakes a reader that waits in awaitCloses.
+func (c *client) answeredLocked() {
+	if c.answers != nil {
+		close(c.answers)
+		c.answers = nil
+	}
+}
+
+// die is shut for the reader itself; false, so that it can be returned.
+func (c *client) die(e *amqp.Error) bool {
+	if c.phase.Load() == phaseClosing {
+		return false
+	}
+	c.log(slog.LevelInfo, "client closed", "code", e.Code, "reason", e.Text, "method", e.Method.String())
+	c.flushRun()
+	c.mu.Lock()
+	c.closeLocked(e)
+	c.mu.Unlock()
+	c.releaseChannels()
+	return false // the chunk loop sees the phase, and discards until close-ok
+}
+
+// reply appends frames for a channel that is still open, in answer to the client.
+func (c *client) reply(ch *channel, m amqp.Method, args ...byte) {
+	c.mu.Lock()
+	if ch.state.Load() == chOpen && c.phase.Load() == phaseRunning {
+		c.out.SetBufferLocked(amqp.AppendMethod(c.out.BufferLocked(32+len(args)), ch.id, m, args...))
+	}
+	c.mu.Unlock()
+}
+
+// pass0 queues a frame of channel 0.
+func (c *client) pass0(f amqp.Frame) {
+	c.mu.Lock()
+	if c.phase.Load() == phaseRunning {
+		c.out.AppendLocked(f)
+		c.out.KickLocked()
+	}
+	c.mu.Unlock()
+}
+
+// refused passes the broker's channel.close on and makes the channel refused. True: wake.
+func (c *client) refused(b *binding, f amqp.Frame) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	ch := b.ch
+	if ch.cur.Load() != b {
+		return false
+	}
+	switch ch.state.Load() {
+	case chOpen:
+		ch.state.Store(chRefused)
+		c.out.AppendLocked(f)
+		return true
+	case chClosing:
+		// The client's close found the binding closed already: this is its answer too.
+		c.out.AppendLocked(f)
+		c.out.SetBufferLocked(amqp.AppendMethod(c.out.BufferLocked(16), ch.id, amqp.ChannelCloseOk))
+		ch.state.Store(chClosed)
+		c.answeredLocked()
+		return true
+	}
+	return false
+}
+
+// crossed passes the broker's channel.close on to a client that is closing the channel itself.
+func (c *client) crossed(b *binding, f amqp.Frame) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if b.ch.cur.Load() != b || b.ch.state.Load() != chClosing {
+		return false
+	}
+	c.out.AppendLocked(f)
+	return true
+}
+
+// closeAnswered passes the broker's close-ok on. True: wake.
+func (c *client) closeAnswered(b *binding) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	ch := b.ch
+	if ch.cur.Load() != b || ch.state.Load() != chClosing {
+		return false
+	}
+	ch.state.Store(chClosed)
+	if c.phase.Load() == phaseRunning {
+		c.out.SetBufferLocked(amqp.AppendMethod(c.out.BufferLocked(16), ch.id, amqp.ChannelCloseOk))
+	}
+	c.answeredLocked()
+	return true
+}

@@ -1,0 +1,328 @@
+// The client's handshake: it looks like the broker's, and the broker's verdicts come
+// where the broker would give them.
+
+package proxy
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+)
+
+// handshakeFrame is the largest frame before the handshake is over.
+const handshakeFrame = 8 << 10
+
+// errNotAMQP ends a connection that spoke something else.
+var errNotAMQP = errors.New("not AMQP 0-9-1")
+
+// handshake is everything up to open-ok. False: the client has ended.
+func (c *client) handshake() bool {
+	c.rd.MaxFrame = handshakeFrame
+	if err := c.protocolHeader(); err != nil {
+		if !errors.Is(err, io.EOF) && !errors.Is(err, errNotAMQP) {
+			c.log(slog.LevelDebug, "no protocol header", "error", err)
+		}
+		return false
+	}
+	info := c.s.brokerOrDefault()
+	c.send(amqp.AppendStart(nil, c.s.startProperties(info), mechanisms, "en_US"))
+
+	f, ok := c.expect(amqp.ConnectionStartOk)
+	if !ok || !c.startOk(f) {
+		return false
+	}
+	t := c.account.info.Load().tune
+	c.send(amqp.AppendTune(nil, amqp.ConnectionTune, t))
+	f, ok = c.expect(amqp.ConnectionTuneOk)
+	if !ok || !c.tuneOk(f, t) {
+		return false
+	}
+	f, ok = c.expect(amqp.ConnectionOpen)
+	return ok && c.open(f)
+}
+
+const mechanisms = "PLAIN AMQPLAIN"
+
+// protocolHeader reads the first eight bytes.
+func (c *client) protocolHeader() error {
+	for {
+		b := c.rd.Buffered()
+		n := min(len(b), len(amqp.ProtocolHeader))
+		if !bytes.Equal(b[:n], amqp.ProtocolHeader[:n]) {
+			c.notAMQP(b)
+			return errNotAMQP
+		}
+		if n == len(amqp.ProtocolHeader) {
+			c.rd.Skip(n)
+			return nil
+		}
+		if _, err := c.fill(); err != nil {
+			return err
+		}
+	}
+}
+
+// notAMQP answers what is not this protocol with what would be (spec 4.2.2).
+func (c *client) notAMQP(b []byte) {
+	what := "something else than AMQP 0-9-1"
+	switch {
+	case len(b) >= 1 && b[0] == 0x16:
+		what = "a TLS hello; this port speaks plain AMQP"
+	case bytes.HasPrefix(b, []byte("GET ")), bytes.HasPrefix(b, []byte("POST")), bytes.HasPrefix(b, []byte("HEAD")):
+		what = "an HTTP request; health and metrics are on the HTTP port"
+	case bytes.HasPrefix(b, []byte("AMQP")):
+		what = "another version of AMQP"
+	}
+	c.log(slog.LevelInfo, "client refused: it sent "+what)
+	_ = c.conn.SetDeadline(time.Now().Add(closeGrace))
+	c.send(amqp.ProtocolHeader[:])
+	c.drain()
+}
+
+// drain reads what the client still sends, for a moment, so that closing meets no reset.
+func (c *client) drain() {
+	c.closeAt.Store(c.s.now() + int64(closeGrace))
+	c.phase.Store(phaseClosing)
+	for {
+		c.rd.Skip(len(c.rd.Buffered()))
+		if _, err := c.rd.Fill(c.conn); err != nil {
+			return
+		}
+	}
+}
+
+func (c *client) fill() (int, error) {
+	c.reading.Store(true)
+	n, err := c.rd.Fill(c.conn)
+	c.reading.Store(false)
+	c.lastRead.Store(c.s.now())
+	c.s.n.fromClients.Add(uint64(n))
+	return n, err
+}
+
+// send writes during the handshake.
+func (c *client) send(p []byte) {
+	c.mu.Lock()
+	c.out.AppendLocked(p)
+	c.mu.Unlock()
+	c.out.Flush()
+}
+
+// expect reads the one method that is due. False: the client has been refused or is gone.
+func (c *client) expect(due amqp.Method) (amqp.Frame, bool) {
+	for {
+		f, err := c.rd.Next()
+		var e *amqp.Error
+		switch {
+		case errors.As(err, &e):
+			c.end0(e)
+			return nil, false
+		case f == nil:
+			if _, err := c.fill(); err != nil {
+				if !errors.Is(err, io.EOF) && c.phase.Load() != phaseClosing {
+					c.log(slog.LevelDebug, "client left during the handshake", "due", due.String(), "error", err)
+				}
+				return nil, false
+			}
+			continue
+		case f.Type() == amqp.FrameHeartbeat && f.Channel() == 0:
+			continue
+		case f.Type() != amqp.FrameMethod || f.Channel() != 0:
+			c.end0(amqp.Errorf(amqp.UnexpectedFrame, 0, "type %d on channel %d during the handshake, %s was due",
+				f.Type(), f.Channel(), due))
+			return nil, false
+		}
+		m := f.Method()
+		if m == amqp.ConnectionClose {
+			c.send(amqp.AppendMethod(nil, 0, amqp.ConnectionCloseOk))
+			c.drain()
+			return nil, false
+		}
+		if m != due {
+			c.end0(amqp.Errorf(amqp.CommandInvalid, m, "%s where %s was due", m, due))
+			return nil, false
+		}
+		if _, e := m.Spec().CheckArgs(f.Args()); e != nil {
+			c.end0(e)
+			return nil, false
+		}
+		return f, true
+	}
+}
+
+// end0 sends connection.close during the handshake and waits a moment for its answer.
+func (c *client) end0(e *amqp.Error) {
+	c.mu.Lock()
+	c.closeLocked(e)
+	c.mu.Unlock()
+	c.log(slog.LevelInfo, "client refused", "code", e.Code, "reason", e.Text)
+	for {
+		f, err := c.rd.Next()
+		if err != nil {
+			c.drain()
+			return
+		}
+		if f == nil {
+			if _, err := c.rd.Fill(c.conn); err != nil {
+				return
+			}
+			continue
+		}
+		if f.Type() == amqp.FrameMethod && f.Method() == amqp.ConnectionCloseOk {
+			return
+		}
+	}
+}
+
+// startOk takes user, secret and client-properties, and gets the verdict on them.
+func (c *client) startOk(f amqp.Frame) bool {
+	a := amqp.ReadArgs(f)
+	c.props = c.s.clientProperties(a.LongStr())
+	mechanism := string(a.Str())
+	response := a.LongStr()
+	if typ, caps, ok := amqp.Lookup(c.props, "capabilities"); ok && typ == 'F' {
+		c.caps = capabilities{
+			authFailureClose: amqp.LookupBool(caps, "authentication_failure_close"),
+			cancelNotify:     amqp.LookupBool(caps, "consumer_cancel_notify"),
+			blocked:          amqp.LookupBool(caps, "connection.blocked"),
+		}
+	}
+	c.name = amqp.LookupString(c.props, "connection_name")
+	key, ok, known := parseResponse(mechanism, response)
+	if !known {
+		c.end0(amqp.Errorf(amqp.CommandInvalid, amqp.ConnectionStartOk,
+			"unknown authentication mechanism '%s', this proxy takes %s", mechanism, mechanisms))
+		return false
+	}
+	if !ok {
+		c.refuseLogin(refusedLogin(mechanism))
+		return false
+	}
+	c.user = key.user
+	var props []byte
+	c.isSession = c.lst.Mode == PoolSession || (c.lst.Mode == PoolAuto && isBearerToken(key.secret))
+	if c.isSession {
+		props = c.props
+	}
+	if e := c.s.waitPlace(c); e != nil {
+		c.refuseLogin(e)
+		return false
+	}
+	account, e := c.s.authenticate(c, key, props)
+	if e != nil {
+		if e.Code == amqp.AccessRefused {
+			e = refusedLogin(mechanism)
+		}
+		c.refuseLogin(e)
+		return false
+	}
+	c.account = account
+	return true
+}
+
+// refuseLogin ends a client whose login failed, as loudly as it can hear.
+func (c *client) refuseLogin(e *amqp.Error) {
+	if e == errGone {
+		return
+	}
+	if e.Code == amqp.ConnectionForced {
+		c.s.n.loginsFailed.Add(1)
+	} else {
+		c.s.n.loginsRefused.Add(1)
+	}
+	if e.Code == amqp.AccessRefused && !c.caps.authFailureClose {
+		c.log(slog.LevelInfo, "client refused", "code", e.Code, "reason", e.Text)
+		return
+	}
+	c.end0(e)
+}
+
+// parseResponse reads a SASL response. known: the mechanism is one of ours; ok: it decodes.
+func parseResponse(mechanism string, response []byte) (key accountKey, ok, known bool) {
+	switch mechanism {
+	case "PLAIN": // RFC 4616: authzid NUL authcid NUL passwd
+		parts := bytes.SplitN(response, []byte{0}, 3)
+		if len(parts) != 3 {
+			return key, false, true
+		}
+		return accountKey{string(parts[1]), string(parts[2])}, true, true
+	case "AMQPLAIN":
+		if amqp.CheckTable(response) != "" {
+			return key, false, true
+		}
+		_, _, ok1 := amqp.Lookup(response, "LOGIN")
+		_, _, ok2 := amqp.Lookup(response, "PASSWORD")
+		return accountKey{amqp.LookupString(response, "LOGIN"), amqp.LookupString(response, "PASSWORD")}, ok1 && ok2, true
+	}
+	return key, false, false
+}
+
+// isBearerToken tells whether a secret looks like a JSON Web Token (RFC 7519): three parts
+// in base64url, the first a JSON object.
+func isBearerToken(secret string) bool {
+	return strings.HasPrefix(secret, "eyJ") && strings.Count(secret, ".") == 2
+}
+
+// tuneOk checks what the client settled on, as RabbitMQ does.
+func (c *client) tuneOk(f amqp.Frame, offer amqp.Tune) bool {
+	t, _ := amqp.ParseTune(f)
+	fail := func(what, kind string, got, bound uint32) bool {
+		c.end0(amqp.Errorf(amqp.NotAllowed, amqp.ConnectionTuneOk,
+			"negotiated %s = %d is %s than the %s allowed value (%d)",
+			what, got, map[string]string{"minimum": "lower", "maximum": "higher"}[kind], kind, bound))
+		return false
+	}
+	switch {
+	case t.FrameMax != 0 && t.FrameMax < amqp.FrameMinSize:
+		return fail("frame_max", "minimum", t.FrameMax, amqp.FrameMinSize)
+	case offer.FrameMax != 0 && (t.FrameMax == 0 || t.FrameMax > offer.FrameMax):
+		return fail("frame_max", "maximum", t.FrameMax, offer.FrameMax)
+	case offer.ChannelMax != 0 && (t.ChannelMax == 0 || t.ChannelMax > offer.ChannelMax):
+		return fail("channel_max", "maximum", uint32(t.ChannelMax), uint32(offer.ChannelMax))
+	}
+	c.frameMax, c.chanMax = t.FrameMax, t.ChannelMax
+	c.heartbeat = time.Duration(t.Heartbeat) * time.Second
+	return true
+}
+
+// open takes the vhost, gets the verdict on it, and answers.
+func (c *client) open(f amqp.Frame) bool {
+	a := amqp.ReadArgs(f)
+	c.pool = c.s.poolOf(c.account, string(a.Str()))
+	var e *amqp.Error
+	if c.isSession {
+		e = c.admittedSession()
+	} else {
+		e = c.s.admitted(c, c.pool)
+	}
+	if e != nil {
+		if e.Code != amqp.ConnectionForced {
+			c.s.n.loginsRefused.Add(1)
+		} else {
+			c.s.n.loginsFailed.Add(1)
+		}
+		if e != errGone {
+			c.end0(e)
+		}
+		return false
+	}
+	c.rd.MaxFrame = c.frameMax
+	if c.frameMax == 0 {
+		c.rd.MaxFrame = unboundedFrame
+	}
+	c.s.n.loginsOK.Add(1)
+	c.mu.Lock()
+	running := c.phase.CompareAndSwap(phaseHandshake, phaseRunning)
+	if running {
+		c.out.SetBufferLocked(amqp.AppendMethod(c.out.BufferLocked(16), 0, amqp.ConnectionOpenOk, 0))
+	}
+	c.mu.Unlock()
+	c.out.Flush()
+	// Frames that came with connection.open are routed before the next read.
+	return running && c.chunk()
+}

@@ -1,0 +1,345 @@
+// A pool: the upstreams of one identity. It gives channels a place, opens upstreams one
+// at a time, and retires them. Nothing is dialled under its lock.
+
+package proxy
+
+import (
+	"bytes"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+)
+
+// identity is what an upstream may be reused by.
+type identity struct{ user, secret, vhost string }
+
+// flight is something that is done once while many wait for it.
+type flight struct {
+	done chan struct{}
+	err  *amqp.Error // read after done
+}
+
+type pool struct {
+	s       *Server
+	id      identity
+	account *account
+	closes  pendingCloses
+
+	mu         sync.Mutex // guards all below and the pool's part of its upstreams
+	ups        []*upstream
+	clients    int
+	waiting    int   // channels that wait for a place
+	verified   int64 // when the broker last accepted the identity, coarse clock; 0: never
+	rechecking bool
+	forgotten  bool // the broker refused it: no new logins
+	login      *flight
+	dialling   *flight
+	changed    chan struct{} // closed when a place may have come free
+}
+
+func (p *pool) changedLocked() <-chan struct{} {
+	if p.changed == nil {
+		p.changed = make(chan struct{})
+	}
+	return p.changed
+}
+
+func (p *pool) notifyLocked() {
+	if p.changed != nil {
+		close(p.changed)
+		p.changed = nil
+	}
+}
+
+// try gives a channel a place that is there, on upstream u if that is not nil and has one.
+func (p *pool) try(u *upstream, l lane) *upstream {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if u != nil && p.fitsLocked(u, l) {
+		u.load++
+		return u
+	}
+	for _, u := range p.ups {
+		if p.fitsLocked(u, l) {
+			if u.lane == laneNone {
+				u.lane = max(l, lanePublish)
+			}
+			u.load++
+			return u
+		}
+	}
+	return nil
+}
+
+func (p *pool) fitsLocked(u *upstream, l lane) bool {
+	if u.session || u.owner.Load() != nil || u.retired || u.crowded.Load() > 0 ||
+		u.load >= min(p.s.cfg().MaxChannels, int(u.ids.limit)) {
+		return false
+	}
+	if u.lane == laneNone {
+		return true
+	}
+	if l == laneNone {
+		// Who only declares sits with the publishers; while these are blocked, with the readers.
+		if u.lane == lanePublish {
+			return !u.blocked.Load()
+		}
+		return p.publishersBlockedLocked()
+	}
+	return u.lane == l
+}
+
+func (p *pool) publishersBlockedLocked() bool {
+	for _, u := range p.ups {
+		if u.lane == lanePublish && u.blocked.Load() {
+			return true
+		}
+	}
+	return false
+}
+
+// acquire is try, opening an upstream or waiting for a place when there is none.
+func (p *pool) acquire(c *client, l lane) (*upstream, *amqp.Error) {
+	timeout := p.s.cfg().WaitTimeout + p.s.cfg().ConnectTimeout
+	timer := time.NewTimer(timeout)
+	defer timer.Stop()
+	for {
+		if u := p.try(nil, l); u != nil {
+			return u, nil
+		}
+		p.mu.Lock()
+		f := p.dialling
+		if f == nil {
+			f = &flight{done: make(chan struct{})}
+			p.dialling = f
+			go p.dialShared(f)
+		}
+		changed := p.changedLocked()
+		p.mu.Unlock()
+		select {
+		case <-f.done:
+			if f.err != nil {
+				return nil, f.err
+			}
+		case <-changed:
+		case <-c.gone:
+			return nil, errGone
+		case <-timer.C:
+			return nil, amqp.Errorf(amqp.ConnectionForced, 0, "no place on a connection to the broker within %v", timeout)
+		}
+	}
+}
+
+var errGone = amqp.Errorf(amqp.ConnectionForced, 0, "the client is gone")
+
+// dialShared opens one more shared upstream.
+func (p *pool) dialShared(f *flight) {
+	u, err := p.s.openUpstream(p, nil)
+	p.mu.Lock()
+	if err == nil {
+		p.addLocked(u)
+	}
+	f.err = err
+	p.dialling = nil
+	p.notifyLocked()
+	p.mu.Unlock()
+	close(f.done)
+}
+
+// addLocked takes an upstream that the broker has just accepted.
+func (p *pool) addLocked(u *upstream) {
+	p.ups = append(p.ups, u)
+	p.verified = p.s.now()
+	p.account.verified.Store(p.verified)
+	u.idleFrom = p.s.clock()
+	u.start(p)
+	p.notifyLocked()
+}
+
+// remove takes out an upstream that has ended.
+func (p *pool) remove(u *upstream) {
+	p.mu.Lock()
+	if i := slices.Index(p.ups, u); i >= 0 {
+		p.ups = slices.Delete(p.ups, i, i+1)
+	}
+	p.notifyLocked()
+	p.mu.Unlock()
+}
+
+// release gives back a channel's place.
+func (p *pool) release(u *upstream) {
+	p.mu.Lock()
+	u.load--
+	end := false
+	if u.load == 0 {
+		u.lane = laneNone
+		u.idleFrom = p.s.clock()
+		end = u.retired && u.owner.Load() == nil
+	}
+	p.notifyLocked()
+	p.mu.Unlock()
+	if end {
+		u.close("retired")
+	}
+	p.s.gate.pokeIfWaiting()
+}
+
+// promise gives a session's channel its place.
+func (p *pool) promise(u *upstream) {
+	p.mu.Lock()
+	u.load++
+	p.mu.Unlock()
+}
+
+// idleSession takes an upstream that was a session and is free, with the given
+// client-properties if these are to match.
+func (p *pool) idleSession(c *client, match bool) *upstream {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, u := range p.ups {
+		if u.session && u.owner.Load() == nil && u.load == 0 && !u.retired &&
+			(!match || bytes.Equal(u.props, c.props)) {
+			u.owner.Store(c)
+			return u
+		}
+	}
+	return nil
+}
+
+// giveBack ends a session; the upstream may serve another one.
+func (p *pool) giveBack(u *upstream) {
+	p.mu.Lock()
+	u.owner.Store(nil)
+	u.idleFrom = p.s.clock()
+	end := u.retired && u.load == 0
+	p.notifyLocked()
+	p.mu.Unlock()
+	if end {
+		u.close("retired")
+	}
+}
+
+func (p *pool) leave() {
+	p.mu.Lock()
+	p.clients--
+	p.mu.Unlock()
+}
+
+// tend retires what is old and closes what is idle. empty: nothing is left of the pool.
+func (p *pool) tend(now time.Time) (empty bool) {
+	cfg := p.s.cfg()
+	var ends []*upstream
+	p.mu.Lock()
+	for _, u := range p.ups {
+		if cfg.MaxLifetime > 0 && now.Sub(u.opened) >= cfg.MaxLifetime {
+			u.retired = true
+		}
+		if u.load == 0 && u.owner.Load() == nil && (u.retired || now.Sub(u.idleFrom) >= cfg.IdleTimeout) {
+			u.retired = true
+			ends = append(ends, u)
+		}
+	}
+	empty = p.emptyLocked()
+	p.mu.Unlock()
+	for _, u := range ends {
+		u.close("idle or old")
+	}
+	return empty
+}
+
+func (p *pool) emptyLocked() bool {
+	return len(p.ups) == 0 && p.clients == 0 && p.login == nil && p.dialling == nil && !p.rechecking
+}
+
+// oldestIdle is the upstream that has been idle longest, or nil.
+func (p *pool) oldestIdle() *upstream { return p.oldest(func(*upstream) bool { return true }) }
+
+// oldestIdleSession is the former session that has been idle longest, or nil.
+func (p *pool) oldestIdleSession() *upstream {
+	return p.oldest(func(u *upstream) bool { return u.session })
+}
+
+func (p *pool) oldest(fit func(*upstream) bool) *upstream {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var oldest *upstream
+	for _, u := range p.ups {
+		if fit(u) && u.load == 0 && u.owner.Load() == nil && !u.retired && (oldest == nil || u.idleFrom.Before(oldest.idleFrom)) {
+			oldest = u
+		}
+	}
+	return oldest
+}
+
+// forget is called when the broker refuses the identity: who is connected stays, nobody
+// new comes in unless the broker accepts them.
+func (p *pool) forget() {
+	var ends []*upstream
+	p.mu.Lock()
+	p.forgotten, p.verified = true, 0
+	for _, u := range p.ups {
+		u.retired = true
+		if u.load == 0 && u.owner.Load() == nil {
+			ends = append(ends, u)
+		}
+	}
+	p.mu.Unlock()
+	for _, u := range ends {
+		u.close("the broker refuses its identity now")
+	}
+}
+
+// recheck verifies the identity anew, behind a login that was served already.
+func (p *pool) recheck() {
+	u, err := p.s.openUpstream(p, nil)
+	p.mu.Lock()
+	p.rechecking = false
+	if err == nil {
+		p.verified = p.s.now()
+		p.account.verified.Store(p.verified)
+		u.start(p)
+	}
+	p.mu.Unlock()
+	switch {
+	case err == nil:
+		u.close("verified")
+	case refusal(err) && !limitReached(err):
+		p.s.log.Warn("identity refused by the broker, no longer served", "user", p.id.user, "vhost", p.id.vhost,
+			"code", err.Code, "reason", err.Text)
+		p.s.forget(p, err)
+	}
+}
+
+// refusal tells whether an error is the broker's verdict on an identity.
+func refusal(e *amqp.Error) bool { return e.Code == amqp.AccessRefused || e.Code == amqp.NotAllowed }
+
+// limitReached tells a verdict on numbers (of connections, of channels) from one on the
+// identity. RabbitMQ has one code for both; only its text differs.
+func limitReached(e *amqp.Error) bool {
+	return e.Code == amqp.NotAllowed && strings.Contains(e.Text, "limit")
+}
+
+// openUpstream dials, logs in and opens the vhost. Places are bounded; props nil: the proxy's own.
+func (s *Server) openUpstream(p *pool, props []byte) (*upstream, *amqp.Error) {
+	if err := s.gate.take(p); err != nil {
+		return nil, err
+	}
+	ctx, cancel := s.connectContext()
+	defer cancel()
+	u, err := s.dial(ctx, p.account.key, props)
+	if err == nil {
+		if err = u.open(ctx, p.id.vhost); err != nil {
+			_ = u.conn.Close()
+		}
+	}
+	if err != nil {
+		s.gate.give()
+		return nil, err
+	}
+	u.account = p.account
+	p.account.info.Store(u.serverInfo)
+	return u, nil
+}

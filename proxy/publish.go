@@ -1,0 +1,239 @@
+// Publishes that are not whole when a chunk ends: they are taken out of the run and
+// gathered, so that the broker gets every publish whole or not at all.
+
+package proxy
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+)
+
+// spill gathers the frames of one publish.
+type spill struct {
+	p        []byte
+	reserved int64 // of the message buffer
+}
+
+const (
+	// spillStep bounds what is allocated before the bytes for it have come.
+	spillStep = 4 << 20
+)
+
+// budget bounds the bytes of all publishes that are not whole; who comes first is served first.
+type budget struct {
+	mu    sync.Mutex
+	size  int64
+	used  int64
+	queue []*budgetWait
+}
+
+type budgetWait struct {
+	n    int64
+	done chan struct{}
+}
+
+// try takes n bytes if they are free and nobody waits.
+func (g *budget) try(n int64) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.queue) == 0 && (g.used+n <= g.size || g.used == 0) {
+		g.used += n
+		return true
+	}
+	return false
+}
+
+// acquire waits for n bytes. False: ctx ended first.
+func (g *budget) acquire(ctx context.Context, n int64) bool {
+	g.mu.Lock()
+	w := &budgetWait{n: n, done: make(chan struct{})}
+	g.queue = append(g.queue, w)
+	g.serveLocked()
+	g.mu.Unlock()
+	select {
+	case <-w.done:
+		return true
+	case <-ctx.Done():
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for i, x := range g.queue {
+		if x == w {
+			g.queue = append(g.queue[:i], g.queue[i+1:]...)
+			g.serveLocked()
+			return false
+		}
+	}
+	g.used -= n // it was served meanwhile
+	g.serveLocked()
+	return false
+}
+
+func (g *budget) release(n int64) {
+	g.mu.Lock()
+	g.used -= n
+	g.serveLocked()
+	g.mu.Unlock()
+}
+
+func (g *budget) resize(n int64) {
+	g.mu.Lock()
+	g.size = n
+	g.serveLocked()
+	g.mu.Unlock()
+}
+
+func (g *budget) serveLocked() {
+	for len(g.queue) > 0 {
+		w := g.queue[0]
+		if g.used+w.n > g.size && g.used != 0 {
+			return
+		}
+		g.used += w.n
+		close(w.done)
+		g.queue = g.queue[1:]
+	}
+}
+
+// cutOpen takes the frames of publishes that are not whole out of the run.
+func (c *client) cutOpen() {
+	first := c.e0
+	for _, ch := range c.chans {
+		if ch.inRun {
+			first = min(first, ch.start)
+		}
+	}
+	tail := c.buf[first:c.e0]
+	kept := first
+	for len(tail) > 0 {
+		n, _, err := amqp.Split(tail, 0)
+		if err != nil || n == 0 {
+			break // cannot be: a run holds whole frames
+		}
+		at := c.e0 - len(tail)
+		f := amqp.Frame(tail[:n])
+		ch := c.ofRun(f)
+		if ch != nil && ch.inRun && at >= ch.start {
+			if ch.spill == nil {
+				ch.spill = &spill{}
+				c.spilling++
+			}
+			ch.spill.p = append(ch.spill.p, f...)
+		} else {
+			kept += copy(c.buf[kept:], f)
+		}
+		tail = tail[n:]
+	}
+	c.e0 = kept
+	for _, ch := range c.chans {
+		ch.inRun = false
+	}
+	c.gathered = 0
+}
+
+// ofRun is the channel whose frame, with the upstream's id in it, stands in the run.
+func (c *client) ofRun(f amqp.Frame) *channel {
+	id := f.Channel()
+	for _, b := range c.run.bs {
+		if b.id == id {
+			return b.ch
+		}
+	}
+	return nil
+}
+
+// reserveAll asks for the room that the publishes outside of the run take, now that the
+// client may have to wait for it. What has come of them so far is less than one chunk each.
+func (c *client) reserveAll() {
+	for _, ch := range c.chans {
+		if ch.spill == nil || ch.spill.reserved != 0 || ch.content != wantBody {
+			continue
+		}
+		if !c.reserve(ch.spill, ch.bodySize) {
+			return
+		}
+	}
+}
+
+// reserve waits for room for a publish with a body of the given size. False: the client is being closed.
+func (c *client) reserve(sp *spill, body uint64) bool {
+	frames := int64(body)/(amqp.FrameMinSize-amqp.FrameOverhead) + 3
+	need := int64(body) + frames*amqp.FrameOverhead
+	if !c.s.budget.try(need) {
+		c.settle()
+		// Whoever holds the room must go on sending or give it up: write_timeout bounds both.
+		ctx, cancel := context.WithTimeout(c.s.ctx, c.s.cfg().WriteTimeout)
+		defer cancel()
+		if !c.s.budget.acquire(ctx, need) {
+			c.die(amqp.Errorf(amqp.ResourceError, amqp.BasicPublish,
+				"the unfinished publishes of all clients fill message_buffer = %d bytes", c.s.cfg().MessageBuffer))
+			return false
+		}
+	}
+	sp.reserved = need
+	if room := min(need, spillStep); room > int64(cap(sp.p)) {
+		sp.p = append(make([]byte, 0, room), sp.p...)
+	}
+	return true
+}
+
+// gather adds a frame of a publish that is not in the run. When it was the last, the
+// publish is sent.
+func (c *client) gather(ch *channel, f amqp.Frame) bool {
+	sp := ch.spill
+	sp.p = append(sp.p, f...)
+	if ch.content != noContent {
+		return true
+	}
+	b := ch.cur.Load()
+	c.flushRun()
+	if b != nil {
+		p := c.resplit(b.u, sp.p)
+		if err := b.u.sendBig(b, p); err != nil {
+			c.log(slog.LevelDebug, "publish not sent", "error", err)
+		}
+		c.s.n.toUpstreams.Add(uint64(len(p)))
+	}
+	c.dropSpill(ch)
+	return true
+}
+
+func (c *client) dropSpill(ch *channel) {
+	if ch.spill != nil {
+		c.s.budget.release(ch.spill.reserved)
+		ch.spill = nil
+		c.spilling--
+	}
+}
+
+// resplit cuts bodies anew when the broker's frame_max is smaller than the client's.
+func (c *client) resplit(u *upstream, p []byte) []byte {
+	most := u.tune.FrameMax
+	if most == 0 || (c.frameMax != 0 && c.frameMax <= most) {
+		return p
+	}
+	var out []byte
+	for at := 0; at < len(p); {
+		n, _, err := amqp.Split(p[at:], 0)
+		if err != nil || n == 0 {
+			break // cannot be
+		}
+		f := amqp.Frame(p[at : at+n])
+		if uint32(n) > most && f.Type() == amqp.FrameBody {
+			if out == nil {
+				out = append(make([]byte, 0, len(p)+len(p)/8), p[:at]...)
+			}
+			out = amqp.AppendBody(out, f.Channel(), f.Payload(), most)
+		} else if out != nil {
+			out = append(out, f...)
+		}
+		at += n
+	}
+	if out == nil {
+		return p
+	}
+	return out
+}

@@ -1,0 +1,533 @@
+// The router: every frame of a client is passed on, answered or refused here. What the
+// proxy knows about AMQP beyond bytes is in the one switch of method.
+
+package proxy
+
+import (
+	"encoding/binary"
+	"errors"
+	"log/slog"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+)
+
+// chunk routes all whole frames of what was read. False: the client has ended.
+func (c *client) chunk() bool {
+	c.buf = c.rd.Buffered()
+	c.s0, c.e0 = 0, 0
+	pos, frames := 0, uint64(0)
+	alive := true
+	for alive {
+		n, need, err := amqp.Split(c.buf[pos:], c.rd.MaxFrame)
+		if err != nil {
+			var e *amqp.Error
+			errors.As(err, &e)
+			c.die(e)
+			pos = len(c.buf)
+			break
+		}
+		if n == 0 {
+			c.rd.Expect(need)
+			break
+		}
+		f := amqp.Frame(c.buf[pos : pos+n])
+		frames++
+		if c.phase.Load() != phaseRunning {
+			alive = c.afterClose(f)
+		} else if c.route(f) {
+			c.keep(f, pos)
+		}
+		pos += n
+	}
+	c.flushRun()
+	c.rd.Skip(pos)
+	c.s.n.framesClients.Add(frames)
+	if alive && c.spilling > 0 && c.phase.Load() == phaseRunning {
+		c.reserveAll()
+	}
+	c.out.Flush()
+	return alive
+}
+
+// keep puts the frame at buf[pos:] at the end of the run.
+func (c *client) keep(f amqp.Frame, pos int) {
+	switch {
+	case c.s0 == c.e0:
+		c.s0, c.e0 = pos, pos+len(f)
+	case c.e0 == pos:
+		c.e0 += len(f)
+	default:
+		c.e0 += copy(c.buf[c.e0:], f)
+	}
+	if c.begun != nil {
+		c.begun.start = c.e0 - len(f)
+		c.begun = nil
+	}
+}
+
+// flushRun sends the run, publishes that are not whole set aside.
+func (c *client) flushRun() {
+	if c.gathered > 0 {
+		c.cutOpen()
+	}
+	if c.run.u != nil && (c.e0 > c.s0 || len(c.run.prefix) > 0) {
+		c.run.body = c.resplit(c.run.u, c.buf[c.s0:c.e0])
+		c.s.n.toUpstreams.Add(uint64(len(c.run.body) + len(c.run.prefix)))
+		if err := c.run.u.send(&c.run); err != nil {
+			c.log(slog.LevelDebug, "frames not sent", "error", err)
+		}
+	}
+	c.run.reset()
+	c.runSeq++
+	c.s0 = c.e0
+}
+
+// settle lets everything go that waits for the end of the chunk, before the reader waits
+// for something itself.
+func (c *client) settle() {
+	c.flushRun()
+	c.out.Flush()
+}
+
+// afterClose takes what comes when connection.close was sent or answered. False: the end.
+func (c *client) afterClose(f amqp.Frame) bool {
+	switch f.Method() {
+	case amqp.ConnectionCloseOk:
+		return f.Type() != amqp.FrameMethod || f.Channel() != 0
+	case amqp.ConnectionClose:
+		if f.Type() == amqp.FrameMethod && f.Channel() == 0 {
+			c.mu.Lock()
+			c.out.SetBufferLocked(amqp.AppendMethod(c.out.BufferLocked(16), 0, amqp.ConnectionCloseOk))
+			c.mu.Unlock()
+		}
+	}
+	return true
+}
+
+// route looks at a frame. True: it goes to the upstream, the channel id already rewritten.
+func (c *client) route(f amqp.Frame) bool {
+	id := f.Channel()
+	if id == 0 {
+		return c.route0(f)
+	}
+	ch := c.last
+	if ch == nil || ch.id != id {
+		ch = c.chans[id]
+		c.last = ch
+	}
+	if ch != nil && ch.state.Load() == chClosed {
+		c.forget(ch)
+		ch = nil
+	}
+	switch f.Type() {
+	case amqp.FrameMethod:
+		return c.method(ch, id, f)
+	case amqp.FrameHeader:
+		return c.header(ch, f)
+	case amqp.FrameBody:
+		return c.body(ch, f)
+	case amqp.FrameHeartbeat:
+		c.refuse(amqp.UnexpectedFrame, 0, "heartbeat on channel %d, expected on channel 0", id)
+	default:
+		c.refuse(amqp.FrameError, 0, "type %d on channel %d: unknown frame type", f.Type(), id)
+	}
+	return false
+}
+
+// refuse ends the client with a hard error, in the broker's stead. It is false, for route.
+func (c *client) refuse(code uint16, m amqp.Method, format string, args ...any) bool {
+	c.s.n.firewallCloses.Add(1)
+	c.die(amqp.Errorf(code, m, format, args...))
+	return false
+}
+
+func (c *client) forget(ch *channel) {
+	c.dropSpill(ch)
+	delete(c.chans, ch.id)
+	if c.last == ch {
+		c.last = nil
+	}
+}
+
+// method routes a method of a channel; ch is nil when the channel is not open.
+func (c *client) method(ch *channel, id uint16, f amqp.Frame) bool {
+	m := f.Method()
+	spec := m.Spec()
+	if ch != nil && ch.content != noContent {
+		what := "header"
+		if ch.content == wantBody {
+			what = "body"
+		}
+		return c.refuse(amqp.UnexpectedFrame, amqp.BasicPublish,
+			"expected content %s for class 60, got non content %s frame instead", what, what)
+	}
+	if e := c.admit(m, spec, f); e != nil {
+		c.s.n.firewallCloses.Add(1)
+		return c.die(e)
+	}
+	bits, err := spec.CheckArgs(f.Args())
+	if err != nil {
+		c.s.n.firewallCloses.Add(1)
+		return c.die(err)
+	}
+	if ch == nil {
+		return c.unopened(id, m)
+	}
+	if st := ch.state.Load(); st != chOpen {
+		return c.afterChannelClose(ch, m, st)
+	}
+	if b := ch.cur.Load(); b != nil && b.commits.Load() > 0 {
+		// RabbitMQ takes anything amid a commit for a hard error.
+		c.awaitCalls(b)
+	}
+	wait := spec.Sync && (spec.NoWait == 0 || bits&spec.NoWait == 0)
+
+	switch m {
+	case amqp.BasicPublish:
+		if bits&2 != 0 {
+			return c.refuse(amqp.NotImplemented, m, "immediate=true")
+		}
+		return c.beginPublish(ch, f, bits&1 != 0)
+
+	case amqp.BasicAck, amqp.BasicNack, amqp.BasicReject:
+		c.settled(ch, f, m != amqp.BasicReject && bits&1 != 0)
+		return c.pass(ch, f, laneRead, false)
+
+	case amqp.BasicQos:
+		return c.qos(ch, f, bits)
+
+	case amqp.ConfirmSelect:
+		return c.confirmSelect(ch, f, wait)
+
+	case amqp.BasicGet:
+		c.readYourWrites()
+		ch.wantsAcks = ch.wantsAcks || bits&1 == 0
+		c.ready(ch)
+		ch.stateful = true
+		return c.pass(ch, f, laneRead, true)
+
+	case amqp.BasicConsume:
+		return c.consume(ch, f, bits, wait)
+
+	case amqp.BasicCancel:
+		a := amqp.ReadArgs(f)
+		if b := ch.cur.Load(); b != nil && !wait {
+			b.u.consumerGone(b, string(a.Str()))
+		}
+		return c.pass(ch, f, laneRead, wait)
+
+	case amqp.BasicRecover, amqp.BasicRecoverAsync:
+		if bits&1 == 0 {
+			return c.refuse(amqp.NotImplemented, m, "requeue=false")
+		}
+		if b := ch.cur.Load(); b != nil {
+			ch.acked.add(b.lastTag.Load(), true)
+		}
+		return c.pass(ch, f, laneRead, wait)
+
+	case amqp.TxSelect:
+		ch.tx = true
+		return c.pass(ch, f, lanePublish, wait)
+
+	case amqp.TxCommit, amqp.TxRollback:
+		if !c.pass(ch, f, lanePublish, wait) {
+			return false
+		}
+		ch.txDirty = false
+		if m == amqp.TxCommit {
+			ch.cur.Load().commits.Add(1)
+		} else if ch.wantsAcks {
+			ch.neverQuiet = true // the acks since are undone, which of them is not known
+		}
+		return true
+
+	case amqp.QueueDeclare:
+		c.readYourWrites()
+		if bits&4 != 0 && !c.needSession(ch, m) {
+			return false
+		}
+		return c.pass(ch, f, laneNone, wait)
+
+	case amqp.ChannelOpen:
+		return c.refuse(amqp.ChannelError, m, "second 'channel.open' seen")
+
+	case amqp.ChannelClose:
+		return c.closeChannel(ch, f)
+
+	case amqp.ChannelCloseOk:
+		if _, ok := c.owed[id]; ok {
+			delete(c.owed, id)
+			return false
+		}
+		return c.refuse(amqp.CommandInvalid, m, "unimplemented method")
+
+	case amqp.ChannelFlow:
+		if bits&1 == 0 {
+			return c.refuse(amqp.NotImplemented, m, "active=false")
+		}
+		return c.pass(ch, f, laneNone, wait)
+
+	case amqp.ChannelFlowOk:
+		return c.refuse(amqp.CommandInvalid, m, "unimplemented method")
+
+	default: // exchanges, queues, access.request, basic.cancel-ok
+		c.readYourWrites()
+		return c.pass(ch, f, laneNone, wait)
+	}
+}
+
+// pass binds the channel where it is not, and has the frame go there. called: an answer is awaited.
+func (c *client) pass(ch *channel, f amqp.Frame, l lane, called bool) bool {
+	b := c.bound(ch, l)
+	if b == nil {
+		return false
+	}
+	if called {
+		b.calls.Add(1)
+	}
+	switch f.Method() {
+	case amqp.BasicGet, amqp.QueueBind, amqp.QueueUnbind, amqp.QueuePurge, amqp.QueueDelete:
+		return c.passQueue(ch, b, f)
+	case amqp.QueueDeclare:
+		ch.lastQueue = ""
+	}
+	f.SetChannel(b.id)
+	return true
+}
+
+// bound is the channel's binding, made when there is none, and joined to the run. nil: the
+// client is being closed.
+func (c *client) bound(ch *channel, l lane) *binding {
+	b := ch.cur.Load()
+	if b == nil {
+		if b = c.bind(ch, l); b == nil {
+			return nil
+		}
+	}
+	if c.run.u != b.u {
+		if c.run.u != nil {
+			c.flushRun()
+		}
+		c.run.u = b.u
+	}
+	if b.runSeq != c.runSeq {
+		b.runSeq = c.runSeq
+		c.run.bs = append(c.run.bs, b)
+	}
+	return b
+}
+
+// bind gives the channel a place on an upstream of the lane.
+func (c *client) bind(ch *channel, l lane) *binding {
+	for {
+		u, err := c.upstreamFor(l)
+		if err != nil {
+			c.die(err)
+			return nil
+		}
+		if c.run.u != nil && (c.e0 > c.s0 || c.run.u != u) {
+			c.flushRun()
+		}
+		b, prefix, failed := u.bind(ch, c.run.prefix)
+		if failed != nil {
+			c.pool.release(u)
+			if failed == errNoID && u == c.session && c.awaitID(u) {
+				continue
+			}
+			c.dropUpstream(u)
+			continue
+		}
+		c.run.u, c.run.prefix = u, prefix
+		c.mu.Lock()
+		ch.cur.Store(b)
+		c.mu.Unlock()
+		return b
+	}
+}
+
+// unopened takes a method on a channel that is not open.
+func (c *client) unopened(id uint16, m amqp.Method) bool {
+	switch m {
+	case amqp.ChannelOpen:
+		c.openChannel(id)
+	case amqp.ChannelCloseOk:
+		if _, ok := c.owed[id]; ok {
+			delete(c.owed, id)
+			return false
+		}
+		return c.refuse(amqp.ChannelError, m, "expected 'channel.open'")
+	default:
+		return c.refuse(amqp.ChannelError, m, "expected 'channel.open'")
+	}
+	return false
+}
+
+func (c *client) openChannel(id uint16) {
+	if c.chanMax != 0 && len(c.chans) >= int(c.chanMax) {
+		for _, ch := range c.chans {
+			if ch.state.Load() == chClosed {
+				c.forget(ch)
+			}
+		}
+		if len(c.chans) >= int(c.chanMax) {
+			c.refuse(amqp.NotAllowed, 0, "number of channels opened (%d) has reached the negotiated channel_max (%d)",
+				len(c.chans), c.chanMax)
+			return
+		}
+	}
+	if c.chans == nil {
+		c.chans = make(map[uint16]*channel)
+	}
+	ch := &channel{c: c, id: id}
+	c.chans[id], c.last = ch, ch
+	delete(c.owed, id)
+	c.s.n.channels.Add(1)
+	c.reply(ch, amqp.ChannelOpenOk, 0, 0, 0, 0)
+}
+
+// afterChannelClose takes a method on a channel that either side has closed.
+func (c *client) afterChannelClose(ch *channel, m amqp.Method, st channelState) bool {
+	switch {
+	case m == amqp.ChannelCloseOk && st == chRefused:
+		c.closed(ch)
+	case m == amqp.ChannelClose && st == chRefused:
+		c.mu.Lock()
+		c.out.SetBufferLocked(amqp.AppendMethod(c.out.BufferLocked(16), ch.id, amqp.ChannelCloseOk))
+		c.mu.Unlock()
+		c.closed(ch)
+		c.owe(ch.id)
+	}
+	return false // everything else comes too late and is ignored, as the broker does
+}
+
+func (c *client) owe(id uint16) {
+	if c.owed == nil {
+		c.owed = make(map[uint16]struct{})
+	}
+	c.owed[id] = struct{}{}
+}
+
+// closed makes a channel's number free for the client.
+func (c *client) closed(ch *channel) {
+	c.mu.Lock()
+	ch.state.Store(chClosed)
+	c.mu.Unlock()
+	c.forget(ch)
+	c.s.n.channels.Add(-1)
+}
+
+// beginPublish takes basic.publish; its content follows.
+func (c *client) beginPublish(ch *channel, f amqp.Frame, mandatory bool) bool {
+	if !c.pubs.Load() {
+		c.pubs.Store(true)
+	}
+	b := c.bound(ch, lanePublish)
+	if b == nil {
+		return false
+	}
+	if b.u.blocked.Load() {
+		c.tellBlocked(b.u)
+	}
+	ch.stateful = true
+	ch.mandatory = mandatory
+	ch.content = wantHeader
+	ch.inRun = true
+	c.begun = ch
+	c.gathered++
+	f.SetChannel(b.id)
+	return true
+}
+
+// header takes a content header.
+func (c *client) header(ch *channel, f amqp.Frame) bool {
+	if ch == nil {
+		return c.refuse(amqp.ChannelError, 0, "content header on channel %d, expected 'channel.open'", f.Channel())
+	}
+	if ch.content != wantHeader {
+		if ch.state.Load() != chOpen {
+			return false
+		}
+		return c.refuse(amqp.UnexpectedFrame, 0, "expected method frame, got non method frame instead")
+	}
+	size, err := amqp.CheckContentHeader(f.Payload())
+	if err != nil {
+		c.s.n.firewallCloses.Add(1)
+		return c.die(err)
+	}
+	if most := uint64(c.s.cfg().MaxMessageSize); size > most {
+		return c.refuse(amqp.FrameError, amqp.BasicPublish,
+			"message of %d octets is larger than max_message_size = %d", size, most)
+	}
+	ch.remaining, ch.bodySize = size, size
+	ch.content = wantBody
+	if size == 0 {
+		c.published(ch)
+	}
+	return c.content(ch, f)
+}
+
+// body takes a content body.
+func (c *client) body(ch *channel, f amqp.Frame) bool {
+	if ch == nil {
+		return c.refuse(amqp.ChannelError, 0, "content body on channel %d, expected 'channel.open'", f.Channel())
+	}
+	if ch.content != wantBody {
+		if ch.state.Load() != chOpen && ch.content == noContent {
+			return false
+		}
+		return c.refuse(amqp.UnexpectedFrame, 0, "expected %s frame, got non %[1]s frame instead",
+			map[contentState]string{noContent: "method", wantHeader: "content header"}[ch.content])
+	}
+	n := uint64(len(f) - amqp.FrameOverhead)
+	if n > ch.remaining {
+		return c.refuse(amqp.FrameError, amqp.BasicPublish,
+			"content body is %d octets larger than the %d announced", n-ch.remaining, ch.bodySize)
+	}
+	ch.remaining -= n
+	if ch.remaining == 0 {
+		c.published(ch)
+	}
+	return c.content(ch, f)
+}
+
+// content has a frame of content go where its publish goes.
+func (c *client) content(ch *channel, f amqp.Frame) bool {
+	b := ch.cur.Load()
+	f.SetChannel(b.id)
+	if ch.spill != nil {
+		return c.gather(ch, f)
+	}
+	return true
+}
+
+// published counts a publish that is whole now.
+func (c *client) published(ch *channel) {
+	ch.content = noContent
+	if ch.inRun {
+		ch.inRun = false
+		c.gathered--
+	}
+	switch {
+	case ch.confirm:
+		ch.published++
+	case ch.mandatory:
+		ch.neverQuiet = true
+	}
+	if ch.tx {
+		ch.txDirty = true
+	}
+}
+
+// settled notes what basic.ack, nack or reject settles.
+func (c *client) settled(ch *channel, f amqp.Frame, multiple bool) {
+	tag := binary.BigEndian.Uint64(f.Args())
+	if multiple && tag == 0 {
+		if b := ch.cur.Load(); b != nil {
+			tag = b.lastTag.Load()
+		}
+	}
+	ch.acked.add(tag, multiple)
+	if ch.tx {
+		ch.txDirty = true
+	}
+}

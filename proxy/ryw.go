@@ -1,0 +1,73 @@
+// Read your writes: who reads or declares waits until the quiet closes of the same
+// identity that came before it are through.
+
+package proxy
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// ticket stands for one quiet close that the broker has not answered.
+type ticket struct {
+	b    *binding
+	done chan struct{}
+}
+
+// pendingCloses are the quiet closes under way of one identity.
+type pendingCloses struct {
+	n  atomic.Int32 // len(open), for the fast path
+	mu sync.Mutex
+	// open is unordered: a reader waits for all that are there when it comes.
+	open map[*ticket]struct{}
+}
+
+func (p *pendingCloses) add(b *binding) *ticket {
+	t := &ticket{b: b, done: make(chan struct{})}
+	p.mu.Lock()
+	if p.open == nil {
+		p.open = make(map[*ticket]struct{})
+	}
+	p.open[t] = struct{}{}
+	p.n.Store(int32(len(p.open)))
+	p.mu.Unlock()
+	return t
+}
+
+func (p *pendingCloses) finish(t *ticket) {
+	p.mu.Lock()
+	if _, ok := p.open[t]; ok {
+		delete(p.open, t)
+		p.n.Store(int32(len(p.open)))
+		close(t.done)
+	}
+	p.mu.Unlock()
+}
+
+// wait returns when all closes that are under way now are through, at the latest after
+// timeout. A close behind an alarm is not waited for: the broker does not read it.
+func (p *pendingCloses) wait(timeout time.Duration, cancel <-chan struct{}) {
+	p.mu.Lock()
+	waits := make([]*ticket, 0, len(p.open))
+	for t := range p.open {
+		if !t.b.u.blocked.Load() {
+			waits = append(waits, t)
+		}
+	}
+	p.mu.Unlock()
+	if len(waits) == 0 {
+		return
+	}
+	timer := time.NewTimer(timeout)
+	defer timer.Stop()
+	for _, t := range waits {
+		select {
+		case <-t.done:
+		case <-timer.C:
+			return
+		case <-cancel:
+			return
+		}
+	}
+}

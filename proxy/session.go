@@ -1,0 +1,361 @@
+// Sessions: an upstream that belongs to one client while it is connected. A client gets
+// one by its listener's mode, or in mode auto when it does what cannot be shared.
+
+package proxy
+
+import (
+	"bytes"
+	"log/slog"
+	"time"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+)
+
+// needSession makes the client a session, if its mode lets it, and moves the channel there
+// if it can still move. False: the client is being closed.
+func (c *client) needSession(ch *channel, why amqp.Method) bool {
+	if why == amqp.QueueDeclare {
+		c.exclusive = true
+	}
+	if c.lst.Mode == PoolShared {
+		ch.neverQuiet = true
+		return true
+	}
+	if c.session == nil {
+		if e := c.becomeSession(); e != nil {
+			c.die(e)
+			return false
+		}
+		c.log(slog.LevelDebug, "client has an upstream of its own now", "upstream", c.session.n, "because", why.String())
+	}
+	c.move(ch, c.session)
+	return true
+}
+
+// becomeSession gets the client an upstream of its own, and frees the channels that can
+// move for it.
+func (c *client) becomeSession() *amqp.Error {
+	c.settle()
+	u := c.pool.idleSession(c, c.lst.MatchProperties)
+	if u == nil {
+		var e *amqp.Error
+		if u, e = c.openSession(); e != nil {
+			return e
+		}
+	}
+	c.session = u
+	c.hasSession.Store(true)
+	for _, ch := range c.chans {
+		c.move(ch, u)
+	}
+	return nil
+}
+
+// openSession opens an upstream with the client's own properties.
+func (c *client) openSession() (*upstream, *amqp.Error) {
+	u, e := c.s.openUpstream(c.pool, c.props)
+	if e != nil {
+		return nil, e
+	}
+	c.adopt(u)
+	return u, nil
+}
+
+// adopt makes a fresh upstream the client's own.
+func (c *client) adopt(u *upstream) {
+	u.session = true
+	u.owner.Store(c)
+	c.hasSession.Store(true)
+	c.pool.mu.Lock()
+	c.pool.addLocked(u)
+	c.pool.mu.Unlock()
+}
+
+// admittedSession is the verdict for a client that is a session from its start.
+func (c *client) admittedSession() *amqp.Error {
+	p := c.pool
+	if u := p.idleSession(c, c.lst.MatchProperties); u != nil {
+		c.session = u
+		c.hasSession.Store(true)
+		p.mu.Lock()
+		if c.s.now()-p.verified > int64(c.s.cfg().AuthTTL) && !p.rechecking {
+			p.rechecking = true
+			go p.recheck()
+		}
+		p.mu.Unlock()
+		c.s.n.reuseHits.Add(1)
+		return nil
+	}
+	if u := c.s.takeSpare(c.account); u != nil {
+		if bytes.Equal(u.props, c.props) {
+			ctx, cancel := c.s.connectContext()
+			defer cancel()
+			e := u.open(ctx, p.id.vhost)
+			if e == nil {
+				c.adopt(u)
+				c.session = u
+				return nil
+			}
+			_ = u.conn.Close()
+			c.s.gate.give()
+			if refusal(e) {
+				return e
+			}
+		} else {
+			_ = u.conn.Close()
+			c.s.gate.give()
+		}
+	}
+	u, e := c.openSession()
+	c.session = u
+	return e
+}
+
+// move frees a channel from the upstream it is bound to, if it holds nothing there; its
+// next method binds it to where the client's work is done now.
+func (c *client) move(ch *channel, to *upstream) {
+	b := ch.cur.Load()
+	if b == nil || b.u == to || ch.state.Load() != chOpen || !b.movable() {
+		return
+	}
+	c.flushRun()
+	b.u.mu.Lock()
+	if b.lastQueue != "" {
+		ch.lastQueue = b.lastQueue
+	}
+	b.u.mu.Unlock()
+	c.mu.Lock()
+	ch.cur.Store(nil)
+	c.mu.Unlock()
+	b.u.closeBinding(b)
+}
+
+// ready has the channel where readers are, before its first get or consume: it may have
+// been declaring among the publishers. False: the client is being closed.
+func (c *client) ready(ch *channel) {
+	b := ch.cur.Load()
+	switch {
+	case b == nil:
+	case c.session != nil:
+		c.move(ch, c.session)
+	case b.u.laneNow() == lanePublish:
+		c.move(ch, nil)
+	}
+}
+
+// consume takes basic.consume.
+func (c *client) consume(ch *channel, f amqp.Frame, bits byte, wait bool) bool {
+	a := amqp.ReadArgs(f)
+	a.Short()
+	a.Str()
+	tag := string(a.Str())
+	noAck := bits&2 != 0
+	limit := c.s.cfg().SharedPrefetchLimit
+	c.readYourWrites()
+	if noAck || ch.prefetch == 0 || int(ch.prefetch) > limit {
+		if !c.needSession(ch, amqp.BasicConsume) {
+			return false
+		}
+	}
+	c.ready(ch)
+	b := c.bound(ch, laneRead)
+	if b == nil {
+		return false
+	}
+	if tag != "" {
+		b.u.mu.Lock()
+		_, used := b.consumers[tag]
+		if !used {
+			if b.consumers == nil {
+				b.consumers = make(map[string]bool)
+			}
+			b.consumers[tag] = true
+		}
+		b.u.mu.Unlock()
+		if used {
+			return c.refuse(amqp.NotAllowed, amqp.BasicConsume, "attempt to reuse consumer tag '%s'", tag)
+		}
+	}
+	b.consuming.Add(1)
+	ch.stateful = true
+	ch.wantsAcks = ch.wantsAcks || !noAck
+	if wait {
+		b.calls.Add(1)
+	}
+	return c.passQueue(ch, b, f)
+}
+
+// passQueue passes a method whose second argument is a queue. A channel that has moved
+// puts the name of the queue it declared last where the client, rightly, gave none.
+func (c *client) passQueue(ch *channel, b *binding, f amqp.Frame) bool {
+	f.SetChannel(b.id)
+	if ch.lastQueue == "" || f.Args()[2] != 0 {
+		return true
+	}
+	m := f.Method()
+	args := f.Args()
+	out := amqp.BeginMethod(nil, b.id, m)
+	out = append(out, args[:2]...)
+	out = amqp.AppendShortStr(out, ch.lastQueue)
+	rest := args[3:]
+	if m == amqp.QueueBind || m == amqp.QueueUnbind {
+		// An empty routing key beside an empty queue means the queue's name as well.
+		n := 1 + int(rest[0])
+		if rest[n] == 0 {
+			out = append(out, rest[:n]...)
+			out = amqp.AppendShortStr(out, ch.lastQueue)
+			rest = rest[n+1:]
+		}
+	}
+	out = append(out, rest...)
+	out = amqp.EndMethod(out, 0)
+	c.inject(b, out)
+	return false
+}
+
+// inject puts a frame that does not stand in the read buffer at the end of the run.
+func (c *client) inject(b *binding, f amqp.Frame) {
+	if c.e0 > c.s0 {
+		c.flushRun()
+		c.bound(b.ch, laneNone)
+	}
+	c.run.prefix = append(c.run.prefix, f...)
+}
+
+// endSession gives the client's own upstream back, or ends it when it held exclusive
+// queues: they go with the connection, before the client has its answer.
+func (c *client) endSession() {
+	u := c.session
+	if u == nil {
+		return
+	}
+	c.session = nil
+	if !c.exclusive {
+		c.pool.giveBack(u)
+		return
+	}
+	u.retire()
+	u.close("it held exclusive queues")
+	if c.phase.Load() != phaseRunning {
+		return
+	}
+	timer := time.NewTimer(c.s.cfg().CloseTimeout)
+	defer timer.Stop()
+	select {
+	case <-u.done:
+	case <-timer.C:
+	case <-c.gone:
+	}
+}
+
+// updateSecret passes connection.update-secret on, which only a session can.
+func (c *client) updateSecret(f amqp.Frame) {
+	u := c.session
+	if u == nil {
+		c.refuse(amqp.NotAllowed, amqp.ConnectionUpdateSecret,
+			"update-secret on a shared connection to the broker: set pool_mode to session, or let the secret be a bearer token from the start")
+		return
+	}
+	c.flushRun()
+	u.mu.Lock()
+	u.out.AppendLocked(f)
+	u.mu.Unlock()
+	u.out.Flush()
+	// The upstream's secret is no longer that of its pool.
+	u.retire()
+}
+
+// retire lets no new channels or sessions onto the upstream.
+func (u *upstream) retire() {
+	u.pool.mu.Lock()
+	u.retired = true
+	u.pool.mu.Unlock()
+}
+
+func (u *upstream) laneNow() lane {
+	u.pool.mu.Lock()
+	defer u.pool.mu.Unlock()
+	return u.lane
+}
+
+// soleTenant is the client that has the upstream for itself: the session's owner, or,
+// when somebody's queue is crowded, the only client bound here. Nil: several, or nobody crowded.
+func (u *upstream) soleTenant() *client {
+	if c := u.owner.Load(); c != nil {
+		return c
+	}
+	if u.crowded.Load() == 0 {
+		return nil
+	}
+	var sole *client
+	t := u.table.Load()
+	for i := range *t {
+		b := (*t)[i].Load()
+		if b == nil || b.ch.c == sole {
+			continue
+		}
+		if sole != nil {
+			return nil
+		}
+		sole = b.ch.c
+	}
+	return sole
+}
+
+// upstreamFor is where a channel of the client goes, with a place promised.
+func (c *client) upstreamFor(l lane) (*upstream, *amqp.Error) {
+	if u := c.session; u != nil {
+		c.pool.promise(u)
+		return u, nil
+	}
+	slot := &c.publish
+	if l == laneRead || (l == laneNone && c.publish == nil) {
+		slot = &c.readers
+	}
+	u := c.pool.try(*slot, l)
+	if u == nil {
+		c.settle()
+		var e *amqp.Error
+		if u, e = c.pool.acquire(c, l); e != nil {
+			return nil, e
+		}
+	}
+	*slot = u
+	return u, nil
+}
+
+// awaitID waits until a channel id of the session comes free. False: none did.
+func (c *client) awaitID(u *upstream) bool {
+	c.settle()
+	timer := time.NewTimer(c.s.cfg().CloseTimeout)
+	defer timer.Stop()
+	for {
+		c.pool.mu.Lock()
+		changed := c.pool.changedLocked()
+		free := u.load < int(u.ids.limit)
+		c.pool.mu.Unlock()
+		if free {
+			return true
+		}
+		select {
+		case <-changed:
+		case <-c.gone:
+			return false
+		case <-timer.C:
+			return false
+		}
+	}
+}
+
+// dropUpstream forgets an upstream that turned out to be dead.
+func (c *client) dropUpstream(u *upstream) {
+	if c.publish == u {
+		c.publish = nil
+	}
+	if c.readers == u {
+		c.readers = nil
+	}
+	if c.session == u {
+		c.session = nil
+	}
+}

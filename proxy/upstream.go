@@ -1,0 +1,371 @@
+// An upstream: one connection to the broker, shared by bindings. Sending and the states
+// of its bindings are guarded by one lock, so that no frame is late by the time it leaves.
+
+package proxy
+
+import (
+	"errors"
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/outbox"
+)
+
+const (
+	// upstreamHigh is how many bytes may wait for the broker's socket before the clients
+	// that feed it are no longer read; they are again at upstreamLow.
+	upstreamHigh = 256 << 10
+	upstreamLow  = 64 << 10
+	// throughMin is the size from which a run is written from the read buffer, uncopied.
+	throughMin = 4 << 10
+	// crossedWait is how long the close-ok of a crossed close is waited for; some brokers never send it.
+	crossedWait = 5 * time.Second
+)
+
+// lane says what kind of work a shared upstream carries: RabbitMQ in an alarm stops
+// reading a connection that publishes, the acks of its consumers included.
+type lane uint8
+
+const (
+	laneNone lane = iota // nobody yet
+	lanePublish
+	laneRead
+)
+
+// upstream is a connection to the broker.
+type upstream struct {
+	// Immutable after the handshake.
+	s          *Server
+	n          uint64 // number, for names and logs
+	conn       net.Conn
+	account    *account
+	pool       *pool  // nil before connection.open
+	props      []byte // client-properties it was opened with
+	session    bool   // opened with a client's own properties
+	tune       amqp.Tune
+	serverInfo *brokerInfo
+	heartbeat  time.Duration
+	opened     time.Time
+	done       chan struct{} // closed when the reader has ended
+
+	lastRead atomic.Int64           // when bytes last came in, coarse clock
+	halted   atomic.Bool            // the reader waits for a client on purpose
+	blocked  atomic.Bool            // the broker announced an alarm
+	crowded  atomic.Int32           // clients whose queue fills up
+	closingN atomic.Int32           // bindings that wait for close-ok
+	owner    atomic.Pointer[client] // the client whose session this is
+
+	mu  sync.Mutex // guards all below, the outbox and the bindings' states
+	out outbox.Box
+	ids ids
+	// table maps ids to bindings; written under mu, read by the reader without.
+	table         atomic.Pointer[[]atomic.Pointer[binding]]
+	blockedReason string
+	blockedTold   map[*client]struct{}
+	failed        error         // why it ended
+	closing       bool          // connection.close was sent
+	answered      chan struct{} // closed when the broker answered a tx.commit
+	unhalt        chan struct{} // ends the reader's wait for its sole tenant
+
+	// Guarded by pool.mu.
+	lane     lane
+	load     int  // ids in use or promised
+	retired  bool // takes no new channels, ends with its last
+	idleFrom time.Time
+
+	rd amqp.Reader // the reader's
+}
+
+var errUpstreamGone = errors.New("the connection to the broker has ended")
+
+// errNoID is returned when every channel id of an upstream is in use.
+var errNoID = errors.New("no free channel id on the upstream")
+
+// lookup is the binding of an id, or nil.
+func (u *upstream) lookup(id uint16) *binding {
+	if t := u.table.Load(); t != nil && int(id) < len(*t) {
+		return (*t)[id].Load()
+	}
+	return nil
+}
+
+// setLocked puts a binding into the table, or nil to take it out.
+func (u *upstream) setLocked(id uint16, b *binding) {
+	t := u.table.Load()
+	if t == nil || int(id) >= len(*t) {
+		size := 16
+		for size <= int(id) {
+			size *= 2
+		}
+		next := make([]atomic.Pointer[binding], size)
+		if t != nil {
+			for i := range *t {
+				next[i].Store((*t)[i].Load())
+			}
+		}
+		u.table.Store(&next)
+		t = &next
+	}
+	(*t)[id].Store(b)
+}
+
+// bind gives a channel an id here. The place was promised by the pool (load counts it).
+// The prelude that opens the channel is appended to prefix.
+func (u *upstream) bind(ch *channel, prefix []byte) (*binding, []byte, error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.failed != nil || u.closing {
+		return nil, prefix, errUpstreamGone
+	}
+	id, ok := u.ids.take()
+	if !ok {
+		return nil, prefix, errNoID
+	}
+	b := &binding{u: u, ch: ch, id: id}
+	u.setLocked(id, b)
+	if u.unhalt != nil {
+		close(u.unhalt) // whoever comes now must not wait behind the sole tenant
+		u.unhalt = nil
+	}
+	u.s.n.bindings.Add(1)
+	return b, b.prelude(prefix), nil
+}
+
+// run is what one client sends to one upstream in one go: whole frames with the upstream's
+// channel ids, in which every publish is whole.
+type run struct {
+	u      *upstream
+	prefix []byte     // preludes, before body
+	body   []byte     // in the client's read buffer
+	bs     []*binding // whose frames it holds
+	closes []closing  // of these, the ones whose channel.close it holds
+}
+
+// closing is a channel.close in a run; silent: the client has its answer already.
+type closing struct {
+	b      *binding
+	silent bool
+}
+
+func (r *run) reset() {
+	clear(r.bs)
+	clear(r.closes)
+	r.u, r.prefix, r.body, r.bs, r.closes = nil, r.prefix[:0], nil, r.bs[:0], r.closes[:0]
+}
+
+// send passes a run to the broker, less the frames of channels that are no longer open.
+// It writes at once when nobody else does, appends otherwise, and waits when too much waits.
+// The error is that of a dead upstream, whose clients are being told.
+func (u *upstream) send(r *run) error {
+	u.mu.Lock()
+	if err := u.failed; err != nil {
+		u.mu.Unlock()
+		return err
+	}
+	body := r.body
+	for _, b := range r.bs {
+		if b.state != bOpen {
+			body = u.filterLocked(body, r.bs)
+			break
+		}
+	}
+	now := u.s.now()
+	for _, x := range r.closes {
+		if x.b.state == bOpen {
+			u.closingLocked(x.b, x.silent, now)
+		}
+	}
+	if len(r.prefix) == 0 && len(body) >= throughMin && u.out.StartLocked() {
+		u.mu.Unlock()
+		return u.out.Through(nil, body)
+	}
+	u.out.AppendLocked(r.prefix)
+	u.out.AppendLocked(body)
+	waiting := u.out.LenLocked()
+	u.mu.Unlock()
+	u.out.Flush()
+	if waiting > upstreamHigh {
+		return u.out.WaitRoom(upstreamLow)
+	}
+	return nil
+}
+
+// sendBig passes one large publish without copying it into the queue.
+func (u *upstream) sendBig(b *binding, body []byte) error {
+	if err := u.out.WaitTurn(); err != nil {
+		return err
+	}
+	u.mu.Lock()
+	if b.state != bOpen {
+		body = nil
+	}
+	first := u.out.TakeLocked()
+	u.mu.Unlock()
+	return u.out.Through(first, body)
+}
+
+// filterLocked drops the frames of those of the bindings that are not open, in place.
+// The table is not asked: an id may be somebody else's by now.
+func (u *upstream) filterLocked(body []byte, bs []*binding) []byte {
+	kept := body[:0]
+	for len(body) > 0 {
+		n, _, err := amqp.Split(body, 0)
+		if err != nil || n == 0 {
+			break // cannot be: a run holds whole frames
+		}
+		id := amqp.Frame(body).Channel()
+		if slices.ContainsFunc(bs, func(b *binding) bool { return b.id == id && b.state == bOpen }) {
+			kept = append(kept, body[:n]...)
+		}
+		body = body[n:]
+	}
+	return kept
+}
+
+// closeBinding sends channel.close for a binding that is still open, for a client that
+// is gone or whose channel moved. Nobody waits for the broker's answer.
+func (u *upstream) closeBinding(b *binding) {
+	u.mu.Lock()
+	u.closeLocked(b, true)
+	u.mu.Unlock()
+	u.out.Flush()
+}
+
+// closeLocked appends channel.close and makes the binding closing.
+func (u *upstream) closeLocked(b *binding, silent bool) bool {
+	if b.state != bOpen || u.failed != nil {
+		return false
+	}
+	u.closingLocked(b, silent, u.s.now())
+	buf := u.out.BufferLocked(64)
+	u.out.SetBufferLocked(amqp.AppendClose(buf, b.id, &amqp.Error{Code: amqp.ReplySuccess, Text: "Goodbye"}))
+	return true
+}
+
+// closingLocked notes that the binding's channel.close goes out now.
+func (u *upstream) closingLocked(b *binding, silent bool, now int64) {
+	b.state, b.silent, b.closedAt = bClosing, silent, now
+	u.closingN.Add(1)
+	if silent {
+		b.ticket = u.pool.closes.add(b)
+	}
+}
+
+// answeredLocked is a channel that is closed when the broker answers the next tx.commit.
+func (u *upstream) answeredLocked() <-chan struct{} {
+	if u.answered == nil {
+		u.answered = make(chan struct{})
+	}
+	return u.answered
+}
+
+// freeLocked ends a binding; its id may be used again. The caller then gives the place
+// back to the pool, without the lock.
+func (u *upstream) freeLocked(b *binding) {
+	if b.state != bOpen {
+		u.closingN.Add(-1)
+	}
+	b.state = bFree
+	u.setLocked(b.id, nil)
+	u.ids.free(b.id)
+	u.s.n.bindings.Add(-1)
+	if b.ticket != nil {
+		u.pool.closes.finish(b.ticket)
+	}
+}
+
+// fail ends the upstream: the socket is closed and every client bound here is told e.
+// Only the first call counts.
+func (u *upstream) fail(e *amqp.Error, lost bool) {
+	u.mu.Lock()
+	if u.failed != nil {
+		u.mu.Unlock()
+		return
+	}
+	u.failed = e
+	u.out.FailLocked(e)
+	var told []*client
+	seen := make(map[*client]struct{})
+	if t := u.table.Load(); t != nil {
+		for i := range *t {
+			b := (*t)[i].Load()
+			if b == nil {
+				continue
+			}
+			if b.ticket != nil {
+				u.pool.closes.finish(b.ticket)
+			}
+			u.s.n.bindings.Add(-1)
+			// A client that has its answer, or is gone, has no part in this.
+			if _, ok := seen[b.ch.c]; !ok && !b.silent {
+				seen[b.ch.c] = struct{}{}
+				told = append(told, b.ch.c)
+			}
+		}
+	}
+	if c := u.owner.Load(); c != nil {
+		if _, ok := seen[c]; !ok {
+			seen[c] = struct{}{}
+			told = append(told, c) // it lost its session, channels or not
+		}
+	}
+	waiting := u.blockedTold
+	u.blockedTold = nil
+	u.mu.Unlock()
+
+	_ = u.conn.Close()
+	if u.pool != nil {
+		u.pool.remove(u)
+	}
+	u.s.upstreamGone(u)
+	if lost {
+		u.s.n.upstreamsLost.Add(1)
+		u.s.log.Warn("upstream lost", "upstream", u.n, "user", u.account.key.user, "vhost", u.vhost(),
+			"code", e.Code, "reason", e.Text, "clients", len(told))
+	}
+	for _, c := range told {
+		c.shut(e, false)
+	}
+	for c := range waiting {
+		if _, ok := seen[c]; !ok {
+			c.tellUnblocked(u)
+		}
+	}
+}
+
+func (u *upstream) vhost() string {
+	if u.pool == nil {
+		return ""
+	}
+	return u.pool.id.vhost
+}
+
+// close ends the upstream politely: connection.close, and the socket when the broker
+// answered or after a while.
+func (u *upstream) close(reason string) {
+	u.mu.Lock()
+	if u.failed != nil || u.closing {
+		u.mu.Unlock()
+		return
+	}
+	u.closing = true
+	buf := u.out.BufferLocked(64)
+	u.out.SetBufferLocked(amqp.AppendClose(buf, 0, &amqp.Error{Code: amqp.ReplySuccess, Text: "Goodbye"}))
+	u.out.KickLocked()
+	u.mu.Unlock()
+	u.s.log.Debug("upstream closing", "upstream", u.n, "reason", reason)
+	time.AfterFunc(u.s.cfg().CloseTimeout, func() {
+		u.fail(&amqp.Error{Code: amqp.ConnectionForced, Text: "CONNECTION_FORCED - closed"}, false)
+	})
+}
+
+// alive tells whether channels may be bound here.
+func (u *upstream) alive() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.failed == nil && !u.closing
+}

@@ -1,0 +1,409 @@
+// The reader of an upstream: frames from the broker to the clients' queues. It never
+// waits for a client's socket, but for that of a sole tenant, and that on purpose.
+
+package proxy
+
+import (
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"time"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+)
+
+// delivery gathers consecutive frames of one binding, and the clients to wake.
+type delivery struct {
+	b       *binding
+	from    int // where its frames begin, Reader.Mark
+	touched []*client
+}
+
+// read runs until the upstream ends; its goroutine is the upstream's owner.
+func (u *upstream) read() {
+	defer u.s.readerGone(u)
+	defer u.rd.Release()
+	var d delivery
+	for {
+		n, err := u.rd.Fill(u.conn)
+		if n > 0 {
+			u.lastRead.Store(u.s.now())
+			u.s.n.fromUpstreams.Add(uint64(n))
+			if e := u.chunk(&d); e != nil {
+				u.fail(e, true)
+				return
+			}
+		}
+		if err != nil {
+			u.fail(u.lostError(err), !u.isClosing())
+			return
+		}
+	}
+}
+
+func (u *upstream) isClosing() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.closing || u.failed != nil
+}
+
+// lostError is what the clients hear when the socket just died.
+func (u *upstream) lostError(err error) *amqp.Error {
+	why := "the broker closed the connection"
+	if !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
+		why = "the connection to the broker was lost: " + err.Error()
+	}
+	return amqp.Errorf(amqp.ConnectionForced, 0, "%s", why)
+}
+
+// chunk passes on all whole frames of what was read.
+func (u *upstream) chunk(d *delivery) *amqp.Error {
+	frames := uint64(0)
+	d.from = u.rd.Mark()
+	var fatal *amqp.Error
+	for {
+		at := u.rd.Mark()
+		f, err := u.rd.Next()
+		if err != nil {
+			var e *amqp.Error
+			errors.As(err, &e)
+			fatal = amqp.Errorf(amqp.ConnectionForced, 0, "the broker sent what is not AMQP: %s", e.Text)
+			break
+		}
+		if f == nil {
+			break
+		}
+		frames++
+		id := f.Channel()
+		var b *binding
+		keep := false
+		if id == 0 {
+			u.pass(d, at)
+			if fatal = u.control(f); fatal != nil {
+				break
+			}
+		} else if b = u.lookup(id); b != nil {
+			keep = u.route(b, f, d, at)
+		}
+		if !keep || b != d.b {
+			u.pass(d, at)
+			if keep {
+				d.b = b
+				d.from = at
+			} else {
+				d.from = u.rd.Mark()
+			}
+		}
+	}
+	u.pass(d, u.rd.Mark())
+	u.s.n.framesUpstreams.Add(frames)
+	for i, c := range d.touched {
+		d.touched[i] = nil
+		c.wake()
+	}
+	d.touched = d.touched[:0]
+	// Only now, with every client's frames queued and nothing held, may it wait.
+	u.backPressure()
+	return fatal
+}
+
+// pass hands the gathered frames, which end at the mark to, to their client.
+func (u *upstream) pass(d *delivery, to int) {
+	if d.b == nil {
+		return
+	}
+	if p := u.rd.Between(d.from, to); len(p) > 0 {
+		c := d.b.ch.c
+		if c.deliver(d.b, p) {
+			d.touch(c)
+		}
+	}
+	d.b = nil
+}
+
+func (d *delivery) touch(c *client) {
+	for _, x := range d.touched {
+		if x == c {
+			return
+		}
+	}
+	d.touched = append(d.touched, c)
+}
+
+// put queues bytes for a client out of the order of the read buffer: what was gathered goes first.
+func (u *upstream) put(d *delivery, at int, b *binding, p []byte) {
+	u.pass(d, at)
+	if b.ch.c.deliver(b, p) {
+		d.touch(b.ch.c)
+	}
+}
+
+// route looks at a frame of a channel. True: it goes to the client as it is, with the
+// client's channel number already in it.
+func (u *upstream) route(b *binding, f amqp.Frame, d *delivery, at int) bool {
+	ch := b.ch
+	switch f.Type() {
+	case amqp.FrameMethod:
+		return u.method(b, f, d, at)
+	case amqp.FrameHeader, amqp.FrameBody:
+		if b.dropping {
+			return false
+		}
+		if uint32(len(f)) > ch.c.frameMax && ch.c.frameMax != 0 {
+			u.oversize(b, f, d, at)
+			return false
+		}
+		if b.held != nil {
+			u.put(d, at, b, b.held)
+			b.held = nil
+		}
+	default:
+		return false
+	}
+	f.SetChannel(ch.id)
+	return true
+}
+
+// oversize re-splits a body for a client with a smaller frame_max. A header cannot be split.
+func (u *upstream) oversize(b *binding, f amqp.Frame, d *delivery, at int) {
+	ch := b.ch
+	if f.Type() == amqp.FrameBody {
+		u.put(d, at, b, amqp.AppendBody(nil, ch.id, f.Payload(), ch.c.frameMax))
+		return
+	}
+	b.held, b.dropping = nil, true
+	e := amqp.Errorf(amqp.PreconditionFailed, amqp.BasicDeliver,
+		"content header of %d octets does not fit the frame_max of %d that the client negotiated",
+		len(f), ch.c.frameMax)
+	u.pass(d, at)
+	u.refuse(b, e, d)
+}
+
+// refuse closes a binding on both sides with a soft error of the proxy's own.
+func (u *upstream) refuse(b *binding, e *amqp.Error, d *delivery) {
+	u.mu.Lock()
+	was := b.state
+	u.closeLocked(b, true)
+	u.out.KickLocked()
+	u.mu.Unlock()
+	if was == bOpen && b.ch.c.refused(b, amqp.AppendClose(nil, b.ch.id, e)) {
+		d.touch(b.ch.c)
+	}
+}
+
+// method looks at a method from the broker. True: pass it on.
+func (u *upstream) method(b *binding, f amqp.Frame, d *delivery, at int) bool {
+	ch := b.ch
+	m := f.Method()
+	b.dropping = false
+	switch m {
+	case amqp.BasicDeliver:
+		if p := f.Args(); len(p) > 8 && len(p) >= 9+int(p[0]) {
+			b.lastTag.Store(binary.BigEndian.Uint64(p[1+int(p[0]):]))
+		}
+	case amqp.BasicGetOk:
+		b.calls.Add(-1)
+		if p := f.Args(); len(p) >= 8 {
+			b.lastTag.Store(binary.BigEndian.Uint64(p))
+		}
+	case amqp.BasicAck, amqp.BasicNack:
+		if p := f.Args(); len(p) >= 9 {
+			b.confirms.add(binary.BigEndian.Uint64(p), p[8]&1 != 0)
+			b.confirmed.Store(b.confirms.low)
+		}
+	case amqp.ChannelOpenOk:
+		return false
+	case amqp.BasicQosOk, amqp.ConfirmSelectOk:
+		u.mu.Lock()
+		own := false
+		if m == amqp.BasicQosOk {
+			own = b.qosOwn.pop()
+		} else {
+			own = b.selectOwn.pop()
+		}
+		u.mu.Unlock()
+		if own {
+			return false
+		}
+		b.calls.Add(-1)
+	case amqp.BasicConsumeOk:
+		b.calls.Add(-1)
+		a := amqp.ReadArgs(f)
+		u.consumerNamed(b, string(a.Str()))
+	case amqp.BasicCancelOk:
+		b.calls.Add(-1)
+		a := amqp.ReadArgs(f)
+		u.consumerGone(b, string(a.Str()))
+	case amqp.BasicCancel:
+		a := amqp.ReadArgs(f)
+		u.consumerGone(b, string(a.Str()))
+		if !ch.c.caps.cancelNotify {
+			return false
+		}
+	case amqp.QueueDeclareOk:
+		b.calls.Add(-1)
+		a := amqp.ReadArgs(f)
+		name := string(a.Str())
+		u.mu.Lock()
+		b.lastQueue = name
+		u.mu.Unlock()
+	case amqp.TxCommitOk:
+		b.calls.Add(-1)
+		u.mu.Lock()
+		b.commits.Add(-1)
+		if u.answered != nil {
+			close(u.answered)
+			u.answered = nil
+		}
+		u.mu.Unlock()
+	case amqp.ChannelClose:
+		u.pass(d, at)
+		u.brokerClosed(b, f, d)
+		return false
+	case amqp.ChannelCloseOk:
+		u.pass(d, at)
+		u.closeAnswered(b, d)
+		return false
+	default:
+		if m.Spec().Reply {
+			b.calls.Add(-1)
+		}
+	}
+	if ch.c.frameMax < u.tune.FrameMax && ch.c.frameMax != 0 && m.Spec().Content {
+		// The header may not fit the client: nothing of this content leaves before it is known.
+		f.SetChannel(ch.id)
+		b.held = append([]byte(nil), f...)
+		return false
+	}
+	f.SetChannel(ch.id)
+	return true
+}
+
+func (u *upstream) consumerNamed(b *binding, tag string) {
+	u.mu.Lock()
+	if b.consumers == nil {
+		b.consumers = make(map[string]bool)
+	}
+	b.consumers[tag] = true
+	u.mu.Unlock()
+}
+
+func (u *upstream) consumerGone(b *binding, tag string) {
+	u.mu.Lock()
+	if _, ok := b.consumers[tag]; ok {
+		delete(b.consumers, tag)
+		b.consuming.Add(-1)
+	}
+	u.mu.Unlock()
+}
+
+// brokerClosed takes the broker's channel.close: it is answered at once, the id is free,
+// and the client hears it unless it has closed the channel itself.
+func (u *upstream) brokerClosed(b *binding, f amqp.Frame, d *delivery) {
+	e := amqp.ParseClose(f)
+	ch := b.ch
+	u.mu.Lock()
+	was, silent := b.state, b.silent
+	switch was {
+	case bOpen, bClosing:
+		buf := u.out.BufferLocked(16)
+		u.out.SetBufferLocked(amqp.AppendMethod(buf, b.id, amqp.ChannelCloseOk))
+		u.out.KickLocked()
+		if was == bOpen {
+			u.freeLocked(b)
+		} else {
+			// The broker still answers the close that crossed this one.
+			b.state = bCrossed
+		}
+	}
+	u.mu.Unlock()
+	switch {
+	case was == bOpen:
+		u.pool.release(u)
+		f.SetChannel(ch.id)
+		if ch.c.refused(b, f) {
+			d.touch(ch.c)
+		}
+	case was == bClosing && !silent:
+		f.SetChannel(ch.id)
+		if ch.c.crossed(b, f) {
+			d.touch(ch.c)
+		}
+	case was == bClosing:
+		u.s.lateError(u, ch, e)
+	}
+}
+
+// closeAnswered takes the broker's channel.close-ok.
+func (u *upstream) closeAnswered(b *binding, d *delivery) {
+	u.mu.Lock()
+	if b.state != bClosing && b.state != bCrossed {
+		u.mu.Unlock()
+		return
+	}
+	silent := b.silent
+	u.freeLocked(b)
+	u.mu.Unlock()
+	u.pool.release(u)
+	if !silent && b.ch.c.closeAnswered(b) {
+		d.touch(b.ch.c)
+	}
+}
+
+// control takes the methods of channel 0. An error ends the upstream.
+func (u *upstream) control(f amqp.Frame) *amqp.Error {
+	if f.Type() != amqp.FrameMethod {
+		return nil // a heartbeat: its arrival was all it had to say
+	}
+	switch f.Method() {
+	case amqp.ConnectionClose:
+		e := amqp.ParseClose(f)
+		_ = u.conn.SetWriteDeadline(time.Now().Add(closeGrace))
+		u.mu.Lock()
+		u.out.AppendLocked(amqp.AppendMethod(nil, 0, amqp.ConnectionCloseOk))
+		u.mu.Unlock()
+		u.out.Flush()
+		u.blame(e)
+		return e
+	case amqp.ConnectionCloseOk:
+		return &amqp.Error{Code: amqp.ConnectionForced, Text: "CONNECTION_FORCED - closed"}
+	case amqp.ConnectionBlocked:
+		a := amqp.ReadArgs(f)
+		u.alarm(string(a.Str()))
+	case amqp.ConnectionUnblocked:
+		u.alarmOver()
+	case amqp.ConnectionUpdateSecretOk:
+		if c := u.owner.Load(); c != nil {
+			c.pass0(f)
+		}
+	}
+	return nil
+}
+
+// backPressure waits while the sole tenant's queue is too full; TCP then tells the broker.
+// A tenant that comes meanwhile ends the wait.
+func (u *upstream) backPressure() {
+	if u.crowded.Load() == 0 {
+		return
+	}
+	c := u.soleTenant()
+	if c == nil {
+		return
+	}
+	cancel := make(chan struct{})
+	u.mu.Lock()
+	u.unhalt = cancel
+	u.mu.Unlock()
+	if u.soleTenant() == c {
+		u.halted.Store(true)
+		c.waitRoom(cancel)
+		u.lastRead.Store(u.s.now())
+		u.halted.Store(false)
+	}
+	u.mu.Lock()
+	if u.unhalt == cancel {
+		u.unhalt = nil
+	}
+	u.mu.Unlock()
+}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	"gopkg.in/natefinch/lumberjack.v2"
@@ -34,17 +35,31 @@ func openFile(s config.Log) (*lumberjack.Logger, error) {
 	return f, nil
 }
 
-// touch opens the file: lumberjack does so at a write, of nothing too.
+// touch opens the file. The look at it before is needed: what lumberjack cannot open for
+// writing it moves aside, a directory of that name too.
 func touch(f *lumberjack.Logger) error {
-	if _, err := f.Write(nil); err != nil {
-		_ = f.Close()
-		var pathErr *os.PathError
-		if errors.As(err, &pathErr) {
-			err = pathErr.Err
-		}
-		return fmt.Errorf("log.file: %s: cannot be written: %w", f.Filename, err)
+	err := os.MkdirAll(filepath.Dir(f.Filename), 0o750)
+	if info, statErr := os.Stat(f.Filename); err == nil && statErr == nil && !info.Mode().IsRegular() {
+		err = errors.New("is not a file")
 	}
-	return nil
+	if err == nil {
+		var probe *os.File
+		if probe, err = os.OpenFile(f.Filename, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o640); err == nil {
+			err = probe.Close()
+		}
+	}
+	if err == nil {
+		_, err = f.Write(nil) // opens it, as every write does that finds it closed
+	}
+	if err == nil {
+		return nil
+	}
+	_ = f.Close()
+	var pathErr *os.PathError
+	if errors.As(err, &pathErr) {
+		err = pathErr.Err
+	}
+	return fmt.Errorf("log.file: %s: cannot be written: %w", f.Filename, err)
 }
 
 // apply opens the file that the settings name, if it is another, and leaves the old one.

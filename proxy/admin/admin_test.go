@@ -1,0 +1,315 @@
+// Metrics and health as a scraper and a prober see them.
+
+package admin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy"
+)
+
+// fake is a Source.
+type fake struct {
+	stats proxy.Stats
+	ready func(context.Context) error
+	asked atomic.Int32
+}
+
+func (f *fake) Stats() proxy.Stats { return f.stats }
+
+func (f *fake) Ready(ctx context.Context) error {
+	f.asked.Add(1)
+	if f.ready == nil {
+		return nil
+	}
+	return f.ready(ctx)
+}
+
+func get(t *testing.T, h http.Handler, target string) (code int, body string) {
+	t.Helper()
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, target, nil))
+	return w.Code, w.Body.String()
+}
+
+func TestMetrics(t *testing.T) {
+	f := &fake{stats: proxy.Stats{
+		Started: time.Unix(1000, 0), Clients: 3, Upstreams: 2, Channels: 5, Bindings: 4, Identities: 2, Waiting: 1,
+		LongestWait: 1500 * time.Millisecond, ClientsTotal: 10, UpstreamsTotal: 11, LoginsOK: 12, LoginsRefused: 13,
+		LoginsFailed: 14, ReuseHits: 15, BytesFromClients: 16, BytesToClients: 17, BytesFromUpstreams: 18,
+		BytesToUpstreams: 19, FramesFromClients: 20, FramesFromUpstreams: 21, LateErrors: 22, SlowClientCloses: 23,
+		FirewallCloses: 24, HeartbeatTimeouts: 25, UpstreamsLost: 26,
+		ConnectLatencySum: 250 * time.Millisecond,
+		Pools:             []proxy.PoolStats{{User: `a"b`, VHost: "/", Upstreams: 2, Idle: 1, Sessions: 1, Channels: 5, Waiting: 1}},
+	}}
+	for i := range f.stats.ConnectLatency {
+		f.stats.ConnectLatency[i] = uint64(i)
+	}
+	code, body := get(t, Handler(Options{Source: f, Version: "1.2.3"}), "/metrics")
+	if code != http.StatusOK {
+		t.Fatalf("got %d", code)
+	}
+	for _, want := range []string{
+		"amqproxy_client_connections 3",
+		"amqproxy_upstream_connections 2",
+		"amqproxysvc_start_time_seconds 1000",
+		"amqproxysvc_clients 3",
+		"amqproxysvc_upstreams 2",
+		"amqproxysvc_client_channels 5",
+		"amqproxysvc_upstream_channels 4",
+		"amqproxysvc_identities 2",
+		"amqproxysvc_waiting_clients 1",
+		"amqproxysvc_longest_wait_seconds 1.5",
+		"amqproxysvc_clients_total 10",
+		"amqproxysvc_upstreams_total 11",
+		`amqproxysvc_logins_total{result="ok"} 12`,
+		`amqproxysvc_logins_total{result="refused"} 13`,
+		`amqproxysvc_logins_total{result="failed"} 14`,
+		"amqproxysvc_reuse_hits_total 15",
+		`amqproxysvc_received_bytes_total{from="clients"} 16`,
+		`amqproxysvc_sent_bytes_total{to="clients"} 17`,
+		`amqproxysvc_received_bytes_total{from="upstreams"} 18`,
+		`amqproxysvc_sent_bytes_total{to="upstreams"} 19`,
+		`amqproxysvc_received_frames_total{from="clients"} 20`,
+		`amqproxysvc_received_frames_total{from="upstreams"} 21`,
+		"amqproxysvc_late_errors_total 22",
+		"amqproxysvc_slow_client_closes_total 23",
+		"amqproxysvc_firewall_closes_total 24",
+		"amqproxysvc_heartbeat_timeouts_total 25",
+		"amqproxysvc_upstreams_lost_total 26",
+		`amqproxysvc_upstream_connect_seconds_bucket{le="0.001"} 0`,
+		`amqproxysvc_upstream_connect_seconds_bucket{le="5"} 11`,
+		`amqproxysvc_upstream_connect_seconds_bucket{le="+Inf"} 12`,
+		"amqproxysvc_upstream_connect_seconds_sum 0.25",
+		"amqproxysvc_upstream_connect_seconds_count 12",
+		`amqproxysvc_pool_upstreams{user="a\"b",vhost="/"} 2`,
+		`amqproxysvc_pool_idle_upstreams{user="a\"b",vhost="/"} 1`,
+		`amqproxysvc_pool_session_upstreams{user="a\"b",vhost="/"} 1`,
+		`amqproxysvc_pool_channels{user="a\"b",vhost="/"} 5`,
+		`amqproxysvc_pool_waiting_clients{user="a\"b",vhost="/"} 1`,
+		`amqproxysvc_build_info{goversion="go`,
+		"go_goroutines ",
+	} {
+		if !strings.Contains(body, "\n"+want) {
+			t.Errorf("metrics lack %q", want)
+		}
+	}
+	for _, name := range Names() {
+		if !strings.Contains(body, "# HELP "+name+" ") || !strings.Contains(body, "# TYPE "+name+" ") {
+			t.Errorf("%s has no help or type", name)
+		}
+	}
+	problems, err := promlint.New(strings.NewReader(body)).Lint()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range problems {
+		if strings.HasPrefix(p.Metric, "amqproxysvc_") {
+			t.Errorf("%s: %s", p.Metric, p.Text)
+		}
+	}
+}
+
+func TestPoolsAreBounded(t *testing.T) {
+	pools := []proxy.PoolStats{
+		{User: "same", VHost: "/", Upstreams: 1, Channels: 10},
+		{User: "same", VHost: "/", Upstreams: 2, Channels: 20}, // another password
+		{User: "bad\xff", VHost: "/", Upstreams: 1},
+		{User: "bad\xfe", VHost: "/", Upstreams: 1}, // the same once it is text
+	}
+	for i := range 300 {
+		pools = append(pools, proxy.PoolStats{User: fmt.Sprintf("u%03d", i), VHost: "v", Upstreams: 1, Channels: 1, Idle: 1})
+	}
+	got := boundPools(pools, 100)
+	if len(got) != 101 {
+		t.Fatalf("%d pools, want 100 and one for the others", len(got))
+	}
+	sum := proxy.PoolStats{}
+	seen := map[string]bool{}
+	for _, p := range got {
+		key := p.User + "\x00" + p.VHost
+		if seen[key] {
+			t.Errorf("%q comes twice", key)
+		}
+		seen[key] = true
+		sum.Upstreams += p.Upstreams
+		sum.Channels += p.Channels
+		sum.Idle += p.Idle
+	}
+	if sum.Upstreams != 305 || sum.Channels != 330 || sum.Idle != 300 {
+		t.Errorf("sums are %+v, want nothing lost", sum)
+	}
+	if p := got[0]; p.User != "same" || p.Upstreams != 3 || p.Channels != 30 {
+		t.Errorf("first is %+v, want both pools of that user", p)
+	}
+	if p := got[100]; p.User != otherPools || p.Upstreams != 202 {
+		t.Errorf("last is %+v, want the 202 others", p)
+	}
+	// A scrape with all of that must succeed.
+	code, body := get(t, Handler(Options{Source: &fake{stats: proxy.Stats{Pools: pools}}}), "/metrics")
+	if n := strings.Count(body, "\namqproxysvc_pool_upstreams{"); code != http.StatusOK || n != maxPools+1 {
+		t.Errorf("got %d with %d pools, want %d", code, n, maxPools+1)
+	}
+}
+
+func TestHealth(t *testing.T) {
+	f := &fake{}
+	h := Handler(Options{Source: f, Version: "1"})
+	for target, want := range map[string]struct {
+		code int
+		body string
+	}{
+		"/healthz":      {200, "OK\n"},
+		"/readyz":       {200, "OK\n"},
+		"/":             {200, "amqproxysvc 1: /metrics /healthz /readyz\n"},
+		"/nothing":      {404, "404 page not found\n"},
+		"/debug/pprof/": {404, "404 page not found\n"},
+	} {
+		if code, body := get(t, h, target); code != want.code || body != want.body {
+			t.Errorf("%s: got %d %q, want %d %q", target, code, body, want.code, want.body)
+		}
+	}
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest(http.MethodPost, "/metrics", nil))
+	if w.Code != http.StatusMethodNotAllowed {
+		t.Errorf("POST /metrics: got %d, want 405", w.Code)
+	}
+	if code, body := get(t, Handler(Options{Source: f, Pprof: true}), "/debug/pprof/"); code != 200 || !strings.Contains(body, "goroutine") {
+		t.Errorf("pprof switched on: got %d", code)
+	}
+}
+
+func TestNotReady(t *testing.T) {
+	f := &fake{ready: func(context.Context) error { return errors.New("dial tcp 127.0.0.1:1:\nconnection refused") }}
+	h := Handler(Options{Source: f})
+	code, body := get(t, h, "/readyz")
+	if want := "not ready: dial tcp 127.0.0.1:1:; connection refused\n"; code != http.StatusServiceUnavailable || body != want {
+		t.Errorf("got %d %q, want 503 %q", code, body, want)
+	}
+	if code, _ := get(t, h, "/healthz"); code != http.StatusOK {
+		t.Errorf("/healthz: got %d, want 200: the process lives", code)
+	}
+}
+
+// However many probe, the broker is asked once at a time and once a second.
+func TestReadyIsAskedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fake{ready: func(context.Context) error { time.Sleep(100 * time.Millisecond); return nil }}
+		h := Handler(Options{Source: f})
+		var all sync.WaitGroup
+		for range 20 {
+			all.Go(func() {
+				if code, _ := get(t, h, "/readyz"); code != http.StatusOK {
+					t.Errorf("got %d", code)
+				}
+			})
+		}
+		all.Wait()
+		if n := f.asked.Load(); n != 1 {
+			t.Errorf("asked %d times, want once", n)
+		}
+		time.Sleep(readyTTL)
+		get(t, h, "/readyz")
+		if n := f.asked.Load(); n != 2 {
+			t.Errorf("asked %d times, want twice: the first answer is old", n)
+		}
+	})
+}
+
+func TestReadyIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fake{ready: func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }}
+		began := time.Now()
+		code, _ := get(t, Handler(Options{Source: f}), "/readyz")
+		if took := time.Since(began); code != http.StatusServiceUnavailable || took != readyTimeout {
+			t.Errorf("got %d after %v, want 503 after %v", code, took, readyTimeout)
+		}
+	})
+}
+
+func TestServeAndShutdown(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := New(Options{Source: &fake{}})
+	s.Serve(ln)
+	client := &http.Client{Transport: &http.Transport{}}
+	defer client.CloseIdleConnections()
+	res, err := client.Get("http://" + ln.Addr().String() + "/healthz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, _ := io.ReadAll(res.Body)
+	_ = res.Body.Close()
+	if string(body) != "OK\n" {
+		t.Errorf("got %q", body)
+	}
+	if err := s.Shutdown(t.Context()); err != nil {
+		t.Errorf("Shutdown: %v", err)
+	}
+	if _, err := net.Dial("tcp", ln.Addr().String()); err == nil {
+		t.Error("the port is still open")
+	}
+}
+
+// More connections than maxConns wait, and get their turn when one goes.
+func TestConnectionsAreBounded(t *testing.T) {
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln := newLimitListener(inner, 2)
+	accepted := make(chan net.Conn)
+	acceptEnded := make(chan struct{})
+	go func() {
+		defer close(acceptEnded)
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			accepted <- c
+		}
+	}()
+	for range 3 {
+		c, err := net.Dial("tcp", inner.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = c.Close() }()
+	}
+	first, second := <-accepted, <-accepted
+	limited := ln.(*limitListener)
+	if len(limited.places) != 2 {
+		t.Errorf("%d places taken, want 2", len(limited.places))
+	}
+	select {
+	case <-accepted:
+		t.Fatal("a third connection was accepted")
+	default:
+	}
+	_ = first.Close()
+	_ = first.Close() // a second Close frees no second place
+	third := <-accepted
+	_ = second.Close()
+	_ = third.Close()
+	if err := ln.Close(); err != nil {
+		t.Error(err)
+	}
+	<-acceptEnded
+}

@@ -1,0 +1,336 @@
+// Where lines go, how they look, what is kept back, what is taken out.
+
+package logging
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/amqproxysvc/amqproxysvc/service/config"
+)
+
+// open makes a log and closes it at the test's end.
+func open(t *testing.T, o Options) *Log {
+	t.Helper()
+	if o.Settings == (config.Log{}) {
+		o.Settings = config.Defaults().Log
+	}
+	l, err := New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	return l
+}
+
+func read(t *testing.T, path string) string {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+func TestStyles(t *testing.T) {
+	for name, c := range map[string]struct {
+		style Style
+		want  string
+	}{
+		"terminal": {StyleTerminal, "WARN broker lost upstream=h:1 user=\"a b\"\n"},
+		"journal":  {StyleJournal, "<4>broker lost upstream=h:1 user=\"a b\" event_id=7\n"},
+		"plain":    {StylePlain, "level=WARN msg=\"broker lost\" upstream=h:1 user=\"a b\" event_id=7\n"},
+	} {
+		var out bytes.Buffer
+		l := open(t, Options{Output: &out, Style: c.style})
+		l.Logger().With("upstream", "h:1").Warn("broker lost", "user", "a b", "event_id", 7)
+		if got := out.String(); !strings.HasSuffix(got, c.want) || strings.Count(got, "\n") != 1 {
+			t.Errorf("%s: got %q, want it to end in %q", name, got, c.want)
+		}
+	}
+}
+
+func TestJournalPriorities(t *testing.T) {
+	var out bytes.Buffer
+	s := config.Defaults().Log
+	s.Level = slog.LevelDebug
+	l := open(t, Options{Output: &out, Style: StyleJournal, Settings: s}).Logger()
+	l.Debug("d")
+	l.Info("i")
+	l.Warn("w")
+	l.Error("e", "err", errors.New("x"))
+	if got, want := out.String(), "<7>d\n<6>i\n<4>w\n<3>e err=x\n"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// What a peer sends must not make a line of its own.
+func TestNoForgedLines(t *testing.T) {
+	var out bytes.Buffer
+	l := open(t, Options{Output: &out, Style: StyleJournal}).Logger()
+	l.Info("one\n<0>two", "user", "three\n<0>four")
+	if got, want := out.String(), "<6>one\\n<0>two user=\"three\\n<0>four\"\n"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestSecretsAreTakenOut(t *testing.T) {
+	const secret = "s3cr3t"
+	for _, style := range []Style{StylePlain, StyleTerminal, StyleJournal} {
+		var out bytes.Buffer
+		file := filepath.Join(t.TempDir(), "a.log")
+		s := config.Defaults().Log
+		s.File, s.Format = file, "json"
+		l := open(t, Options{Output: &out, Style: style, Settings: s})
+		log := l.Logger()
+		log.With("password", secret).Info("dialled amqp://u:"+secret+"@h/", "url", "amqps://u:"+secret+"@h/v",
+			"error", fmt.Errorf("dial amqp://u:%s@h", secret), slog.Group("g", "Token", secret))
+		got := out.String() + read(t, file)
+		if strings.Contains(got, secret) {
+			t.Errorf("style %d: the secret is told: %s", style, got)
+		}
+		if strings.Count(got, "[redacted]") != 10 {
+			t.Errorf("style %d: want 5 values taken out of each line: %s", style, got)
+		}
+	}
+}
+
+func TestFile(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "logs", "a.log")
+	s := config.Defaults().Log
+	l := open(t, Options{Settings: s})
+	l.Logger().Info("before")
+	s.File = file
+	if err := l.Apply(s); err != nil {
+		t.Fatal(err)
+	}
+	l.Logger().Info("as text", "k", "v")
+	s.Format = "json"
+	if err := l.Apply(s); err != nil {
+		t.Fatal(err)
+	}
+	with := l.Logger().With("k", "v")
+	with.Info("as json")
+	with.Debug("too fine")
+	s.Level = slog.LevelDebug
+	if err := l.Apply(s); err != nil {
+		t.Fatal(err)
+	}
+	with.Debug("fine now")
+	lines := strings.Split(strings.TrimSpace(read(t, file)), "\n")
+	if len(lines) != 3 || !strings.HasSuffix(lines[0], `level=INFO msg="as text" k=v`) {
+		t.Fatalf("got %q, want 3 lines, the first as text", lines)
+	}
+	for i, want := range []string{"as json", "fine now"} {
+		var record map[string]any
+		if err := json.Unmarshal([]byte(lines[i+1]), &record); err != nil || record["msg"] != want || record["k"] != "v" {
+			t.Errorf("got %q, %v, want JSON with msg %q and k", lines[i+1], err, want)
+		}
+	}
+	s.File = ""
+	if err := l.Apply(s); err != nil {
+		t.Fatal(err)
+	}
+	with.Info("nowhere")
+	if got := read(t, file); strings.Contains(got, "nowhere") {
+		t.Errorf("a file that is no longer set was written: %s", got)
+	}
+}
+
+func TestFileIsReopened(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "a.log")
+	s := config.Defaults().Log
+	s.File = file
+	l := open(t, Options{Settings: s})
+	l.Logger().Info("one")
+	if err := l.Reopen(); err != nil {
+		t.Fatal(err)
+	}
+	l.Logger().Info("two")
+	if got := read(t, file); strings.Count(got, "\n") != 2 {
+		t.Errorf("got %q, want both lines: reopening appends", got)
+	}
+	moved := file + ".1"
+	_ = l.file.open.Close() // Windows moves no open file
+	if err := os.Rename(file, moved); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Reopen(); err != nil {
+		t.Fatal(err)
+	}
+	l.Logger().Info("three")
+	if old, now := read(t, moved), read(t, file); strings.Contains(old, "three") || !strings.Contains(now, "three") {
+		t.Errorf("moved file holds %q, new one %q: want three in the new one", old, now)
+	}
+}
+
+func TestFileIsRotated(t *testing.T) {
+	dir := t.TempDir()
+	s := config.Defaults().Log
+	s.File, s.MaxSize, s.MaxBackups, s.Compress = filepath.Join(dir, "a.log"), 1<<20, 2, false
+	l := open(t, Options{Settings: s})
+	s.Level = slog.LevelDebug // debug lines are not rate-limited
+	if err := l.Apply(s); err != nil {
+		t.Fatal(err)
+	}
+	for range 11 {
+		l.Logger().Debug(strings.Repeat("x", 100<<10))
+	}
+	files, err := filepath.Glob(filepath.Join(dir, "a*.log"))
+	if err != nil || len(files) != 2 {
+		t.Errorf("got %q, %v, want the file and one put aside", files, err)
+	}
+	for _, f := range files {
+		if info, err := os.Stat(f); err != nil || info.Size() > 1<<20 {
+			t.Errorf("%s: %v, %v, want at most 1 MiB", f, info.Size(), err)
+		}
+	}
+}
+
+func TestFileErrors(t *testing.T) {
+	dir := t.TempDir()
+	block := filepath.Join(dir, "file")
+	if err := os.WriteFile(block, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	good := filepath.Join(dir, "good.log")
+	for _, bad := range []string{dir, filepath.Join(block, "a.log")} {
+		s := config.Defaults().Log
+		s.File = bad
+		if _, err := New(Options{Settings: s}); err == nil || !strings.Contains(err.Error(), "log.file: "+bad) {
+			t.Errorf("New with file %s: got %v, want an error that names log.file", bad, err)
+		}
+		s.File = good
+		l := open(t, Options{Settings: s})
+		s.File, s.Level = bad, slog.LevelDebug
+		if err := l.Apply(s); err == nil {
+			t.Errorf("Apply with file %s: no error", bad)
+		}
+		l.Logger().Debug("must not appear")
+		l.Logger().Info("still here " + filepath.Base(bad))
+		if got := read(t, good); !strings.Contains(got, "still here "+filepath.Base(bad)) || strings.Contains(got, "must not") {
+			t.Errorf("after a failed Apply the old settings are not in force: %q", got)
+		}
+	}
+}
+
+type clock struct {
+	mu  sync.Mutex
+	now time.Time
+}
+
+func (c *clock) Now() time.Time { c.mu.Lock(); defer c.mu.Unlock(); return c.now }
+func (c *clock) add(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.now = c.now.Add(d)
+}
+
+func TestRateLimit(t *testing.T) {
+	var out bytes.Buffer
+	c := &clock{now: time.Unix(1000, 0)}
+	l := open(t, Options{Output: &out, Style: StyleJournal, Now: c.Now})
+	log := l.Logger()
+	lines := func() int { n := strings.Count(out.String(), "\n"); return n }
+
+	for i := range 100 {
+		log.With("i", i).Warn("broker unreachable")
+	}
+	if got := lines(); got != limitLines {
+		t.Fatalf("%d lines passed, want %d", got, limitLines)
+	}
+	log.Error("broker unreachable") // another level, another line
+	log.Warn("other")
+	if got := lines(); got != limitLines+2 {
+		t.Fatalf("%d lines passed, want %d: other lines are not held back", got, limitLines+2)
+	}
+	out.Reset()
+	c.add(limitWindow + time.Second)
+	log.Warn("broker unreachable")
+	if got := out.String(); strings.Count(got, "\n") != 2 || !strings.Contains(got, `<4>log lines suppressed line="broker unreachable" suppressed=90 within=11s`) {
+		t.Fatalf("got %q, want the count of suppressed lines and the new line", got)
+	}
+	out.Reset()
+	for range limitLines + 5 {
+		log.Warn("broker unreachable")
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got := out.String(); !strings.Contains(got, "suppressed=") {
+		t.Errorf("got %q, want what was suppressed to be told at the end", got)
+	}
+}
+
+func TestRateLimitSparesDebug(t *testing.T) {
+	var out bytes.Buffer
+	s := config.Defaults().Log
+	s.Level = slog.LevelDebug
+	l := open(t, Options{Output: &out, Style: StyleJournal, Settings: s})
+	for range 50 {
+		l.Logger().Debug("frame")
+	}
+	if got := strings.Count(out.String(), "\n"); got != 50 {
+		t.Errorf("%d lines, want 50", got)
+	}
+}
+
+func TestHideAndExtra(t *testing.T) {
+	var out, extra bytes.Buffer
+	file := filepath.Join(t.TempDir(), "a.log")
+	s := config.Defaults().Log
+	s.File = file
+	l := open(t, Options{Settings: s, Output: &out, Style: StyleJournal,
+		Hide:  func(r slog.Record) bool { return r.Message == "hidden" },
+		Extra: []slog.Handler{slog.NewTextHandler(&extra, nil)}})
+	l.Logger().With("a", 1).Info("hidden")
+	l.Logger().WithGroup("g").Info("shown", "b", 2)
+	if got, want := out.String(), "<6>shown g.b=2\n"; got != want {
+		t.Errorf("output is %q, want %q", got, want)
+	}
+	for name, got := range map[string]string{"file": read(t, file), "extra": extra.String()} {
+		if !strings.Contains(got, "hidden") || !strings.Contains(got, "g.b=2") {
+			t.Errorf("%s is %q, want both records", name, got)
+		}
+	}
+}
+
+func TestConcurrentUse(t *testing.T) {
+	s := config.Defaults().Log
+	s.File = filepath.Join(t.TempDir(), "a.log")
+	l := open(t, Options{Settings: s})
+	var all sync.WaitGroup
+	for i := range 4 {
+		all.Go(func() {
+			for j := range 100 {
+				switch {
+				case j%25 == 0 && i == 0:
+					if err := l.Reopen(); err != nil {
+						t.Error(err)
+					}
+				case j%25 == 0 && i == 1:
+					next := s
+					next.MaxBackups = j
+					if err := l.Apply(next); err != nil {
+						t.Error(err)
+					}
+				default:
+					l.Logger().Info(fmt.Sprint(i, " ", j))
+				}
+			}
+		})
+	}
+	all.Wait()
+	if got := strings.Count(read(t, s.File), "\n"); got != 392 {
+		t.Errorf("%d lines, want 392", got)
+	}
+}

@@ -28,7 +28,7 @@ func main() {
 // wrong command line, 78 for a wrong configuration.
 func run(args []string, stderr io.Writer) int {
 	root := newRootCommand()
-	root.SetArgs(args)
+	root.SetArgs(append([]string{}, args...)) // nil would be the process's own
 	root.SetErr(stderr)
 	err := root.Execute()
 	if err == nil {

@@ -186,7 +186,7 @@ func nearestCommand(word string, commands []string) string {
 		return "" // rather a URL
 	}
 	for _, c := range commands {
-		if len(word) >= 2 && strings.HasPrefix(c, word) || config.Distance(word, c) <= 2 {
+		if len(word) >= 2 && strings.HasPrefix(c, word) || config.Distance(word, c) <= 1+len(word)/4 {
 			return c
 		}
 	}

@@ -4,6 +4,7 @@
 package proxy
 
 import (
+	"bytes"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -149,11 +150,16 @@ func (s *Server) dropSpare(a *account, u *upstream) {
 	}
 }
 
-func (s *Server) takeSpare(a *account) *upstream {
+// takeSpare takes the account's spare connection if it was opened with the given
+// client-properties, nil meaning the proxy's own.
+func (s *Server) takeSpare(a *account, props []byte) *upstream {
 	l := &s.logins
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	u := a.spare
+	if u == nil || u.own != (props == nil) || (props != nil && !bytes.Equal(u.props, props)) {
+		return nil
+	}
 	a.spare = nil
 	return u
 }
@@ -284,7 +290,7 @@ func (p *pool) firstLogin(f *flight) {
 
 // openSpare opens the vhost on the account's spare connection. Nil and nil: there is none that works.
 func (p *pool) openSpare() (*upstream, *amqp.Error) {
-	u := p.s.takeSpare(p.account)
+	u := p.s.takeSpare(p.account, nil)
 	if u == nil {
 		return nil, nil
 	}

@@ -23,7 +23,7 @@ func (c *client) qos(ch *channel, f amqp.Frame, bits byte) bool {
 		if !c.pass(ch, f, laneRead, true) {
 			return false
 		}
-		ch.stateful = true
+		ch.stateful, ch.globalQos = true, true
 		c.expectQos(ch.cur.Load(), false)
 		return true
 	}
@@ -118,6 +118,7 @@ func (c *client) answerClose(ch *channel, to channelState) bool {
 	}
 	if to == chClosed {
 		c.forget(ch)
+		c.lately = lateChannel{id: ch.id, at: time.Now()}
 	}
 	c.s.n.channels.Add(-1)
 	return was == chOpen
@@ -127,6 +128,9 @@ func (c *client) answerClose(ch *channel, to channelState) bool {
 func (c *client) route0(f amqp.Frame) bool {
 	switch f.Type() {
 	case amqp.FrameHeartbeat:
+		if len(f) != amqp.FrameOverhead {
+			return c.refuse(amqp.FrameError, 0, "type 8, %d octets of payload: unknown_frame", len(f.Payload()))
+		}
 		return false
 	case amqp.FrameMethod:
 	case amqp.FrameHeader, amqp.FrameBody:
@@ -141,15 +145,13 @@ func (c *client) route0(f amqp.Frame) bool {
 	}
 	if _, err := m.Spec().CheckArgs(f.Args()); err != nil {
 		c.s.n.firewallCloses.Add(1)
-		return c.die(err)
+		return c.die(&amqp.Error{Code: amqp.InternalError, Text: "INTERNAL_ERROR"})
 	}
 	switch m {
 	case amqp.ConnectionClose:
 		c.closeConnection()
 	case amqp.ConnectionUpdateSecret:
 		c.updateSecret(f)
-	default:
-		c.refuse(amqp.CommandInvalid, m, "unexpected method in connection state running")
 	}
 	return false
 }

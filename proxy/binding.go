@@ -46,11 +46,12 @@ type channel struct {
 	spill     *spill // the publish is gathered here
 	mandatory bool   // the current publish is mandatory
 
-	qosSet   bool
-	prefetch uint16
-	confirm  bool
-	tx       bool
-	txDirty  bool // published or acked since tx.select, commit or rollback
+	qosSet    bool
+	globalQos bool // a prefetch for the whole channel: quorum queues refuse consumers then
+	prefetch  uint16
+	confirm   bool
+	tx        bool
+	txDirty   bool // published or acked since tx.select, commit or rollback
 	// neverQuiet is set by what cannot be followed: a mandatory publish without confirms
 	// (a return may come at any time), a rollback of acks.
 	neverQuiet bool

@@ -80,7 +80,8 @@ type client struct {
 	// The reader only.
 	rd       amqp.Reader
 	chans    map[uint16]*channel
-	last     *channel            // the channel of the last frame
+	last     *channel // the channel of the last frame
+	lately   lateChannel
 	owed     map[uint16]struct{} // channels of which a late close-ok may still come
 	run      run
 	runSeq   uint64
@@ -95,6 +96,14 @@ type client struct {
 	// exclusive is set by exclusive queues: its session's upstream ends with it.
 	exclusive bool
 	isSession bool // a session from the start
+}
+
+// lateChannel is the channel that the client closed last: what another of its threads had
+// under way for it still comes.
+type lateChannel struct {
+	id      uint16
+	at      time.Time
+	content bool // the content of a publish is on its way
 }
 
 var errClosing = errors.New("the client is closing")

@@ -205,7 +205,8 @@ func (c *client) startOk(f amqp.Frame) bool {
 	}
 	c.user = key.user
 	var props []byte
-	c.isSession = c.lst.Mode == PoolSession || (c.lst.Mode == PoolAuto && isBearerToken(key.secret))
+	c.isSession = c.lst.Mode == PoolSession || (c.lst.Mode == PoolAuto && isBearerToken(key.secret)) ||
+		c.s.hasOffended(c)
 	if c.isSession {
 		props = c.props
 	}

@@ -47,6 +47,7 @@ func (s *Server) janitor() {
 		clear(ups)
 		if i%5 == 0 {
 			s.tendPools()
+			s.forgive()
 		}
 	}
 }

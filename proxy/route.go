@@ -154,12 +154,10 @@ func (c *client) method(ch *channel, id uint16, f amqp.Frame) bool {
 	m := f.Method()
 	spec := m.Spec()
 	if ch != nil && ch.content != noContent {
-		what := "header"
-		if ch.content == wantBody {
-			what = "body"
-		}
-		return c.refuse(amqp.UnexpectedFrame, amqp.BasicPublish,
-			"expected content %s for class 60, got non content %s frame instead", what, what)
+		return c.strayContent(ch, f)
+	}
+	if ch == nil && m != amqp.ChannelOpen && spec.Name != "" {
+		return c.unopened(id, m)
 	}
 	if e := c.admit(m, spec, f); e != nil {
 		c.s.n.firewallCloses.Add(1)
@@ -171,14 +169,14 @@ func (c *client) method(ch *channel, id uint16, f amqp.Frame) bool {
 		return c.die(err)
 	}
 	if ch == nil {
-		return c.unopened(id, m)
+		c.openChannel(id)
+		return false
 	}
 	if st := ch.state.Load(); st != chOpen {
 		return c.afterChannelClose(ch, m, st)
 	}
 	if b := ch.cur.Load(); b != nil && b.commits.Load() > 0 {
-		// RabbitMQ takes anything amid a commit for a hard error.
-		c.awaitCalls(b)
+		c.awaitCommit(b)
 	}
 	wait := spec.Sync && (spec.NoWait == 0 || bits&spec.NoWait == 0)
 
@@ -186,6 +184,10 @@ func (c *client) method(ch *channel, id uint16, f amqp.Frame) bool {
 	case amqp.BasicPublish:
 		if bits&2 != 0 {
 			return c.refuse(amqp.NotImplemented, m, "immediate=true")
+		}
+		if badReplyTo(f) {
+			c.s.n.firewallCloses.Add(1)
+			return c.die(&amqp.Error{Code: amqp.InternalError, Text: "INTERNAL_ERROR"})
 		}
 		return c.beginPublish(ch, f, bits&1 != 0)
 
@@ -243,7 +245,10 @@ func (c *client) method(ch *channel, id uint16, f amqp.Frame) bool {
 
 	case amqp.QueueDeclare:
 		c.readYourWrites()
-		if bits&4 != 0 && !c.needSession(ch, m) {
+		if bits&4 != 0 {
+			c.exclusive = true
+		}
+		if (bits&4 != 0 || ownHazard(m, f, bits)) && !c.needSession(ch, m) {
 			return false
 		}
 		return c.pass(ch, f, laneNone, wait)
@@ -272,6 +277,9 @@ func (c *client) method(ch *channel, id uint16, f amqp.Frame) bool {
 
 	default: // exchanges, queues, access.request, basic.cancel-ok
 		c.readYourWrites()
+		if ownHazard(m, f, bits) && !c.needSession(ch, m) {
+			return false
+		}
 		return c.pass(ch, f, laneNone, wait)
 	}
 }
@@ -285,7 +293,11 @@ func (c *client) pass(ch *channel, f amqp.Frame, l lane, called bool) bool {
 	if called {
 		b.calls.Add(1)
 	}
-	switch f.Method() {
+	m := f.Method()
+	if at := &b.u.senders[m.Index()]; at.Load() != c {
+		at.Store(c)
+	}
+	switch m {
 	case amqp.BasicGet, amqp.QueueBind, amqp.QueueUnbind, amqp.QueuePurge, amqp.QueueDelete:
 		return c.passQueue(ch, b, f)
 	case amqp.QueueDeclare:
@@ -320,6 +332,12 @@ func (c *client) bound(ch *channel, l lane) *binding {
 // bind gives the channel a place on an upstream of the lane.
 func (c *client) bind(ch *channel, l lane) *binding {
 	for {
+		if c.session == nil && c.s.atChannelLimit(c.pool) {
+			if e := c.becomeSession(); e != nil {
+				c.die(e)
+				return nil
+			}
+		}
 		u, err := c.upstreamFor(l)
 		if err != nil {
 			c.die(err)
@@ -345,21 +363,18 @@ func (c *client) bind(ch *channel, l lane) *binding {
 	}
 }
 
-// unopened takes a method on a channel that is not open.
+// unopened takes a method, other than channel.open, on a channel that is not open.
 func (c *client) unopened(id uint16, m amqp.Method) bool {
-	switch m {
-	case amqp.ChannelOpen:
-		c.openChannel(id)
-	case amqp.ChannelCloseOk:
+	if m == amqp.ChannelCloseOk {
 		if _, ok := c.owed[id]; ok {
 			delete(c.owed, id)
 			return false
 		}
-		return c.refuse(amqp.ChannelError, m, "expected 'channel.open'")
-	default:
-		return c.refuse(amqp.ChannelError, m, "expected 'channel.open'")
 	}
-	return false
+	if c.pastClose(id, m) {
+		return false
+	}
+	return c.refuse(amqp.ChannelError, m, "expected 'channel.open'")
 }
 
 func (c *client) openChannel(id uint16) {
@@ -370,7 +385,7 @@ func (c *client) openChannel(id uint16) {
 			}
 		}
 		if len(c.chans) >= int(c.chanMax) {
-			c.refuse(amqp.NotAllowed, 0, "number of channels opened (%d) has reached the negotiated channel_max (%d)",
+			c.refuse(amqp.NotAllowed, amqp.ChannelOpen, "number of channels opened (%d) has reached the negotiated channel_max (%d)",
 				len(c.chans), c.chanMax)
 			return
 		}
@@ -381,6 +396,9 @@ func (c *client) openChannel(id uint16) {
 	ch := &channel{c: c, id: id}
 	c.chans[id], c.last = ch, ch
 	delete(c.owed, id)
+	if c.lately.id == id {
+		c.lately.id = 0
+	}
 	c.s.n.channels.Add(1)
 	c.reply(ch, amqp.ChannelOpenOk, 0, 0, 0, 0)
 }
@@ -428,6 +446,9 @@ func (c *client) beginPublish(ch *channel, f amqp.Frame, mandatory bool) bool {
 	if b.u.blocked.Load() {
 		c.tellBlocked(b.u)
 	}
+	if at := &b.u.senders[amqp.BasicPublish.Index()]; at.Load() != c {
+		at.Store(c)
+	}
 	ch.stateful = true
 	ch.mandatory = mandatory
 	ch.content = wantHeader
@@ -440,14 +461,8 @@ func (c *client) beginPublish(ch *channel, f amqp.Frame, mandatory bool) bool {
 
 // header takes a content header.
 func (c *client) header(ch *channel, f amqp.Frame) bool {
-	if ch == nil {
-		return c.refuse(amqp.ChannelError, 0, "content header on channel %d, expected 'channel.open'", f.Channel())
-	}
-	if ch.content != wantHeader {
-		if ch.state.Load() != chOpen {
-			return false
-		}
-		return c.refuse(amqp.UnexpectedFrame, 0, "expected method frame, got non method frame instead")
+	if ch == nil || ch.content != wantHeader {
+		return c.strayContent(ch, f)
 	}
 	size, err := amqp.CheckContentHeader(f.Payload())
 	if err != nil {
@@ -468,26 +483,38 @@ func (c *client) header(ch *channel, f amqp.Frame) bool {
 
 // body takes a content body.
 func (c *client) body(ch *channel, f amqp.Frame) bool {
-	if ch == nil {
-		return c.refuse(amqp.ChannelError, 0, "content body on channel %d, expected 'channel.open'", f.Channel())
-	}
-	if ch.content != wantBody {
-		if ch.state.Load() != chOpen && ch.content == noContent {
-			return false
-		}
-		return c.refuse(amqp.UnexpectedFrame, 0, "expected %s frame, got non %[1]s frame instead",
-			map[contentState]string{noContent: "method", wantHeader: "content header"}[ch.content])
+	if ch == nil || ch.content != wantBody {
+		return c.strayContent(ch, f)
 	}
 	n := uint64(len(f) - amqp.FrameOverhead)
 	if n > ch.remaining {
-		return c.refuse(amqp.FrameError, amqp.BasicPublish,
-			"content body is %d octets larger than the %d announced", n-ch.remaining, ch.bodySize)
+		return c.refuse(amqp.FrameError, amqp.BasicPublish, "content body frame exceeds remaining content size")
 	}
 	ch.remaining -= n
 	if ch.remaining == 0 {
 		c.published(ch)
 	}
 	return c.content(ch, f)
+}
+
+// strayContent takes a frame that does not go on with the content that is due.
+func (c *client) strayContent(ch *channel, f amqp.Frame) bool {
+	if ch == nil && c.lately.id == f.Channel() && c.lately.content {
+		return false // of a publish behind channel.close
+	}
+	due := noContent
+	if ch != nil {
+		due = ch.content
+	}
+	switch due {
+	case wantHeader:
+		return c.refuse(amqp.UnexpectedFrame, amqp.BasicPublish,
+			"expected content header for class 60, got non content header frame instead")
+	case wantBody:
+		return c.refuse(amqp.UnexpectedFrame, amqp.BasicPublish,
+			"expected content body, got non content body frame instead")
+	}
+	return c.refuse(amqp.UnexpectedFrame, 0, "expected method frame, got non method frame instead")
 }
 
 // content has a frame of content go where its publish goes.

@@ -38,16 +38,21 @@ type Server struct {
 	broker atomic.Pointer[brokerInfo] // of the newest handshake
 	down   atomic.Pointer[outage]
 
-	mu        sync.Mutex // guards all below
-	listeners []net.Listener
-	accepting bool
-	clients   map[*client]struct{}
-	upstreams map[*upstream]struct{}
-	held      int           // clients that have a place under max_clients
-	left      chan struct{} // closed when one of them leaves
-	empty     chan struct{} // closed when the last client has gone, while stopping
-	ended     bool
-	err       error
+	offences atomic.Int32 // len(offenders)
+	limited  atomic.Bool  // channelLimits is not empty
+
+	mu            sync.Mutex // guards all below
+	listeners     []net.Listener
+	accepting     bool
+	clients       map[*client]struct{}
+	upstreams     map[*upstream]struct{}
+	offenders     map[offender]int64 // until when, coarse clock
+	channelLimits map[string]int     // channels that the broker lets a user have, as learned
+	held          int                // clients that have a place under max_clients
+	left          chan struct{}      // closed when one of them leaves
+	empty         chan struct{}      // closed when the last client has gone, while stopping
+	ended         bool
+	err           error
 
 	orphans []*pool // refused by the broker, with clients left; guarded by logins.mu
 	owners  sync.WaitGroup
@@ -66,6 +71,9 @@ func New(cfg Config) (*Server, error) {
 		clients:   make(map[*client]struct{}),
 		upstreams: make(map[*upstream]struct{}),
 		done:      make(chan struct{}),
+
+		offenders:     make(map[offender]int64),
+		channelLimits: make(map[string]int),
 	}
 	s.log = cfg.Logger
 	if s.log == nil {
@@ -213,7 +221,6 @@ func (s *Server) upstreamUp(u *upstream) bool {
 	s.owners.Add(1)
 	s.mu.Unlock()
 	s.n.upstreamsTotal.Add(1)
-	s.log.Info("upstream opened", "upstream", u.n, "user", u.account.key.user, "vhost", u.vhost())
 	return true
 }
 

@@ -4,7 +4,6 @@
 package proxy
 
 import (
-	"bytes"
 	"log/slog"
 	"time"
 
@@ -14,9 +13,6 @@ import (
 // needSession makes the client a session, if its mode lets it, and moves the channel there
 // if it can still move. False: the client is being closed.
 func (c *client) needSession(ch *channel, why amqp.Method) bool {
-	if why == amqp.QueueDeclare {
-		c.exclusive = true
-	}
 	if c.lst.Mode == PoolShared {
 		ch.neverQuiet = true
 		return true
@@ -86,24 +82,19 @@ func (c *client) admittedSession() *amqp.Error {
 		c.s.n.reuseHits.Add(1)
 		return nil
 	}
-	if u := c.s.takeSpare(c.account); u != nil {
-		if bytes.Equal(u.props, c.props) {
-			ctx, cancel := c.s.connectContext()
-			defer cancel()
-			e := u.open(ctx, p.id.vhost)
-			if e == nil {
-				c.adopt(u)
-				c.session = u
-				return nil
-			}
-			_ = u.conn.Close()
-			c.s.gate.give()
-			if refusal(e) {
-				return e
-			}
-		} else {
-			_ = u.conn.Close()
-			c.s.gate.give()
+	if u := c.s.takeSpare(c.account, c.props); u != nil {
+		ctx, cancel := c.s.connectContext()
+		defer cancel()
+		e := u.open(ctx, p.id.vhost)
+		if e == nil {
+			c.adopt(u)
+			c.session = u
+			return nil
+		}
+		_ = u.conn.Close()
+		c.s.gate.give()
+		if refusal(e) {
+			return e
 		}
 	}
 	u, e := c.openSession()
@@ -152,7 +143,8 @@ func (c *client) consume(ch *channel, f amqp.Frame, bits byte, wait bool) bool {
 	noAck := bits&2 != 0
 	limit := c.s.cfg().SharedPrefetchLimit
 	c.readYourWrites()
-	if noAck || ch.prefetch == 0 || int(ch.prefetch) > limit {
+	if noAck || ch.prefetch == 0 || int(ch.prefetch) > limit || ch.globalQos ||
+		ownHazard(amqp.BasicConsume, f, bits) {
 		if !c.needSession(ch, amqp.BasicConsume) {
 			return false
 		}
@@ -175,6 +167,9 @@ func (c *client) consume(ch *channel, f amqp.Frame, bits byte, wait bool) bool {
 		if used {
 			return c.refuse(amqp.NotAllowed, amqp.BasicConsume, "attempt to reuse consumer tag '%s'", tag)
 		}
+	}
+	if at := &b.u.senders[amqp.BasicConsume.Index()]; at.Load() != c {
+		at.Store(c)
 	}
 	b.consuming.Add(1)
 	ch.stateful = true

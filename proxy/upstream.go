@@ -45,6 +45,7 @@ type upstream struct {
 	account    *account
 	pool       *pool  // nil before connection.open
 	props      []byte // client-properties it was opened with
+	own        bool   // these are the proxy's own
 	session    bool   // opened with a client's own properties
 	tune       amqp.Tune
 	serverInfo *brokerInfo
@@ -68,7 +69,7 @@ type upstream struct {
 	blockedTold   map[*client]struct{}
 	failed        error         // why it ended
 	closing       bool          // connection.close was sent
-	answered      chan struct{} // closed when the broker answered a tx.commit
+	answered      chan struct{} // closed when the broker answers a tx.commit or closes a channel
 	unhalt        chan struct{} // ends the reader's wait for its sole tenant
 
 	// Guarded by pool.mu.
@@ -76,6 +77,9 @@ type upstream struct {
 	load     int  // ids in use or promised
 	retired  bool // takes no new channels, ends with its last
 	idleFrom time.Time
+
+	// senders are the clients that last sent each method, by Method.Index.
+	senders [amqp.NumMethods]atomic.Pointer[client]
 
 	rd amqp.Reader // the reader's
 }
@@ -263,6 +267,13 @@ func (u *upstream) answeredLocked() <-chan struct{} {
 	return u.answered
 }
 
+func (u *upstream) wakeAnsweredLocked() {
+	if u.answered != nil {
+		close(u.answered)
+		u.answered = nil
+	}
+}
+
 // freeLocked ends a binding; its id may be used again. The caller then gives the place
 // back to the pool, without the lock.
 func (u *upstream) freeLocked(b *binding) {
@@ -270,6 +281,7 @@ func (u *upstream) freeLocked(b *binding) {
 		u.closingN.Add(-1)
 	}
 	b.state = bFree
+	u.wakeAnsweredLocked()
 	u.setLocked(b.id, nil)
 	u.ids.free(b.id)
 	u.s.n.bindings.Add(-1)

@@ -44,6 +44,7 @@ func (s *Server) dial(ctx context.Context, key accountKey, props []byte) (*upstr
 	u := &upstream{s: s, conn: conn, opened: s.clock(), done: make(chan struct{}), props: props}
 	u.n = s.n.upstreamSeq.Add(1)
 	if props == nil {
+		u.own = true
 		u.props = s.ownProperties(cfg, u.n)
 	}
 	u.rd.Init(make([]byte, upstreamBuffer), 1<<20)

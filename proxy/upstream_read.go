@@ -22,6 +22,7 @@ type delivery struct {
 
 // read runs until the upstream ends; its goroutine is the upstream's owner.
 func (u *upstream) read() {
+	u.s.log.Info("upstream opened", "upstream", u.n, "user", u.account.key.user, "vhost", u.vhost())
 	defer u.s.readerGone(u)
 	defer u.rd.Release()
 	var d delivery
@@ -252,10 +253,7 @@ func (u *upstream) method(b *binding, f amqp.Frame, d *delivery, at int) bool {
 		b.calls.Add(-1)
 		u.mu.Lock()
 		b.commits.Add(-1)
-		if u.answered != nil {
-			close(u.answered)
-			u.answered = nil
-		}
+		u.wakeAnsweredLocked()
 		u.mu.Unlock()
 	case amqp.ChannelClose:
 		u.pass(d, at)

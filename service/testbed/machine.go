@@ -1,0 +1,195 @@
+//go:build linux
+
+// A Debian root booted with systemd as PID 1, and commands in it. It shares the host's
+// network, and nothing else.
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/proxytest/rabbit"
+)
+
+type machine struct {
+	root   string
+	cgroup string // of its own; a second machine must not meet this one's
+	nspawn *exec.Cmd
+	done   chan struct{}
+	init   int // PID 1's pid, seen from here
+}
+
+// cachedRoot is the tarball of a fresh root, made when it is not there.
+func cachedRoot(ctx context.Context) (string, error) {
+	tarball := filepath.Join(rabbit.CacheDir(), "bookworm-systemd.tar")
+	if _, err := os.Stat(tarball); err == nil {
+		return tarball, nil
+	}
+	if err := os.MkdirAll(rabbit.CacheDir(), 0o755); err != nil {
+		return "", err
+	}
+	dir, err := os.MkdirTemp(rabbit.CacheDir(), "bookworm-systemd-")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(dir)
+	for _, args := range [][]string{
+		{"debootstrap", "--variant=minbase", "--include=systemd,systemd-sysv,dbus", "bookworm", dir},
+		{"chmod", "755", dir},
+		{"sh", "-c", "rm -rf " + dir + "/var/cache/apt/archives/*.deb " + dir + "/var/lib/apt/lists/*"},
+		{"tar", "-C", dir, "-cf", tarball + ".new", "."},
+		{"mv", tarball + ".new", tarball},
+	} {
+		if out, err := exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput(); err != nil {
+			return "", fmt.Errorf("%s: %w: %s", args[0], err, last(string(out), 5))
+		}
+	}
+	return tarball, nil
+}
+
+// newMachine unpacks a root; boot starts it.
+func newMachine(ctx context.Context, dir string) (*machine, error) {
+	tarball, err := cachedRoot(ctx)
+	if err != nil {
+		return nil, err
+	}
+	m := &machine{root: dir, cgroup: filepath.Join(systemdCgroup(), fmt.Sprintf("amqproxysvc-testbed-%d", os.Getpid()))}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	if out, err := exec.CommandContext(ctx, "tar", "-C", dir, "-xpf", tarball).CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("tar: %w: %s", err, out)
+	}
+	return m, nil
+}
+
+// systemdCgroup is the hierarchy that a systemd wants for itself.
+func systemdCgroup() string {
+	if _, err := os.Stat("/sys/fs/cgroup/systemd"); err == nil {
+		return "/sys/fs/cgroup/systemd" // version 1
+	}
+	return "/sys/fs/cgroup"
+}
+
+// boot returns when the machine says that it runs.
+func (m *machine) boot(ctx context.Context) error {
+	if err := os.MkdirAll(m.cgroup, 0o755); err != nil {
+		return err
+	}
+	// PID 1 ignores TERM; when this process dies, nspawn and with it the machine is killed.
+	m.nspawn = exec.Command("sh", "-c", `echo $$ >"$1/cgroup.procs" && exec systemd-nspawn --quiet --directory="$2" --boot --register=no --keep-unit --console=pipe`,
+		"sh", m.cgroup, m.root)
+	m.nspawn.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	var console bytes.Buffer
+	m.nspawn.Stdout, m.nspawn.Stderr = &console, &console
+	if err := m.nspawn.Start(); err != nil {
+		return err
+	}
+	done := make(chan struct{})
+	m.done = done
+	go func() {
+		_ = m.nspawn.Wait() // killed, as a rule
+		close(done)
+	}()
+	m.init = 0
+	for deadline := time.Now().Add(90 * time.Second); ; {
+		if m.init == 0 {
+			m.init = childOf(m.nspawn.Process.Pid)
+		}
+		if m.init != 0 {
+			out, _ := m.run(ctx, "systemctl", "is-system-running")
+			if state := strings.TrimSpace(out); state == "running" || state == "degraded" {
+				return nil
+			}
+		}
+		select {
+		case <-done:
+			return fmt.Errorf("systemd-nspawn ended: %s", last(console.String(), 20))
+		case <-time.After(100 * time.Millisecond):
+		}
+		if time.Now().After(deadline) || ctx.Err() != nil {
+			return errors.New("the machine is not up after 90 s")
+		}
+	}
+}
+
+// childOf finds the process whose parent is pid.
+func childOf(pid int) int {
+	out, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
+	if err != nil {
+		return 0
+	}
+	for _, f := range strings.Fields(string(out)) {
+		child, err := strconv.Atoi(f)
+		if err != nil {
+			continue
+		}
+		if comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", child)); err == nil && strings.TrimSpace(string(comm)) == "systemd" {
+			return child
+		}
+	}
+	return 0
+}
+
+// run runs a command in the machine and gives its output and error output.
+func (m *machine) run(ctx context.Context, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	enter := []string{"-t", strconv.Itoa(m.init), "-m", "-u", "-i", "-p", "-C", "-r", "-w", "--",
+		"env", "-i", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8"}
+	cmd := exec.CommandContext(ctx, "nsenter", append(enter, args...)...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+// halt powers the machine off, or cuts its power.
+func (m *machine) halt() {
+	if m.nspawn == nil {
+		return
+	}
+	if m.init != 0 {
+		_ = syscall.Kill(m.init, syscall.Signal(34+4)) // SIGRTMIN+4: power off
+	}
+	select {
+	case <-m.done:
+	case <-time.After(30 * time.Second):
+		_ = m.nspawn.Process.Kill()
+		<-m.done
+	}
+	m.nspawn = nil
+	removeCgroups(m.cgroup)
+}
+
+// removeCgroups removes a cgroup and those below, the lowest first.
+func removeCgroups(top string) {
+	var dirs []string
+	_ = filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			dirs = append(dirs, path)
+		}
+		return nil
+	})
+	for i := len(dirs) - 1; i >= 0; i-- {
+		_ = os.Remove(dirs[i]) // busy for a moment, or gone
+	}
+}
+
+// path is where a file of the machine is seen from here.
+func (m *machine) path(inside string) string { return filepath.Join(m.root, inside) }
+
+func last(text string, n int) string {
+	lines := strings.Split(strings.TrimSpace(text), "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "\n")
+}

@@ -1,0 +1,214 @@
+//go:build linux
+
+// Command testbed tries the native service for real: under systemd as PID 1 and under
+// Wine's service control manager. `run` beside it installs what it needs.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/proxytest/rabbit"
+)
+
+// limit bounds a whole bed.
+const limit = 12 * time.Minute
+
+func main() { os.Exit(run()) }
+
+func run() int {
+	beds := []struct {
+		name string
+		run  func(*bed)
+	}{{"systemd", systemdBed}, {"wine", wineBed}}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+
+	work, err := os.MkdirTemp("", "amqproxysvc-testbed-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "testbed:", err)
+		return 1
+	}
+	defer os.RemoveAll(work)
+	if err := build(ctx, work); err != nil {
+		fmt.Fprintln(os.Stderr, "testbed:", err)
+		return 1
+	}
+	broker, err := rabbit.Start(rabbit.V310)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "testbed:", err)
+		return 1
+	}
+	defer broker.Close()
+
+	code := 0
+	var summary []string
+	for _, b := range beds {
+		if len(os.Args) > 1 && !slices.Contains(os.Args[1:], b.name) {
+			continue
+		}
+		bctx, cancel := context.WithTimeout(ctx, limit)
+		one := &bed{name: b.name, ctx: bctx, work: filepath.Join(work, b.name), bin: work, broker: broker, began: time.Now()}
+		fmt.Printf("\n== %s ==\n", b.name)
+		one.do(b.run)
+		cancel()
+		line := fmt.Sprintf("%-8s %d steps passed, %d failed, %.0f s", b.name, one.passed, len(one.failed), time.Since(one.began).Seconds())
+		if len(one.failed) > 0 {
+			code = 1
+			line += ": " + strings.Join(one.failed, "; ")
+		}
+		summary = append(summary, line)
+	}
+	fmt.Printf("\n%s\n", strings.Join(summary, "\n"))
+	return code
+}
+
+// build makes the programs under test, as a release has them.
+func build(ctx context.Context, dir string) error {
+	for _, target := range []struct{ goos, file string }{{"linux", "amqproxysvc"}, {"windows", "amqproxysvc.exe"}} {
+		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", filepath.Join(dir, target.file), "./cmd/amqproxysvc")
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS="+target.goos)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("building for %s: %w\n%s", target.goos, err, out)
+		}
+	}
+	return nil
+}
+
+// bed is one environment and its steps.
+type bed struct {
+	name   string
+	ctx    context.Context
+	work   string // private directory
+	bin    string // holds the programs under test
+	broker *rabbit.Broker
+	began  time.Time
+
+	passed   int
+	failed   []string
+	cleanups []func()
+}
+
+// stepFailed ends a step, bedFailed the whole bed.
+type stepFailed struct{ err error }
+type bedFailed struct{ err error }
+
+func (b *bed) do(run func(*bed)) {
+	defer func() {
+		for i := len(b.cleanups) - 1; i >= 0; i-- {
+			b.cleanups[i]()
+		}
+	}()
+	defer func() {
+		switch r := recover().(type) {
+		case nil:
+		case bedFailed:
+			fmt.Printf("FAIL           %v\n", r.err)
+			b.failed = append(b.failed, r.err.Error())
+		default:
+			panic(r)
+		}
+	}()
+	if err := os.MkdirAll(b.work, 0o755); err != nil {
+		panic(bedFailed{err})
+	}
+	run(b)
+}
+
+func (b *bed) cleanup(f func()) { b.cleanups = append(b.cleanups, f) }
+
+// step runs one step and prints a line for it, with the time it took and what it noted.
+// A failed one is remembered; the next goes on.
+func (b *bed) step(name string, f func(s *step)) {
+	if b.ctx.Err() != nil {
+		panic(bedFailed{errors.New("out of time before: " + name)})
+	}
+	s := &step{bed: b}
+	began := time.Now()
+	err := s.run(f)
+	took := time.Since(began).Seconds()
+	word := "ok  "
+	if err != nil {
+		word = "FAIL"
+		b.failed = append(b.failed, name)
+	} else {
+		b.passed++
+	}
+	fmt.Printf("%s %7.2f s  %s", word, took, name)
+	if len(s.notes) > 0 {
+		fmt.Printf(" [%s]", strings.Join(s.notes, "; "))
+	}
+	fmt.Println()
+	if err != nil {
+		fmt.Printf("     %s\n", strings.ReplaceAll(err.Error(), "\n", "\n     "))
+	}
+}
+
+// must is a step without which the rest is of no use.
+func (b *bed) must(name string, f func(s *step)) {
+	before := len(b.failed)
+	b.step(name, f)
+	if len(b.failed) > before {
+		panic(bedFailed{errors.New("cannot go on without: " + name)})
+	}
+}
+
+type step struct {
+	bed   *bed
+	notes []string
+}
+
+func (s *step) run(f func(s *step)) (err error) {
+	defer func() {
+		switch r := recover().(type) {
+		case nil:
+		case stepFailed:
+			err = r.err
+		default:
+			panic(r)
+		}
+	}()
+	f(s)
+	return nil
+}
+
+func (s *step) fail(format string, args ...any) { panic(stepFailed{fmt.Errorf(format, args...)}) }
+func (s *step) note(format string, args ...any) {
+	s.notes = append(s.notes, fmt.Sprintf(format, args...))
+}
+
+func (s *step) check(err error) {
+	if err != nil {
+		s.fail("%w", err)
+	}
+}
+
+// contains fails unless text holds all the words.
+func (s *step) contains(text string, words ...string) {
+	for _, w := range words {
+		if !strings.Contains(text, w) {
+			s.fail("%q is not in:\n%s", w, text)
+		}
+	}
+}
+
+// until waits until f is true.
+func (s *step) until(what string, timeout time.Duration, f func() bool) time.Duration {
+	began := time.Now()
+	for !f() {
+		if s.bed.ctx.Err() != nil || time.Since(began) > timeout {
+			s.fail("not within %v: %s", timeout, what)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	return time.Since(began)
+}

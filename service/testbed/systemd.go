@@ -1,0 +1,555 @@
+//go:build linux
+
+// The service's life under systemd.
+
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/proxytest/rabbit"
+	"github.com/amqproxysvc/amqproxysvc/service"
+)
+
+const (
+	unit   = "amqproxysvc"
+	config = "/etc/amqproxysvc/amqproxysvc.toml"
+	prog   = "/usr/local/bin/amqproxysvc"
+)
+
+// life is the state of the bed.
+type life struct {
+	*bed
+	m                                      *machine
+	port, http, port2, http2, port3, http3 int
+}
+
+// sh runs a command in the machine; wantOK fails the step when it fails.
+func (l *life) sh(s *step, args ...string) string {
+	out, err := l.m.run(l.ctx, args...)
+	if err != nil {
+		s.fail("%s: %w: %s", strings.Join(args, " "), err, out)
+	}
+	return out
+}
+
+// fails runs a command that must exit with a code, and gives its words.
+func (l *life) fails(s *step, code int, args ...string) string {
+	out, err := l.m.run(l.ctx, args...)
+	got := 0
+	if exit, ok := err.(*exec.ExitError); ok {
+		got = exit.ExitCode()
+	} else if err != nil {
+		s.fail("%s: %w", strings.Join(args, " "), err)
+	}
+	if got != code {
+		s.fail("%s: exit code %d, want %d: %s", strings.Join(args, " "), got, code, out)
+	}
+	return strings.TrimSpace(out)
+}
+
+// show is one property of the unit, as systemd has it.
+func (l *life) show(s *step, property string) string {
+	return strings.TrimSpace(l.sh(s, "systemctl", "show", "--value", "-p", property, unit))
+}
+
+func (l *life) pid(s *step) int {
+	pid, _ := strconv.Atoi(l.show(s, "MainPID"))
+	return pid
+}
+
+// journal is what the service wrote since the mark.
+func (l *life) journal(s *step, since time.Time) string {
+	return l.sh(s, "journalctl", "--quiet", "--no-pager", "-u", unit, "--since=@"+strconv.FormatFloat(float64(since.UnixMicro())/1e6, 'f', 6, 64))
+}
+
+func (l *life) report(s *step, name string) service.Report {
+	out := l.sh(s, prog, "status", "--json", "--name", name)
+	var r service.Report
+	if err := json.Unmarshal([]byte(out), &r); err != nil {
+		s.fail("status --json: %w: %s", err, out)
+	}
+	return r
+}
+
+// change rewrites the configuration file in place, keeping owner and mode.
+func (l *life) change(s *step, f func(text string) string) (restore func()) {
+	path := l.m.path(config)
+	old, err := os.ReadFile(path)
+	s.check(err)
+	s.check(os.WriteFile(path, []byte(f(string(old))), 0o640))
+	return func() { s.check(os.WriteFile(path, old, 0o640)) }
+}
+
+// set gives a setting of the sample file a value.
+func set(text, section, key, value string) string {
+	at := 0
+	if section != "" {
+		at = strings.Index(text, "\n["+section+"]\n") + 1
+	}
+	line := regexp.MustCompile(`(?m)^(# )?` + key + ` = .*$`)
+	where := line.FindStringIndex(text[at:])
+	if where == nil {
+		panic(bedFailed{fmt.Errorf("the sample configuration has no %s.%s", section, key)})
+	}
+	return text[:at+where[0]] + key + " = " + value + text[at+where[1]:]
+}
+
+func systemdBed(b *bed) {
+	l := &life{bed: b}
+	ports, err := rabbit.FreePorts(6)
+	if err != nil {
+		panic(bedFailed{err})
+	}
+	l.port, l.http, l.port2, l.http2, l.port3, l.http3 = ports[0], ports[1], ports[2], ports[3], ports[4], ports[5]
+	b.must("a Debian root boots with systemd as PID 1", func(s *step) {
+		var err error
+		l.m, err = newMachine(b.ctx, filepath.Join(b.work, "root"))
+		s.check(err)
+		b.cleanup(l.m.halt)
+		s.check(l.m.boot(b.ctx))
+		s.note("%s", strings.SplitN(l.sh(s, "systemctl", "--version"), "\n", 2)[0])
+	})
+	l.installing()
+	l.running()
+	l.reloading()
+	l.stopping()
+	l.failing()
+	l.sandboxed()
+	l.several()
+	l.removing()
+}
+
+func (l *life) installing() {
+	l.step("install refuses where systemd does not run", func(s *step) {
+		out, err := exec.CommandContext(l.ctx, filepath.Join(l.bin, "amqproxysvc"), "install").CombinedOutput()
+		if _, serr := os.Stat("/run/systemd/system"); serr == nil {
+			s.note("systemd runs on this machine too: not tried")
+			return
+		}
+		if err == nil {
+			s.fail("installed without systemd: %s", out)
+		}
+		s.contains(string(out), "systemd does not run here")
+	})
+	l.must("the program is copied in", func(s *step) {
+		b, err := os.ReadFile(filepath.Join(l.bin, "amqproxysvc"))
+		s.check(err)
+		for _, path := range []string{prog, "/root/amqproxysvc"} {
+			s.check(os.MkdirAll(filepath.Dir(l.m.path(path)), 0o755))
+			s.check(os.WriteFile(l.m.path(path), b, 0o755))
+		}
+	})
+	l.step("install refuses a program that the sandbox hides, and says what to do", func(s *step) {
+		s.contains(l.fails(s, 1, "/root/amqproxysvc", "install"), "install -m 755 /root/amqproxysvc /usr/local/bin/amqproxysvc")
+	})
+	l.step("status of what is not installed: 4", func(s *step) {
+		s.contains(l.fails(s, 4, prog, "status"), "not installed")
+		s.contains(l.fails(s, 5, prog, "start"), "not installed")
+	})
+	l.step("install refuses where a package owns the service", func(s *step) {
+		vendor := l.m.path("/usr/lib/systemd/system/amqproxysvc.service")
+		s.check(os.WriteFile(vendor, []byte(service.UnitText), 0o644))
+		defer os.Remove(vendor)
+		s.contains(l.fails(s, 1, prog, "install"), "a package installed the service", "systemctl enable --now amqproxysvc")
+	})
+	l.step("an install that fails leaves nothing (the port is taken)", func(s *step) {
+		taken, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(l.port)))
+		s.check(err)
+		defer taken.Close()
+		s.contains(l.fails(s, 1, prog, "install", "-p", strconv.Itoa(l.port), "-b", strconv.Itoa(l.http), "--start"),
+			"another program uses this address")
+		l.gone(s, "/etc/amqproxysvc")
+		l.unregistered(s, unit)
+	})
+	l.must("install by command, started", func(s *step) {
+		out := l.sh(s, prog, "install", "--upstream", "amqp://"+l.broker.Addr(), "-p", strconv.Itoa(l.port), "-b", strconv.Itoa(l.http),
+			"--term-client-close-timeout", "4s", "--start")
+		s.contains(out, "(written)", "(enabled)", "running")
+		if !accepts(l.port) {
+			s.fail("it says that it runs, and nobody listens on %d", l.port)
+		}
+		s.contains(l.sh(s, "stat", "-c", "%U:%G %a", config), "root:amqproxysvc 640")
+	})
+	l.step("install again: refused without --force, the same with it", func(s *step) {
+		s.contains(l.fails(s, 1, prog, "install"), "installed already", "--force")
+		before := l.sh(s, "cat", "/etc/systemd/system/amqproxysvc.service")
+		pid := l.pid(s)
+		s.contains(l.sh(s, prog, "install", "--force"), "(kept)")
+		if after := l.sh(s, "cat", "/etc/systemd/system/amqproxysvc.service"); after != before {
+			s.fail("the unit changed:\n%s", after)
+		}
+		if l.pid(s) != pid {
+			s.fail("the running service was touched")
+		}
+		s.contains(l.fails(s, 78, prog, "install", "--force", "--upstream", "amqp://elsewhere"), "sets otherwise")
+	})
+	l.step("active only when it listens", func(s *step) {
+		for range 5 {
+			l.sh(s, "systemctl", "restart", unit)
+			if !accepts(l.port) {
+				s.fail("systemctl restart is done, and nobody listens")
+			}
+		}
+	})
+}
+
+func (l *life) running() {
+	l.step("PHP traffic through the service", func(s *step) { s.traffic(l.port, 200) })
+	l.step("status, for people and as JSON; systemd has the live counts", func(s *step) {
+		c := s.start("hold", l.port)
+		defer s.end(c)
+		s.until("one client in the status text", 5*time.Second, func() bool {
+			return strings.HasPrefix(l.show(s, "StatusText"), "serving 1 client over ")
+		})
+		r := l.report(s, unit)
+		if r.State != service.StateRunning || r.PID != l.pid(s) || !r.Enabled || r.Service == nil || r.Service.Clients != 1 || r.Service.Upstreams < 1 {
+			s.fail("status --json tells %+v, %+v", r, r.Service)
+		}
+		s.contains(l.sh(s, prog, "status"), "running, pid ", "clients    1", "127.0.0.1:"+strconv.Itoa(l.port), l.broker.Addr())
+		s.note("%s", l.show(s, "StatusText"))
+	})
+	l.step("kill -9: back within 3 s", func(s *step) {
+		pid := l.pid(s)
+		l.sh(s, "systemctl", "kill", "--signal=SIGKILL", unit)
+		took := s.until("listening again", 3*time.Second, func() bool { return l.pid(s) != pid && l.pid(s) != 0 && accepts(l.port) })
+		s.note("after %.1f s", took.Seconds())
+		s.traffic(l.port, 5)
+	})
+	l.step("SIGSTOP: the watchdog (30 s) restarts it", func(s *step) {
+		pid := l.pid(s)
+		l.sh(s, "systemctl", "kill", "--kill-who=main", "--signal=SIGSTOP", unit)
+		took := s.until("another process that listens", 50*time.Second, func() bool {
+			p := l.pid(s)
+			return p != pid && p != 0 && l.show(s, "ActiveState") == "active" && accepts(l.port)
+		})
+		s.note("after %.1f s", took.Seconds())
+		s.traffic(l.port, 5)
+	})
+	l.step("it starts with the machine", func(s *step) {
+		before := l.sh(s, "systemctl", "show", "--value", "-p", "UserspaceTimestampMonotonic")
+		l.m.halt()
+		s.check(l.m.boot(l.ctx))
+		if l.sh(s, "systemctl", "show", "--value", "-p", "UserspaceTimestampMonotonic") == before {
+			s.fail("the machine was not restarted")
+		}
+		s.until("active", 10*time.Second, func() bool { return l.show(s, "ActiveState") == "active" })
+		s.traffic(l.port, 5)
+	})
+}
+
+func (l *life) reloading() {
+	l.step("reload under load, good files and broken ones: no client is dropped", func(s *step) {
+		pid := l.pid(s)
+		all := s.load(l.port)
+		for i := range 4 {
+			restore := l.change(s, func(text string) string {
+				return set(set(text, "", "drain_timeout", fmt.Sprintf(`"%ds"`, 3+i%2)), "log", "level", []string{`"debug"`, `"info"`}[i%2])
+			})
+			_ = restore
+			l.sh(s, prog, "reload")
+		}
+		restore := l.change(s, func(text string) string { return text + "\nnonsense = 1\n" })
+		words := l.fails(s, 1, prog, "reload")
+		s.contains(words, "the settings from before stay in force", "nonsense")
+		l.fails(s, 1, "systemctl", "reload", unit)
+		restore()
+		s.endAll(all)
+		if l.pid(s) != pid {
+			s.fail("it was restarted")
+		}
+		s.note("%s", words)
+	})
+	l.step("a log file that cannot be opened fails the reload too, with the reason in the journal", func(s *step) {
+		mark := time.Now()
+		restore := l.change(s, func(text string) string { return set(text, "log", "file", `"/proc/no/such.log"`) })
+		defer restore()
+		s.contains(l.fails(s, 1, prog, "reload"), "settings from before stay in force")
+		s.contains(l.sh(s, prog, "status"), "running")
+		s.contains(l.journal(s, mark), "/proc/no")
+	})
+	l.step("reload says what needs a restart", func(s *step) {
+		restore := l.change(s, func(text string) string { return set(text, "http", "port", strconv.Itoa(l.http3)) })
+		s.contains(l.sh(s, prog, "reload"), "http.port", "only after a restart")
+		s.contains(l.sh(s, prog, "status"), "a restart is needed for: http.port")
+		restore()
+		l.sh(s, prog, "reload")
+		if strings.Contains(l.sh(s, prog, "status"), "a restart is needed") {
+			s.fail("changed back, and status still asks for a restart")
+		}
+	})
+	l.step("SIGHUP by itself reloads: RELOADING and READY reach systemd", func(s *step) {
+		mark := time.Now()
+		l.sh(s, "systemctl", "kill", "--kill-who=main", "--signal=SIGHUP", unit)
+		s.until("reloaded", 5*time.Second, func() bool {
+			return strings.Contains(l.journal(s, mark), "configuration reloaded") && l.show(s, "ActiveState") == "active"
+		})
+	})
+	l.step("the upstream can be changed live, for new connections", func(s *step) {
+		held := s.start("hold", l.port)
+		time.Sleep(300 * time.Millisecond)
+		restore := l.change(s, func(text string) string { return set(text, "upstream", "url", `"amqp://127.0.0.1:1"`) })
+		l.sh(s, prog, "reload")
+		s.contains(l.sh(s, prog, "status"), "127.0.0.1:1")
+		restore()
+		l.sh(s, prog, "reload")
+		s.note("PHP: hold %s", s.end(held))
+	})
+}
+
+func (l *life) stopping() {
+	l.step("stop under load: clients finish, then it is stopped", func(s *step) {
+		all := []*client{s.start("hold", l.port), s.start("hold", l.port)}
+		time.Sleep(500 * time.Millisecond)
+		mark := time.Now()
+		stopped := make(chan error, 1)
+		go func() { _, err := l.m.run(l.ctx, prog, "stop"); stopped <- err }()
+		s.until("draining", 3*time.Second, func() bool { return strings.HasPrefix(l.show(s, "StatusText"), "draining 2 clients") })
+		if accepts(l.port) {
+			s.fail("it still accepts while it drains")
+		}
+		s.contains(l.fails(s, 3, prog, "status"), "stopping", "draining")
+		s.endAll(all)
+		s.check(<-stopped)
+		took := time.Since(mark)
+		if took > 3500*time.Millisecond {
+			s.fail("all clients had finished, and it took %v", took)
+		}
+		s.note("stopped %.1f s after the request", took.Seconds())
+		s.contains(l.fails(s, 3, prog, "status"), "stopped")
+	})
+	l.step("stop with a client that stays: told 320 at the drain timeout (4 s)", func(s *step) {
+		l.sh(s, prog, "start")
+		c := s.start("stay", l.port)
+		s.until("the client is at work", 10*time.Second, func() bool { _, err := os.Stat(c.file); return err == nil })
+		began := time.Now()
+		l.sh(s, prog, "stop")
+		took := time.Since(began)
+		words := s.end(c)
+		s.contains(words, "320", "shutting down")
+		if took < 2500*time.Millisecond || took > 9*time.Second {
+			s.fail("the drain took %v", took)
+		}
+		if r := l.show(s, "Result"); r != "success" {
+			s.fail("systemd calls the stop %s", r)
+		}
+		s.note("stopped after %.1f s; the client: %s", took.Seconds(), words)
+	})
+	l.step("a drain longer than TimeoutStopSec is not cut off", func(s *step) {
+		dropin := l.m.path("/etc/systemd/system/amqproxysvc.service.d/short.conf")
+		s.check(os.MkdirAll(filepath.Dir(dropin), 0o755))
+		s.check(os.WriteFile(dropin, []byte("[Service]\nTimeoutStopSec=1\n"), 0o644))
+		defer func() { os.RemoveAll(filepath.Dir(dropin)); l.sh(s, "systemctl", "daemon-reload") }()
+		l.sh(s, "systemctl", "daemon-reload")
+		l.sh(s, prog, "start")
+		c := s.start("stay", l.port)
+		s.until("the client is at work", 10*time.Second, func() bool { _, err := os.Stat(c.file); return err == nil })
+		began := time.Now()
+		l.sh(s, prog, "stop")
+		s.contains(s.end(c), "320")
+		s.note("stopped after %.1f s", time.Since(began).Seconds())
+	})
+	l.step("a second SIGTERM ends it at once", func(s *step) {
+		l.sh(s, prog, "start")
+		c := s.start("stay", l.port)
+		s.until("the client is at work", 10*time.Second, func() bool { _, err := os.Stat(c.file); return err == nil })
+		l.sh(s, "systemctl", "stop", "--no-block", unit)
+		s.until("draining", 3*time.Second, func() bool { return strings.HasPrefix(l.show(s, "StatusText"), "draining") })
+		began := time.Now()
+		l.sh(s, "systemctl", "kill", "--kill-who=main", "--signal=SIGTERM", unit)
+		s.until("stopped", 2*time.Second, func() bool { return l.show(s, "ActiveState") == "inactive" })
+		s.note("after %.2f s; the client: %s", time.Since(began).Seconds(), s.end(c))
+	})
+	l.step("restart with socket activation refuses no connect", func(s *step) {
+		text, err := os.ReadFile("service/amqproxysvc.socket")
+		s.check(err)
+		sock := strings.Replace(string(text), "127.0.0.1:5673", fmt.Sprintf("127.0.0.1:%d", l.port), 1)
+		s.check(os.WriteFile(l.m.path("/etc/systemd/system/amqproxysvc.socket"), []byte(sock), 0o644))
+		l.sh(s, "systemctl", "daemon-reload")
+		l.sh(s, "systemctl", "enable", "--now", "amqproxysvc.socket")
+		s.traffic(l.port, 3) // the first connect starts the service
+		churn := []*client{s.start("churn", l.port), s.start("churn", l.port)}
+		for range 3 {
+			time.Sleep(700 * time.Millisecond)
+			l.sh(s, "systemctl", "restart", unit)
+		}
+		s.endAll(churn)
+		s.contains(l.journal(s, l.began), "socket_activated=1")
+		l.sh(s, "systemctl", "disable", "--now", "amqproxysvc.socket")
+		s.check(os.Remove(l.m.path("/etc/systemd/system/amqproxysvc.socket")))
+		l.sh(s, "systemctl", "daemon-reload")
+		l.sh(s, "systemctl", "restart", unit)
+	})
+}
+
+func (l *life) failing() {
+	l.step("broken configuration: failed at once, the reason in journal and status, no loop", func(s *step) {
+		restore := l.change(s, func(text string) string { return set(text, "", "drain_timeout", `"soon"`) })
+		defer restore()
+		l.sh(s, prog, "stop")
+		mark := time.Now()
+		words := l.fails(s, 78, prog, "start")
+		took := time.Since(mark)
+		s.contains(words, "drain_timeout")
+		s.contains(l.journal(s, mark), "drain_timeout", "status=78")
+		s.contains(l.fails(s, 3, prog, "status"), "failed", "78 (wrong configuration)", "drain_timeout")
+		time.Sleep(4 * time.Second)
+		if n := l.show(s, "NRestarts"); n != "0" || l.show(s, "ActiveState") != "failed" {
+			s.fail("restarted %s times", n)
+		}
+		s.note("failed after %.2f s: %s", took.Seconds(), words)
+	})
+	l.step("port taken: a clear reason; it comes up by itself once the port is free", func(s *step) {
+		taken, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(l.port)))
+		s.check(err)
+		defer taken.Close()
+		mark := time.Now()
+		words := l.fails(s, 1, prog, "start")
+		s.contains(words, "another program uses this address", strconv.Itoa(l.port))
+		s.contains(l.journal(s, mark), "another program uses this address")
+		time.Sleep(3 * time.Second)
+		taken.Close()
+		took := s.until("listening", 5*time.Second, func() bool { return l.show(s, "ActiveState") == "active" && accepts(l.port) })
+		s.note("up %.1f s after the port was free", took.Seconds())
+	})
+}
+
+func (l *life) sandboxed() {
+	l.step("systemd-analyze security is 1.5 or less", func(s *step) {
+		out := l.sh(s, "systemd-analyze", "security", "--no-pager", unit)
+		m := regexp.MustCompile(`exposure level for \S+: ([0-9.]+)`).FindStringSubmatch(out)
+		if m == nil {
+			s.fail("no score in %s", out)
+		}
+		if score, err := strconv.ParseFloat(m[1], 64); err != nil || score > 1.5 {
+			s.fail("the score is %s", m[1])
+		}
+		s.note("score %s", m[1])
+	})
+	l.step("inside the sandbox: TLS upstream (its authority by LoadCredential), file log", func(s *step) {
+		ca, err := os.ReadFile(l.broker.CAFile)
+		s.check(err)
+		s.check(os.WriteFile(l.m.path("/root/ca.pem"), ca, 0o600))
+		dropin := l.m.path("/etc/systemd/system/amqproxysvc.service.d/ca.conf")
+		s.check(os.MkdirAll(filepath.Dir(dropin), 0o755))
+		s.check(os.WriteFile(dropin, []byte("[Service]\nLoadCredential=ca.pem:/root/ca.pem\n"), 0o644))
+		l.change(s, func(text string) string {
+			text = set(text, "upstream", "url", fmt.Sprintf(`"amqps://127.0.0.1:%d"`, l.broker.TLSPort))
+			text = set(text, "tls", "ca_file", `"/run/credentials/amqproxysvc.service/ca.pem"`)
+			return set(text, "log", "file", `"/var/log/amqproxysvc/amqproxysvc.log"`)
+		})
+		l.sh(s, "systemctl", "daemon-reload")
+		l.sh(s, "systemctl", "restart", unit)
+		s.traffic(l.port, 20)
+		s.contains(l.sh(s, "cat", "/var/log/amqproxysvc/amqproxysvc.log"), "service started")
+	})
+	l.step("the log file is rotated by size, and reopened on SIGUSR1 when it was moved away", func(s *step) {
+		dir := l.m.path("/var/log/amqproxysvc")
+		l.change(s, func(text string) string {
+			return set(set(text, "log", "max_size", `"1MiB"`), "log", "level", `"debug"`)
+		})
+		l.sh(s, prog, "stop")
+		f, err := os.OpenFile(filepath.Join(dir, "amqproxysvc.log"), os.O_APPEND|os.O_WRONLY, 0)
+		s.check(err)
+		_, err = f.WriteString(strings.Repeat("filled by the test ........................................\n", (1<<20)/60-5))
+		s.check(err)
+		s.check(f.Close())
+		l.sh(s, prog, "start")
+		s.traffic(l.port, 30)
+		s.until("a second file", 5*time.Second, func() bool { files, _ := filepath.Glob(dir + "/amqproxysvc-*"); return len(files) > 0 })
+		s.check(os.Rename(filepath.Join(dir, "amqproxysvc.log"), filepath.Join(dir, "moved")))
+		l.sh(s, "systemctl", "kill", "--kill-who=main", "--signal=SIGUSR1", unit)
+		s.until("a new file with a line", 5*time.Second, func() bool {
+			b, err := os.ReadFile(filepath.Join(dir, "amqproxysvc.log"))
+			return err == nil && strings.Contains(string(b), "reopened")
+		})
+		files, _ := filepath.Glob(dir + "/*")
+		for i := range files {
+			files[i] = filepath.Base(files[i])
+		}
+		s.note("%s", strings.Join(files, " "))
+	})
+}
+
+func (l *life) several() {
+	l.step("a second instance by install --name, a third by the template unit", func(s *step) {
+		l.sh(s, prog, "install", "--name", "amqproxysvc-eu", "--upstream", "amqp://"+l.broker.Addr(),
+			"-p", strconv.Itoa(l.port2), "-b", strconv.Itoa(l.http2), "--start")
+		s.check(os.WriteFile(l.m.path("/usr/lib/systemd/system/amqproxysvc@.service"),
+			[]byte(strings.ReplaceAll(service.TemplateUnitText, "/usr/bin/amqproxysvc", prog)), 0o644))
+		text, err := os.ReadFile(l.m.path("/etc/amqproxysvc/amqproxysvc-eu.toml"))
+		s.check(err)
+		us := strings.NewReplacer(strconv.Itoa(l.port2), strconv.Itoa(l.port3), strconv.Itoa(l.http2), strconv.Itoa(l.http3)).Replace(string(text))
+		s.check(os.WriteFile(l.m.path("/etc/amqproxysvc/us.toml"), []byte(us), 0o640))
+		l.sh(s, "chgrp", "amqproxysvc", "/etc/amqproxysvc/us.toml")
+		l.sh(s, "systemctl", "daemon-reload")
+		l.sh(s, "systemctl", "start", "amqproxysvc@us")
+		for name, port := range map[string]int{unit: l.port, "amqproxysvc-eu": l.port2, "amqproxysvc@us": l.port3} {
+			s.traffic(port, 5)
+			if r := l.report(s, name); r.Service == nil || r.Service.Name != name || r.Service.Listening[0] != fmt.Sprintf("127.0.0.1:%d", port) {
+				s.fail("status --name %s tells %+v", name, r.Service)
+			}
+			l.sh(s, prog, "reload", "--name", name)
+		}
+	})
+	l.step("they are stopped and removed one by one", func(s *step) {
+		l.sh(s, prog, "stop", "--name", "amqproxysvc@us")
+		if accepts(l.port3) || !accepts(l.port2) || !accepts(l.port) {
+			s.fail("stopping one stopped another")
+		}
+		l.sh(s, prog, "uninstall", "--name", "amqproxysvc-eu", "--purge")
+		l.gone(s, "/etc/amqproxysvc/amqproxysvc-eu.toml", "/var/log/amqproxysvc-eu")
+		l.unregistered(s, "amqproxysvc-eu")
+		if accepts(l.port2) || !accepts(l.port) {
+			s.fail("removing one touched another")
+		}
+	})
+}
+
+func (l *life) removing() {
+	l.step("uninstall leaves no process, unit or link, and keeps the configuration", func(s *step) {
+		pid := l.pid(s)
+		s.contains(l.sh(s, prog, "uninstall"), "kept: "+config)
+		l.gone(s, "/proc/"+strconv.Itoa(pid))
+		l.unregistered(s, unit)
+		l.fails(s, 4, prog, "status")
+		l.fails(s, 5, prog, "uninstall")
+		if _, err := os.Stat(l.m.path(config)); err != nil {
+			s.fail("the configuration has gone: %w", err)
+		}
+	})
+	l.step("install over the kept configuration; uninstall --purge removes all", func(s *step) {
+		l.sh(s, prog, "install", "--start")
+		if !accepts(l.port) {
+			s.fail("it does not listen")
+		}
+		l.sh(s, prog, "uninstall", "--purge")
+		l.gone(s, config, "/var/log/amqproxysvc", "/var/lib/amqproxysvc")
+		l.unregistered(s, unit)
+	})
+}
+
+// gone checks that the machine has none of the paths.
+func (l *life) gone(s *step, paths ...string) {
+	for _, p := range paths {
+		l.fails(s, 1, "test", "-e", p)
+		l.fails(s, 1, "test", "-L", p)
+	}
+}
+
+// unregistered checks that no unit, link or runtime directory of the service is left.
+func (l *life) unregistered(s *step, name string) {
+	l.gone(s, "/etc/systemd/system/"+name+".service", "/etc/systemd/system/multi-user.target.wants/"+name+".service", "/run/"+name)
+	if out := l.sh(s, "systemctl", "list-units", "--all", "--plain", "--no-legend", name+".service"); out != "" {
+		s.fail("systemd still knows: %s", out)
+	}
+}

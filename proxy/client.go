@@ -106,8 +106,6 @@ type lateChannel struct {
 	content bool // the content of a publish is on its way
 }
 
-var errClosing = errors.New("the client is closing")
-
 // serve runs the client from accept to end; its goroutine is the client's owner.
 func (c *client) serve() {
 	defer c.end()

@@ -299,6 +299,7 @@ func (u *upstream) fail(e *amqp.Error, lost bool) {
 		return
 	}
 	u.failed = e
+	lost = lost && !u.closing
 	u.out.FailLocked(e)
 	var told []*client
 	seen := make(map[*client]struct{})
@@ -313,13 +314,14 @@ func (u *upstream) fail(e *amqp.Error, lost bool) {
 			}
 			u.s.n.bindings.Add(-1)
 			// A client that has its answer, or is gone, has no part in this.
-			if _, ok := seen[b.ch.c]; !ok && !b.silent {
+			// When the proxy itself said connection.close, nobody is affected either.
+			if _, ok := seen[b.ch.c]; !ok && !b.silent && !u.closing {
 				seen[b.ch.c] = struct{}{}
 				told = append(told, b.ch.c)
 			}
 		}
 	}
-	if c := u.owner.Load(); c != nil {
+	if c := u.owner.Load(); c != nil && !u.closing {
 		if _, ok := seen[c]; !ok {
 			seen[c] = struct{}{}
 			told = append(told, c) // it lost its session, channels or not

@@ -216,7 +216,7 @@ const unboundedFrame = 16 << 20
 // start hands the upstream over to its reader.
 func (u *upstream) start(p *pool) {
 	u.pool = p
-	u.out.Init(&u.mu, u.conn, &u.s.coarse, func(err error) { u.fail(u.lostError(err), !u.isClosing()) })
+	u.out.Init(&u.mu, u.conn, &u.s.coarse, func(err error) { u.fail(u.lostError(err), true) })
 	u.lastRead.Store(u.s.now())
 	if !u.s.upstreamUp(u) {
 		close(u.done)

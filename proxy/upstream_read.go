@@ -37,16 +37,10 @@ func (u *upstream) read() {
 			}
 		}
 		if err != nil {
-			u.fail(u.lostError(err), !u.isClosing())
+			u.fail(u.lostError(err), true)
 			return
 		}
 	}
-}
-
-func (u *upstream) isClosing() bool {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	return u.closing || u.failed != nil
 }
 
 // lostError is what the clients hear when the socket just died.

@@ -177,6 +177,9 @@ func (e *engine) Reload(context.Context) (needRestart []string, err error) {
 	e.mu.Lock()
 	e.settings = settings
 	e.mu.Unlock()
+	if e.admin != nil {
+		e.admin.Forget() // what was known of the broker before
+	}
 	for _, w := range append(warnings, settings.Warnings()...) {
 		slog.Warn(w)
 	}

@@ -12,6 +12,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/service"
@@ -85,37 +86,41 @@ func runForeground(ctx context.Context, src config.Source) error {
 }
 
 type foreground struct {
-	term    *terminal // nil: standard output is not a terminal
-	failed  string    // why the start failed: told once, on standard error
+	term    *terminal   // nil: standard output is not a terminal
+	verbose atomic.Bool // debug lines were asked for at the start
+	failed  string      // why the start failed: told once, on standard error
 	updater sync.WaitGroup
 	ended   chan struct{}
 }
 
-// hide keeps off the output what is said there in another way.
+// hide keeps off the output what is said there in another way: on a terminal AMQProxy's
+// lines stand for the engine's informative ones; an error at the start goes to standard error.
 func (f *foreground) hide(r slog.Record) (hidden bool) {
+	event, text := int64(0), ""
 	r.Attrs(func(a slog.Attr) bool {
-		if a.Key != service.EventKey {
-			return true
+		switch a.Key {
+		case service.EventKey:
+			event = a.Value.Int64()
+		case "error":
+			text = a.Value.String()
 		}
-		switch a.Value.Int64() {
-		case service.EventStarted:
-			hidden = true
-		case service.EventStartFailed:
-			r.Attrs(func(a slog.Attr) bool {
-				if a.Key == "error" {
-					f.failed = a.Value.String()
-				}
-				return true
-			})
-			hidden = f.failed != ""
-		}
-		return false
+		return true
 	})
-	return hidden
+	switch event {
+	case 0:
+		return f.term != nil && r.Level == slog.LevelInfo && !f.verbose.Load()
+	case service.EventStarted:
+		return true
+	case service.EventStartFailed:
+		f.failed = text
+		return text != ""
+	}
+	return false
 }
 
 // ready says AMQProxy's lines and begins to keep the counts up to date.
 func (f *foreground) ready(e *engine) {
+	f.verbose.Store(e.log.Logger().Enabled(context.Background(), slog.LevelDebug))
 	if f.term == nil {
 		slog.Info("Proxy upstream: " + e.upstreamText())
 		for _, a := range e.Status().Listening {

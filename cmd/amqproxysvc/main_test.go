@@ -1,5 +1,5 @@
 // The program's tests run it in this process, or start the test binary as the program. The
-// engine behind it is a fake with real listeners; the real one has tests of its own.
+// engine behind it is a fake with real listeners, but for the tests of whole_linux_test.go.
 
 package main
 
@@ -17,7 +17,7 @@ import (
 	"github.com/amqproxysvc/amqproxysvc/proxy"
 )
 
-// asProgram makes the test binary be the program, with the fake engine.
+// asProgram makes the test binary be the program: "real" with the real engine, else with the fake.
 const asProgram = "AMQPROXYSVC_TEST_AS_PROGRAM"
 
 func TestMain(m *testing.M) {
@@ -31,7 +31,9 @@ func TestMain(m *testing.M) {
 		version = "0.0.0-test"
 	}
 	if os.Getenv(asProgram) != "" {
-		newServer = func(cfg proxy.Config) (proxyServer, error) { return newFake(cfg), nil }
+		if os.Getenv(asProgram) != "real" {
+			newServer = func(cfg proxy.Config) (proxyServer, error) { return newFake(cfg), nil }
+		}
 		os.Exit(run(os.Args[1:], os.Stderr))
 	}
 	os.Exit(m.Run())

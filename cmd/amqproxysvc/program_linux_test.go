@@ -70,7 +70,7 @@ func startProgram(t *testing.T, stdout, stderr *output, tty *os.File, env []stri
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	t.Cleanup(cancel)
 	cmd := exec.CommandContext(ctx, os.Args[0], args...)
-	cmd.Env = append(append(os.Environ(), asProgram+"=1"), env...)
+	cmd.Env = append(append(os.Environ(), asProgram+"=fake"), env...) // of two equal names the last counts
 	cmd.Stderr = stderr
 	if tty != nil {
 		cmd.Stdout = tty

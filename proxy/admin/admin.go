@@ -54,8 +54,9 @@ type Options struct {
 
 // Server serves on one listener. Make it with New, run it with Serve, end it with Shutdown.
 type Server struct {
-	http *http.Server
-	errs chan error
+	http  *http.Server
+	ready *readiness
+	errs  chan error
 }
 
 // New makes a server; nothing is bound.
@@ -63,10 +64,12 @@ func New(o Options) *Server {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
+	ready := &readiness{source: o.Source}
 	return &Server{
-		errs: make(chan error, 1),
+		errs:  make(chan error, 1),
+		ready: ready,
 		http: &http.Server{
-			Handler:           Handler(o),
+			Handler:           handler(o, ready),
 			ReadHeaderTimeout: 5 * time.Second,
 			ReadTimeout:       10 * time.Second,
 			WriteTimeout:      2 * time.Minute, // a CPU profile takes as long as it was asked to
@@ -97,8 +100,17 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	return <-s.errs
 }
 
+// Forget makes the next /readyz ask anew; to be called when settings have changed.
+func (s *Server) Forget() {
+	s.ready.mu.Lock()
+	defer s.ready.mu.Unlock()
+	s.ready.asked = time.Time{}
+}
+
 // Handler is the HTTP interface itself.
-func Handler(o Options) http.Handler {
+func Handler(o Options) http.Handler { return handler(o, &readiness{source: o.Source}) }
+
+func handler(o Options, ready *readiness) http.Handler {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(
 		newCollector(o.Source, o.Version),
@@ -113,9 +125,8 @@ func Handler(o Options) http.Handler {
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, http.StatusOK, "OK")
 	})
-	r := &readiness{source: o.Source}
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, req *http.Request) {
-		if err := r.ask(req.Context()); err != nil {
+		if err := ready.ask(req.Context()); err != nil {
 			answer(w, http.StatusServiceUnavailable, "not ready: "+strings.ReplaceAll(err.Error(), "\n", "; "))
 			return
 		}

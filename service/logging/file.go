@@ -84,6 +84,7 @@ func (f *file) apply(s config.Log) error {
 		}
 	}
 	f.set = s
+	f.isSet.Store(f.open != nil)
 	return nil
 }
 
@@ -108,11 +109,9 @@ func (f *file) close() error {
 	}
 	err := f.open.Close()
 	f.open = nil
+	f.isSet.Store(false)
 	return err
 }
 
-func (f *file) isOpen() bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.open != nil
-}
+// isOpen waits for no write: every log call asks it.
+func (f *file) isOpen() bool { return f.isSet.Load() }

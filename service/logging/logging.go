@@ -127,6 +127,8 @@ func (l *Log) plain(w io.Writer) slog.Handler {
 
 // file is the rotating file, or none.
 type file struct {
+	isSet atomic.Bool // whether open is there
+
 	mu   sync.Mutex
 	set  config.Log
 	open io.WriteCloser // nil: none

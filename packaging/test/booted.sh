@@ -13,6 +13,7 @@ base_root() {
         need debootstrap=debootstrap >&2
         say "debootstrap $suite (once)"
         new=$(mktemp -d "$CACHE/$2.XXXXXX")
+        chmod 755 "$new" # the root directory: its users must get in
         nice debootstrap --variant=minbase --include="$packages" "$suite" "$new" \
             "${DEBIAN_MIRROR:-http://deb.debian.org/debian}" >"$tar.log" 2>&1 ||
             { tail -n 20 "$tar.log" >&2; rm -rf "$new"; die "debootstrap $suite failed, see $tar.log"; }
@@ -30,8 +31,8 @@ boot() {
     mkdir -p "$2"
     tar -C "$2" --numeric-owner -xf "$1"
     # Only what the test brings is installed, and nothing waits for a network.
-    rm -f "$2"/etc/apt/sources.list "$2"/etc/apt/sources.list.d/* "$2"/etc/machine-id
-    touch "$2/etc/machine-id"
+    rm -f "$2"/etc/apt/sources.list "$2"/etc/apt/sources.list.d/*
+    tr -d - </proc/sys/kernel/random/uuid >"$2/etc/machine-id" # none: a first boot, which asks questions
     ln -sf /dev/null "$2/etc/systemd/system/systemd-networkd-wait-online.service"
     echo booted >"$2/etc/hostname"
     echo "127.0.0.1 localhost booted" >"$2/etc/hosts"
@@ -45,7 +46,7 @@ reboot_root() {
     INIT=
     local i state=
     for i in $(seq 300); do
-        [ -n "$INIT" ] || INIT=$(pgrep -P "$NSPAWN" | head -n 1)
+        [ -n "$INIT" ] || INIT=$(pgrep -P "$NSPAWN" -x systemd) || true
         if [ -n "$INIT" ]; then
             state=$(inside systemctl is-system-running 2>/dev/null) || true
             case $state in running | degraded) return 0 ;; esac

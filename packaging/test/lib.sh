@@ -1,0 +1,99 @@
+# Shared by the lifecycles in this directory: steps with their times, the table's rows,
+# broker and traffic. Sourced after packaging/lib.sh by scripts that packaging/test/run starts.
+
+. "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
+. "$(dirname "${BASH_SOURCE[0]}")/booted.sh"
+
+HERE=$TOP/packaging/test
+# Given by ./run: WORK, a private directory; RESULTS, the table so far; OLD and NEW, the
+# two versions built into $WORK/old and $WORK/new.
+: "${WORK:?start me through packaging/test/run}" "${RESULTS:?}" "${OLD:?}" "${NEW:?}"
+LIFE=${0##*/}
+MINE=$(mktemp -d "$WORK/$LIFE.XXXXXX")
+NOTE=$MINE/note
+cleanups=()
+on_exit() { cleanups=("$1" "${cleanups[@]}"); }
+finish() {
+    local rc=$? c
+    for c in "${cleanups[@]}"; do eval "$c" || true; done
+    exit $rc
+}
+trap finish EXIT
+
+# note TEXT: goes into the table beside the step that runs.
+note() { printf '%s; ' "$*" >>"$NOTE"; }
+
+# step NAME FUNCTION [ARG]...: runs it, prints and records how it went. The first failure
+# ends this lifecycle: what follows would only fail of the same cause.
+step() {
+    local name=$1 began rc=0 took said
+    shift
+    : >"$NOTE"
+    began=$(date +%s%N)
+    # A subshell of its own keeps set -e working inside the function.
+    set +e
+    (set -e; "$@") >"$MINE/log" 2>&1
+    rc=$?
+    set -e
+    took=$(awk "BEGIN{printf \"%.1f\", ($(date +%s%N) - $began) / 1e9}")
+    said=$(sed 's/; $//' "$NOTE")
+    if [ $rc = 0 ]; then
+        printf '%s|%s|ok|%s|%s\n' "$LIFE${TAG:+ $TAG}" "$name" "$took" "$said" >>"$RESULTS"
+        printf '  ok    %5s s  %s: %s%s\n' "$took" "$LIFE${TAG:+ $TAG}" "$name" "${said:+ ($said)}"
+    else
+        printf '%s|%s|FAILED|%s|%s\n' "$LIFE${TAG:+ $TAG}" "$name" "$took" "$said" >>"$RESULTS"
+        printf '  FAIL  %5s s  %s: %s%s\n' "$took" "$LIFE${TAG:+ $TAG}" "$name" "${said:+ ($said)}"
+        sed 's/^/        | /' "$MINE/log" | tail -n 60
+        type explain >/dev/null 2>&1 && explain 2>&1 | sed 's/^/        > /' | tail -n 40
+        exit 1
+    fi
+}
+
+# same WHAT GOT WANT
+same() { [ "$2" = "$3" ] || { echo "$1 is \"$2\", wanted \"$3\""; return 1; }; }
+# within SECONDS COMMAND...: until it holds.
+within() {
+    local end=$(($(date +%s) + $1))
+    shift
+    until "$@"; do
+        [ "$(date +%s)" -lt "$end" ] || { echo "never came true: $*"; return 1; }
+        sleep 0.1
+    done
+}
+
+# start_broker: RabbitMQ on 5672 and 5671 of this name space; CA is its authority.
+start_broker() {
+    need php=php-cli
+    "$WORK/bin/broker" >"$MINE/broker.out" 2>"$MINE/broker.err" &
+    local pid=$!
+    on_exit "kill $pid 2>/dev/null; wait $pid 2>/dev/null"
+    within 120 test -s "$MINE/broker.out" || { cat "$MINE/broker.err"; die "RabbitMQ did not start"; }
+    CA=$(cat "$MINE/broker.out")
+}
+
+# traffic PORT N: PHP, one message per connection, then all got back.
+traffic() { note "PHP: $(timeout 60 php "$TOP/service/testbed/traffic.php" once "$1" "$2")"; }
+
+# client_start MODE PORT: a PHP client at work (hold, stay, churn, downtime); client_end
+# lets it finish and prints its last words.
+client_start() {
+    CLIENT_FILE=$MINE/client-$1
+    rm -f "$CLIENT_FILE" "$CLIENT_FILE.out"
+    if [ "$1" = downtime ]; then
+        timeout 180 php "$HERE/downtime.php" "$2" "$CLIENT_FILE" >"$CLIENT_FILE.out" 2>&1 &
+    else
+        timeout 180 php "$TOP/service/testbed/traffic.php" "$1" "$2" "$CLIENT_FILE" >"$CLIENT_FILE.out" 2>&1 &
+    fi
+    echo $! >"$CLIENT_FILE.pid"
+    if [ "$1" = stay ]; then within 20 test -e "$CLIENT_FILE"; else sleep 1; fi
+    kill -0 "$(cat "$CLIENT_FILE.pid")" || { cat "$CLIENT_FILE.out"; return 1; }
+}
+client_end() {
+    local f=$MINE/client-$1 pid
+    pid=$(cat "$f.pid")
+    [ "$1" = stay ] || touch "$f"
+    # Started in this very shell or not: wait for it either way.
+    timeout 120 tail --pid="$pid" -f /dev/null
+    note "$1: $(tr '\n' ' ' <"$f.out")"
+    ! grep -q '^broken\|Fatal\|^after' "$f.out" || [ "$1" = stay ]
+}

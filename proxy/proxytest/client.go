@@ -199,6 +199,10 @@ func (c *Client) Open() error {
 // Conn is the connection underneath.
 func (c *Client) Conn() net.Conn { return c.conn }
 
+// Unread is what has been read from the connection and not been asked for, for those who
+// read on by themselves.
+func (c *Client) Unread() []byte { return c.rd.Buffered() }
+
 // Send writes frames, or any bytes, in one write.
 func (c *Client) Send(frames ...[]byte) error {
 	b := frames[0]

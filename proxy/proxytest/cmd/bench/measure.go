@@ -1,0 +1,228 @@
+// One measurement, one row, and the rows about memory.
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"time"
+)
+
+// warmUp is left out of every measurement; settle is the pause between two.
+const (
+	warmUp = 300 * time.Millisecond
+	settle = 150 * time.Millisecond
+)
+
+// sample is what one measurement, or the median of several, gave.
+type sample struct {
+	rate     float64       // operations a second
+	cpu      time.Duration // of the proxy for each
+	p50, p99 time.Duration
+	clients  int   // of the row, or fewer where the peer cannot hold so many
+	err      error // why there is no figure
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
+}
+
+// measure runs one work through one peer.
+func (b *bench) measure(ctx context.Context, p *peer, r row, profile string) (s sample, err error) {
+	w := r.work
+	w.Addr = p.address(r.tls)
+	if p.most > 0 {
+		w.Clients = min(w.Clients, p.most)
+	}
+	s.clients = w.Clients
+	ask := func(do string) (c counted, err error) {
+		w.Do = do
+		err = b.load.ask(w, &c)
+		return c, err
+	}
+	if _, err := ask("start"); err != nil {
+		return s, err
+	}
+	defer func() {
+		if err != nil {
+			ask("stop") // its error is the one that is already told
+		}
+	}()
+	if err := pause(ctx, warmUp); err != nil {
+		return s, err
+	}
+	profiled := make(chan error, 1)
+	if profile != "" {
+		go func() { profiled <- fetchProfile(profile, filepath.Join(b.o.profiles, r.id+".pprof"), b.o.each) }()
+	} else {
+		profiled <- nil
+	}
+	before, err := ask("count")
+	if err != nil {
+		return s, err
+	}
+	var d0, d1 drainStats
+	if err := b.drain.ask(struct{}{}, &d0); err != nil {
+		return s, err
+	}
+	start, cpu := time.Now(), cpuTime(p.process(r.tls))
+	if err := pause(ctx, b.o.each); err != nil {
+		return s, err
+	}
+	took := time.Since(start)
+	cpu = cpuTime(p.process(r.tls)) - cpu
+	if err := b.drain.ask(struct{}{}, &d1); err != nil {
+		return s, err
+	}
+	after, err := ask("stop")
+	if err != nil {
+		return s, err
+	}
+	ops := after.Ops - before.Ops
+	if r.atDrain {
+		ops = d1.Messages - d0.Messages
+	}
+	if ops <= 0 {
+		return s, fmt.Errorf("nothing came through in %v", took)
+	}
+	s.rate = float64(ops) / took.Seconds()
+	s.cpu = cpu / time.Duration(ops)
+	if ops > int64(cpu) { // below a nanosecond
+		s.cpu = 0
+	}
+	s.p50, s.p99 = after.P50, after.P99
+	if err := <-profiled; err != nil {
+		return s, fmt.Errorf("profile: %w", err)
+	}
+	return s, pause(ctx, settle+time.Duration(w.Clients)*100*time.Microsecond)
+}
+
+// measureRow measures every peer in turn, round by round.
+func (b *bench) measureRow(ctx context.Context, r row) error {
+	samples := make([][]sample, len(b.peers))
+	failed := make([]error, len(b.peers))
+	for round := range b.o.rounds {
+		for i, p := range b.peers {
+			if p.address(r.tls) == "" || failed[i] != nil {
+				continue
+			}
+			profile := ""
+			if b.o.profiles != "" && round == 0 && p.name == "amqproxysvc" {
+				profile = p.pprof[map[bool]int{true: 1}[r.tls]]
+			}
+			s, err := b.measure(ctx, p, r, profile)
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			if err != nil {
+				failed[i] = err
+				continue
+			}
+			samples[i] = append(samples[i], s)
+		}
+	}
+	line := make([]sample, len(b.peers))
+	for i := range b.peers {
+		line[i] = middle(samples[i])
+		if failed[i] != nil {
+			line[i].err = failed[i]
+		}
+	}
+	b.table.row(r, line)
+	return nil
+}
+
+// middle takes the median of each figure by itself.
+func middle(all []sample) (m sample) {
+	var rates []float64
+	var cpus, p50s, p99s []time.Duration
+	for _, s := range all {
+		rates, cpus = append(rates, s.rate), append(cpus, s.cpu)
+		p50s, p99s = append(p50s, s.p50), append(p99s, s.p99)
+		m.clients = s.clients
+	}
+	m.rate, m.cpu, m.p50, m.p99 = median(rates), median(cpus), median(p50s), median(p99s)
+	return m
+}
+
+// Ids of the rows that are about memory, and their goals.
+const (
+	idMemory     = "memory"
+	idIdle       = "idle"
+	memoryGoal   = 15 << 10 // kB with nobody connected
+	idleGoal     = 8.0      // kB for a client with a channel
+	idleClients  = 10_000
+	upstreamGoal = idleClients / 200
+)
+
+// memory looks at fresh processes, alone and with idle clients, and starts them afresh after it.
+func (b *bench) memory(ctx context.Context) error {
+	if !b.o.rows.MatchString(idMemory) && !b.o.rows.MatchString(idIdle) {
+		return nil
+	}
+	if err := pause(ctx, time.Second); err != nil {
+		return err
+	}
+	alone := make([]string, len(b.peers))
+	each := make([]string, len(b.peers))
+	used := make([]string, len(b.peers))
+	verdicts := [3]string{}
+	clients := idleClients
+	if b.o.quick {
+		clients = 2000
+	}
+	for i, p := range b.peers {
+		alone[i], each[i], used[i] = "–", "–", "–"
+		base := residentKB(p.procs[0])
+		if p.procs[0] != nil {
+			alone[i] = fmt.Sprintf("%.1f MB", float64(base)/1024)
+		}
+		n := clients
+		if p.most > 0 {
+			n = min(n, p.most)
+		}
+		var before, after drainStats
+		if err := b.drain.ask(struct{}{}, &before); err != nil {
+			return err
+		}
+		var c counted
+		w := work{Do: "start", Op: opIdle, Addr: p.addr, Clients: n, Channels: 1}
+		if err := b.load.ask(w, &c); err != nil {
+			each[i], used[i] = "failed", "failed"
+			b.table.note("%s, %d idle clients: %v", p.name, n, err)
+			continue
+		}
+		if err := pause(ctx, 2*time.Second); err != nil {
+			return err
+		}
+		grown := float64(residentKB(p.procs[0])-base) / float64(n)
+		if err := b.drain.ask(struct{}{}, &after); err != nil {
+			return err
+		}
+		upstreams := after.Open - before.Open
+		if p.procs[0] != nil {
+			each[i] = fmt.Sprintf("%.1f kB", grown)
+		}
+		used[i] = fmt.Sprintf("%s for %s", grouped(int(upstreams)), grouped(n))
+		if p.name == "amqproxysvc" {
+			verdicts = [3]string{verdict(base <= memoryGoal), verdict(grown <= idleGoal), verdict(upstreams <= int64((n+199)/200))}
+		}
+		w.Do = "stop"
+		if err := b.load.ask(w, &c); err != nil {
+			return err
+		}
+		if err := pause(ctx, time.Second); err != nil {
+			return err
+		}
+	}
+	b.table.text("memory, nobody connected", alone, "≤ 15 MB", verdicts[0])
+	b.table.text("memory per idle client with a channel", each, "≤ 8 kB", verdicts[1])
+	b.table.text("upstreams used for idle clients", used, "≤ 200 clients each", verdicts[2])
+	return b.startPeers()
+}

@@ -1,0 +1,255 @@
+// The proxies under test: HAProxy in TCP mode, amqproxysvc, others by address; and
+// what the system knows about their processes.
+
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// peer is a way to the drain. The process is nil where it is not the benchmark's.
+type peer struct {
+	name    string
+	addr    string
+	tlsAddr string // the way that is TLS to the broker; "" where there is none
+	procs   [2]*exec.Cmd
+	pprof   [2]string // HOST:PORT of its profiles
+	most    int       // clients it can hold; 0: any number
+}
+
+// process is the one that serves plain or TLS connections to the broker.
+func (p *peer) process(tls bool) *exec.Cmd {
+	if tls {
+		return p.procs[1]
+	}
+	return p.procs[0]
+}
+
+func (p *peer) address(tls bool) string {
+	if tls {
+		return p.tlsAddr
+	}
+	return p.addr
+}
+
+// stop ends the peer's processes and waits.
+func (p *peer) stop() {
+	for i, cmd := range p.procs {
+		if cmd == nil || i == 1 && cmd == p.procs[0] {
+			continue
+		}
+		if err := cmd.Process.Signal(os.Interrupt); err != nil {
+			cmd.Process.Kill()
+		}
+		endProcess(cmd)
+	}
+	p.procs = [2]*exec.Cmd{}
+}
+
+// freePort is a port nobody listens on; somebody may take it before it is used.
+func freePort() (int, error) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return 0, err
+	}
+	defer ln.Close()
+	return ln.Addr().(*net.TCPAddr).Port, nil
+}
+
+// awaitPort waits until somebody accepts there.
+func awaitPort(addr string) error {
+	for deadline := time.Now().Add(10 * time.Second); ; {
+		conn, err := net.Dial("tcp", addr)
+		if err == nil {
+			return conn.Close()
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("nobody listens on %s: %w", addr, err)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+const haproxyConfig = `global
+    maxconn %d
+defaults
+    mode tcp
+    timeout connect 5s
+    timeout client 1h
+    timeout server 1h
+frontend plain
+    bind 127.0.0.1:%d
+    default_backend plain
+backend plain
+    server drain %s
+frontend tls
+    bind 127.0.0.1:%d
+    default_backend tls
+backend tls
+    server drain %s ssl verify none
+`
+
+func startHAProxy(dir string, d drainStats) (*peer, error) {
+	path, err := exec.LookPath("haproxy")
+	if err != nil {
+		path = "/usr/sbin/haproxy"
+		if _, err := os.Stat(path); err != nil {
+			return nil, errors.New("haproxy is not installed (Debian: apt-get install haproxy)")
+		}
+	}
+	plain, err1 := freePort()
+	secure, err2 := freePort()
+	if err := errors.Join(err1, err2); err != nil {
+		return nil, err
+	}
+	p := &peer{name: "haproxy", addr: fmt.Sprintf("127.0.0.1:%d", plain), tlsAddr: fmt.Sprintf("127.0.0.1:%d", secure)}
+	p.most = openFiles()/2 - 50 // two sockets each
+	config := filepath.Join(dir, "haproxy.cfg")
+	if err := os.WriteFile(config, fmt.Appendf(nil, haproxyConfig, p.most, plain, d.Addr, secure, d.TLSAddr), 0o600); err != nil {
+		return nil, err
+	}
+	var log bytes.Buffer
+	cmd := exec.Command(path, "-db", "-f", config)
+	cmd.Stdout, cmd.Stderr = &log, &log
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	p.procs = [2]*exec.Cmd{cmd, cmd}
+	if err := awaitPort(p.addr); err != nil {
+		p.stop()
+		return nil, fmt.Errorf("%w\n%s", err, log.String())
+	}
+	return p, nil
+}
+
+// startProxy runs the amqproxysvc binary before an AMQP URL. It returns its address and
+// that of its profiles.
+func startProxy(binary, url, caFile string) (cmd *exec.Cmd, addr, pprof string, err error) {
+	port, err1 := freePort()
+	httpPort, err2 := freePort()
+	if err := errors.Join(err1, err2); err != nil {
+		return nil, "", "", err
+	}
+	args := []string{"-l", "127.0.0.1", "-p", strconv.Itoa(port), "-b", strconv.Itoa(httpPort), "--set", "http.pprof=true", "--set", "log.level=warn"}
+	if caFile != "" {
+		args = append(args, "--set", "tls.ca_file="+caFile, "--set", "tls.server_name=localhost")
+	}
+	var log bytes.Buffer
+	cmd = exec.Command(binary, append(args, url)...)
+	cmd.Stdout, cmd.Stderr = io.Discard, &log
+	if err := cmd.Start(); err != nil {
+		return nil, "", "", err
+	}
+	addr = fmt.Sprintf("127.0.0.1:%d", port)
+	if err := awaitPort(addr); err != nil {
+		cmd.Process.Kill()
+		endProcess(cmd)
+		return nil, "", "", fmt.Errorf("%w\n%s", err, log.String())
+	}
+	return cmd, addr, fmt.Sprintf("127.0.0.1:%d", httpPort), nil
+}
+
+func startService(binary, caFile string, d drainStats) (*peer, error) {
+	p := &peer{name: "amqproxysvc"}
+	var err error
+	if p.procs[0], p.addr, p.pprof[0], err = startProxy(binary, "amqp://"+d.Addr, ""); err != nil {
+		return nil, err
+	}
+	if p.procs[1], p.tlsAddr, p.pprof[1], err = startProxy(binary, "amqps://"+d.TLSAddr, caFile); err != nil {
+		p.stop()
+		return nil, err
+	}
+	return p, nil
+}
+
+// buildService makes the binary, unless one was given.
+func buildService(given, dir string) (string, error) {
+	if given != "" {
+		return given, nil // "none" too
+	}
+	binary := filepath.Join(dir, "amqproxysvc")
+	out, err := exec.Command("go", "build", "-o", binary, "github.com/amqproxysvc/amqproxysvc/cmd/amqproxysvc").CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("go build: %w\n%s", err, out)
+	}
+	return binary, nil
+}
+
+// clockTick is the unit of /proc/PID/stat (USER_HZ, 100 on every Linux that Go runs on).
+const clockTick = 10 * time.Millisecond
+
+// cpuTime is what a process has used, user and system.
+func cpuTime(cmd *exec.Cmd) time.Duration {
+	if cmd == nil {
+		return 0
+	}
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", cmd.Process.Pid))
+	if err != nil {
+		return 0
+	}
+	fields := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+	if len(fields) < 13 {
+		return 0
+	}
+	user, _ := strconv.Atoi(fields[11])
+	system, _ := strconv.Atoi(fields[12])
+	return time.Duration(user+system) * clockTick
+}
+
+// residentKB is the memory of a process that is in RAM.
+func residentKB(cmd *exec.Cmd) int {
+	if cmd == nil {
+		return 0
+	}
+	return procField(fmt.Sprintf("/proc/%d/status", cmd.Process.Pid), "VmRSS:", 0)
+}
+
+// openFiles is how many descriptors a process may have.
+func openFiles() int {
+	if n := procField("/proc/self/limits", "Max open files", 1); n > 0 {
+		return n
+	}
+	return 1024
+}
+
+// procField is a number in the line of a file that begins with the name.
+func procField(file, name string, index int) int {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(b)) {
+		if rest, ok := strings.CutPrefix(line, name); ok {
+			if f := strings.Fields(rest); len(f) > index {
+				n, _ := strconv.Atoi(f[index])
+				return n
+			}
+		}
+	}
+	return 0
+}
+
+// fetchProfile saves a profile of the time to come.
+func fetchProfile(addr, file string, d time.Duration) error {
+	resp, err := http.Get(fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", addr, max(1, int(d.Seconds()))))
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(file, b, 0o644)
+}

@@ -1,0 +1,93 @@
+// One short life of a client: connect, channel, publish, disconnect, with every byte
+// made beforehand; and the counting of bodies.
+
+package main
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/proxytest"
+)
+
+// step is something to send and the method that answers it; 0: nothing does.
+type step struct {
+	send []byte
+	want amqp.Method
+}
+
+type shortLife struct {
+	steps []step
+	rd    amqp.Reader
+	buf   []byte
+}
+
+func newShortLife(size int) *shortLife {
+	tune := proxytest.DefaultTune
+	tune.Heartbeat = 0
+	s := &shortLife{buf: make([]byte, 4096)}
+	s.steps = []step{
+		{amqp.ProtocolHeader[:], amqp.ConnectionStart},
+		{amqp.AppendStartOk(nil, proxytest.ClientProperties(""), "PLAIN", []byte("\x00guest\x00guest"), "en_US"), amqp.ConnectionTune},
+		{amqp.AppendOpen(amqp.AppendTune(nil, amqp.ConnectionTuneOk, tune), "/"), amqp.ConnectionOpenOk},
+		{proxytest.Method(1, amqp.ChannelOpen, ""), amqp.ChannelOpenOk},
+		{proxytest.PublishBytes(1, "", "bench", make([]byte, size), tune.FrameMax), 0},
+		{proxytest.Method(0, amqp.ConnectionClose, 200, "bye", 0, 0), amqp.ConnectionCloseOk},
+	}
+	return s
+}
+
+func (s *shortLife) live(addr string) error {
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
+		return err
+	}
+	s.rd = amqp.Reader{}
+	s.rd.Init(s.buf, 0)
+	for _, st := range s.steps {
+		if _, err := conn.Write(st.send); err != nil {
+			return err
+		}
+		for st.want != 0 {
+			f, err := s.rd.Next()
+			if err != nil {
+				return err
+			}
+			if f == nil {
+				if _, err := s.rd.Fill(conn); err != nil {
+					return fmt.Errorf("waiting for %v: %w", st.want, err)
+				}
+				continue
+			}
+			if f.Method() != st.want {
+				return fmt.Errorf("got %s, want %v", proxytest.Describe(f), st.want)
+			}
+			break
+		}
+	}
+	return nil
+}
+
+// countBodies counts the body frames that begin in b. skip is what is still to come of a
+// frame that began before; rest is how many octets at the end must be seen again.
+func countBodies(b []byte, skip int) (bodies, rest, skipNext int) {
+	for {
+		k := min(skip, len(b))
+		skip -= k
+		b = b[k:]
+		if len(b) < amqp.HeaderLen {
+			return bodies, len(b), skip
+		}
+		if b[0] == amqp.FrameBody {
+			bodies++
+		}
+		skip = int(binary.BigEndian.Uint32(b[3:])) + amqp.FrameOverhead
+	}
+}

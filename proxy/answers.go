@@ -162,7 +162,7 @@ func (c *client) closeConnection() {
 	c.flushRun()
 	fast := c.s.cfg().FastClose
 	var waits []*channel
-	for _, ch := range c.chans {
+	for ch := range c.chans.all() {
 		c.dropSpill(ch)
 		b := ch.cur.Load()
 		if b == nil || ch.state.Load() == chRefused {

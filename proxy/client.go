@@ -18,7 +18,7 @@ import (
 
 const (
 	// clientBuffer holds what an idle client sends in one go; busy ones borrow more.
-	clientBuffer = 1 << 10
+	clientBuffer = 512
 	// sessionHigh is how much may wait for the owner of a session before the broker's
 	// socket is left alone, sessionLow when it is read again.
 	sessionHigh = 512 << 10
@@ -79,7 +79,7 @@ type client struct {
 
 	// The reader only.
 	rd       amqp.Reader
-	chans    map[uint16]*channel
+	chans    channelSet
 	last     *channel // the channel of the last frame
 	lately   lateChannel
 	owed     map[uint16]struct{} // channels of which a late close-ok may still come
@@ -186,7 +186,7 @@ func (c *client) end() {
 
 // releaseChannels closes at the broker what the client left open.
 func (c *client) releaseChannels() {
-	for _, ch := range c.chans {
+	for ch := range c.chans.all() {
 		c.dropSpill(ch)
 		if st := ch.state.Load(); st == chOpen || st == chRefused {
 			c.s.n.channels.Add(-1)
@@ -198,7 +198,7 @@ func (c *client) releaseChannels() {
 			b.u.closeBinding(b)
 		}
 	}
-	c.chans, c.last = nil, nil
+	c.chans, c.last = channelSet{}, nil
 	c.gathered, c.begun = 0, nil
 }
 

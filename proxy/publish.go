@@ -101,7 +101,7 @@ func (g *budget) serveLocked() {
 // cutOpen takes the frames of publishes that are not whole out of the run.
 func (c *client) cutOpen() {
 	first := c.e0
-	for _, ch := range c.chans {
+	for ch := range c.chans.all() {
 		if ch.inRun {
 			first = min(first, ch.start)
 		}
@@ -128,7 +128,7 @@ func (c *client) cutOpen() {
 		tail = tail[n:]
 	}
 	c.e0 = kept
-	for _, ch := range c.chans {
+	for ch := range c.chans.all() {
 		ch.inRun = false
 	}
 	c.gathered = 0
@@ -148,7 +148,7 @@ func (c *client) ofRun(f amqp.Frame) *channel {
 // reserveAll asks for the room that the publishes outside of the run take, now that the
 // client may have to wait for it. What has come of them so far is less than one chunk each.
 func (c *client) reserveAll() {
-	for _, ch := range c.chans {
+	for ch := range c.chans.all() {
 		if ch.spill == nil || ch.spill.reserved != 0 || ch.content != wantBody {
 			continue
 		}

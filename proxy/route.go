@@ -112,7 +112,7 @@ func (c *client) route(f amqp.Frame) bool {
 	}
 	ch := c.last
 	if ch == nil || ch.id != id {
-		ch = c.chans[id]
+		ch = c.chans.get(id)
 		c.last = ch
 	}
 	if ch != nil && ch.state.Load() == chClosed {
@@ -143,7 +143,7 @@ func (c *client) refuse(code uint16, m amqp.Method, format string, args ...any) 
 
 func (c *client) forget(ch *channel) {
 	c.dropSpill(ch)
-	delete(c.chans, ch.id)
+	c.chans.remove(ch)
 	if c.last == ch {
 		c.last = nil
 	}
@@ -378,23 +378,21 @@ func (c *client) unopened(id uint16, m amqp.Method) bool {
 }
 
 func (c *client) openChannel(id uint16) {
-	if c.chanMax != 0 && len(c.chans) >= int(c.chanMax) {
-		for _, ch := range c.chans {
+	if c.chanMax != 0 && c.chans.len() >= int(c.chanMax) {
+		for ch := range c.chans.all() {
 			if ch.state.Load() == chClosed {
 				c.forget(ch)
 			}
 		}
-		if len(c.chans) >= int(c.chanMax) {
+		if c.chans.len() >= int(c.chanMax) {
 			c.refuse(amqp.NotAllowed, amqp.ChannelOpen, "number of channels opened (%d) has reached the negotiated channel_max (%d)",
-				len(c.chans), c.chanMax)
+				c.chans.len(), c.chanMax)
 			return
 		}
 	}
-	if c.chans == nil {
-		c.chans = make(map[uint16]*channel)
-	}
 	ch := &channel{c: c, id: id}
-	c.chans[id], c.last = ch, ch
+	c.chans.add(ch)
+	c.last = ch
 	delete(c.owed, id)
 	if c.lately.id == id {
 		c.lately.id = 0

@@ -41,7 +41,7 @@ func (c *client) becomeSession() *amqp.Error {
 	}
 	c.session = u
 	c.hasSession.Store(true)
-	for _, ch := range c.chans {
+	for ch := range c.chans.all() {
 		c.move(ch, u)
 	}
 	return nil

@@ -11,8 +11,9 @@ import (
 const (
 	// bigBuffer is what a busy reader borrows. Larger only when one frame needs it.
 	bigBuffer = 64 << 10
-	// idleReads is how many small reads in a row give a borrowed buffer back.
-	idleReads = 16
+	// idleReads is how many small reads in a row give a borrowed buffer back. One: whoever
+	// goes idle after it must not keep the buffer.
+	idleReads = 1
 )
 
 var bigBuffers = sync.Pool{New: func() any { return new([bigBuffer]byte) }}

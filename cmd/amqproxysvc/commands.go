@@ -45,7 +45,7 @@ func checkConfig(src config.Source, stdout, stderr io.Writer) error {
 		_, err = settings.ProxyConfig(programVersion(), nil)
 	}
 	for _, w := range warnings {
-		fmt.Fprintln(stderr, "warning: "+w)
+		say(stderr, "warning: %s", w)
 	}
 	if err != nil {
 		for _, p := range problemsOf(err) {
@@ -57,7 +57,7 @@ func checkConfig(src config.Source, stdout, stderr io.Writer) error {
 	if name == "" {
 		name = "settings of environment and defaults"
 	}
-	fmt.Fprintf(stdout, "%s: ok, upstream %s, listening on %s\n", name, settings.Broker, listening(settings))
+	say(stdout, "%s: ok, upstream %s, listening on %s", name, settings.Broker, listening(settings))
 	return nil
 }
 
@@ -91,7 +91,7 @@ is named in a comment and on standard error.`,
 				return err
 			}
 			for _, n := range notes {
-				fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s: %s\n", args[0], n)
+				say(cmd.ErrOrStderr(), "warning: %s: %s", args[0], n)
 			}
 			_, err = io.WriteString(cmd.OutOrStdout(), text)
 			return err

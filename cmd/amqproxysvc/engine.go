@@ -222,9 +222,7 @@ func (e *engine) awaitShutdown(ctx context.Context, ended <-chan error, drain, t
 			cut.Reset(term)
 		case <-cut.C:
 			slog.Warn("term_timeout is over, what is still open is cut off", "clients", e.server.Stats().Clients)
-			err := e.server.Close()
-			<-ended
-			return err
+			return errors.Join(e.server.Close(), <-ended)
 		}
 	}
 }

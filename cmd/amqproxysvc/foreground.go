@@ -131,9 +131,9 @@ func (f *foreground) ready(e *engine) {
 		}
 		return
 	}
-	fmt.Fprintf(f.term, "Proxy upstream: %s\n", e.upstreamText())
+	say(f.term, "Proxy upstream: %s", e.upstreamText())
 	for _, a := range e.Status().Listening {
-		fmt.Fprintf(f.term, "Proxy listening on %s\n", a)
+		say(f.term, "Proxy listening on %s", a)
 	}
 	f.ended = make(chan struct{})
 	f.updater.Go(func() {

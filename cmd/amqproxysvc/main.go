@@ -51,6 +51,11 @@ func complain(stderr io.Writer, err error) {
 	_, _ = io.WriteString(stderr, line)
 }
 
+// say writes a line for people; where it cannot be written there is nobody to tell.
+func say(w io.Writer, format string, args ...any) {
+	_, _ = fmt.Fprintf(w, format+"\n", args...)
+}
+
 func exitCode(err error) int {
 	var wrong *config.Error
 	if errors.As(err, &wrong) {

@@ -136,7 +136,7 @@ func (d *Setting) setTOML(s *Settings, l *Listener, value any) (warning string, 
 		}
 		return d.setText(s, l, v)
 	}
-	return "", d.bad(fmt.Sprintf("%s", kindOf(value)))
+	return "", d.bad(kindOf(value))
 }
 
 func kindOf(value any) string {

@@ -53,13 +53,17 @@ INSERT INTO `InstallExecuteSequence` (`Action`, `Condition`, `Sequence`) VALUES 
 # (as SYSTEM) + 8192 (its command line in no log), between InstallServices (5800) and
 # StartServices (5900). + 256: when the installation is rolled back, + 512: when it is through.
 INSERT INTO `CustomAction` (`Action`, `Type`, `Source`, `Target`) VALUES ('ConfigureRollback', 3346, 'amqproxysvc.exe', 'msi-configure --rollback --config "[CONFIGFILE]"')
-INSERT INTO `CustomAction` (`Action`, `Type`, `Source`, `Target`) VALUES ('Configure', 11282, 'amqproxysvc.exe', 'msi-configure --config "[CONFIGFILE]" --upstream "[UPSTREAM]" --listen "[LISTEN]"')
+INSERT INTO `CustomAction` (`Action`, `Type`, `Source`, `Target`) VALUES ('Configure', 11282, 'amqproxysvc.exe', 'msi-configure --config "[CONFIGFILE]" --upstream "[UPSTREAM]" --listen "[LISTEN]" [KeepFlag]')
 INSERT INTO `CustomAction` (`Action`, `Type`, `Source`, `Target`) VALUES ('ConfigureCommit', 3602, 'amqproxysvc.exe', 'msi-configure --commit --config "[CONFIGFILE]"')
+# On an upgrade or repair the configuration that is there has the last word, whatever the
+# command line says; on a first installation the two must not contradict each other.
+INSERT INTO `CustomAction` (`Action`, `Type`, `Source`, `Target`) VALUES ('KeepConfig', 51, 'KeepFlag', '--keep')
+INSERT INTO `InstallExecuteSequence` (`Action`, `Condition`, `Sequence`) VALUES ('KeepConfig', 'WIX_UPGRADE_DETECTED OR Installed', 1012)
 INSERT INTO `InstallExecuteSequence` (`Action`, `Condition`, `Sequence`) VALUES ('ConfigureRollback', 'NOT (REMOVE="ALL")', 5810)
 INSERT INTO `InstallExecuteSequence` (`Action`, `Condition`, `Sequence`) VALUES ('Configure', 'NOT (REMOVE="ALL")', 5811)
 INSERT INTO `InstallExecuteSequence` (`Action`, `Condition`, `Sequence`) VALUES ('ConfigureCommit', 'NOT (REMOVE="ALL")', 5812)
 
 # An upgrade that fails brings the old service back as the tables have it; this, before
 # StopServices (1900) and so undone after all the rest, gives it its own settings again.
-INSERT INTO `CustomAction` (`Action`, `Type`, `Source`, `Target`) VALUES ('RestoreConfigured', 3346, 'amqproxysvc.exe', 'msi-configure --config "[CONFIGFILE]"')
+INSERT INTO `CustomAction` (`Action`, `Type`, `Source`, `Target`) VALUES ('RestoreConfigured', 3346, 'amqproxysvc.exe', 'msi-configure --config "[CONFIGFILE]" --keep')
 INSERT INTO `InstallExecuteSequence` (`Action`, `Condition`, `Sequence`) VALUES ('RestoreConfigured', 'REMOVE="ALL"', 1890)

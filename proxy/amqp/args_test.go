@@ -339,8 +339,12 @@ func TestCheckContentHeader(t *testing.T) {
 		"12 octets, which RabbitMQ reads": {contentHeader(3, 0, nil)[:12], FrameError},
 	} {
 		_, err := CheckContentHeader(c.p)
-		if err == nil || err.Code != c.code || err.Method != BasicPublish {
-			t.Errorf("%s: %v, want %d by basic.publish", name, err, c.code)
+		by := BasicPublish
+		if len(c.p) < 14 {
+			by = 0
+		}
+		if err == nil || err.Code != c.code || err.Method != by {
+			t.Errorf("%s: %v, want %d by %v", name, err, c.code, by)
 		}
 	}
 }

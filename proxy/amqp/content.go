@@ -12,7 +12,7 @@ const basicProperties = "ssTbbssssqssss"
 // and weight 0 whose properties decode, and returns the announced size of the body.
 func CheckContentHeader(p []byte) (bodySize uint64, err *Error) {
 	if len(p) < 14 {
-		return 0, Errorf(FrameError, BasicPublish, "content header of %d octets, at least 14 are needed", len(p))
+		return 0, Errorf(FrameError, 0, "content header of %d octets, at least 14 are needed", len(p))
 	}
 	if class := binary.BigEndian.Uint16(p); class != ClassBasic {
 		return 0, Errorf(UnexpectedFrame, BasicPublish,

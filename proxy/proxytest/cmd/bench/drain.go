@@ -58,6 +58,7 @@ type drainChannel struct {
 	confirm bool
 	seq     uint64 // publishes that are whole
 	acked   uint64
+	ended   *atomic.Bool // set when its flood is to end; nil: there is none
 	left    uint64 // octets of the current body that are to come
 }
 
@@ -238,6 +239,7 @@ func (c *drainConn) answer(f amqp.Frame, ch *drainChannel, out []byte) ([]byte, 
 		*ch = drainChannel{}
 		reply(amqp.ChannelOpenOk, "")
 	case amqp.ChannelClose:
+		ch.endFlood()
 		reply(amqp.ChannelCloseOk)
 	case amqp.BasicQos:
 		reply(amqp.BasicQosOk)
@@ -253,6 +255,7 @@ func (c *drainConn) answer(f amqp.Frame, ch *drainChannel, out []byte) ([]byte, 
 	case amqp.BasicGet:
 		reply(amqp.BasicGetEmpty, "")
 	case amqp.BasicCancel:
+		ch.endFlood()
 		a := amqp.ReadArgs(f)
 		reply(amqp.BasicCancelOk, a.Str())
 	case amqp.BasicConsume:
@@ -261,20 +264,27 @@ func (c *drainConn) answer(f amqp.Frame, ch *drainChannel, out []byte) ([]byte, 
 		queue, tag := string(a.Str()), string(a.Str())
 		reply(amqp.BasicConsumeOk, tag)
 		if size, err := strconv.Atoi(strings.TrimPrefix(queue, "flood-")); err == nil {
-			go c.flood(id, tag, size)
+			ch.ended = new(atomic.Bool)
+			go c.flood(id, tag, size, ch.ended)
 		}
 	}
 	return out, true
 }
 
-// flood sends messages of one size until the connection ends. A delivery's tag counts for
-// nobody here.
-func (c *drainConn) flood(id uint16, tag string, size int) {
+func (ch *drainChannel) endFlood() {
+	if ch.ended != nil {
+		ch.ended.Store(true)
+	}
+}
+
+// flood sends messages of one size until the channel or the connection ends. A delivery's
+// tag counts for nobody here.
+func (c *drainConn) flood(id uint16, tag string, size int, ended *atomic.Bool) {
 	one := proxytest.Method(id, amqp.BasicDeliver, tag, 1, 0, "", "bench")
 	one = append(one, proxytest.Header(id, uint64(size))...)
 	one = amqp.AppendBody(one, id, make([]byte, size), c.frameMax)
 	blob := repeat(one, max(1, blobSize/len(one)))
-	for c.write(blob) {
+	for !ended.Load() && c.write(blob) {
 	}
 }
 

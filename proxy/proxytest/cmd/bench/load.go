@@ -27,7 +27,7 @@ const (
 	opIdle     = "idle"     // only connected
 )
 
-// work says what to do. Do is "start", "count" or "stop".
+// work says what to do. Do is "start", "count", "touch" or "stop".
 type work struct {
 	Do       string
 	Op       string
@@ -71,6 +71,8 @@ func loadRole(in io.Reader, out io.Writer) error {
 			return counted{}, nil
 		case g == nil:
 			return counted{}, errors.New("nothing was started")
+		case w.Do == "touch":
+			return counted{}, g.touch()
 		case w.Do == "count":
 			g.mu.Lock()
 			g.times = g.times[:0]
@@ -215,6 +217,16 @@ func (g *generator) dial() (*proxytest.Client, error) {
 	}
 	c.Conn().SetDeadline(time.Time{})
 	return c, err
+}
+
+// touch has every idle client publish one message, so that its channel is the broker's too.
+func (g *generator) touch() error {
+	for i, c := range g.clients {
+		if err := c.Publish(1, "", "bench", make([]byte, 100)); err != nil {
+			return fmt.Errorf("client %d: %w", i+1, err)
+		}
+	}
+	return nil
 }
 
 // publish writes batches for each channel in turn. The drain counts what arrives.

@@ -145,7 +145,12 @@ func (c *client) route0(f amqp.Frame) bool {
 	}
 	if _, err := m.Spec().CheckArgs(f.Args()); err != nil {
 		c.s.n.firewallCloses.Add(1)
-		return c.die(&amqp.Error{Code: amqp.InternalError, Text: "INTERNAL_ERROR"})
+		if err.Method == 0 {
+			err = &amqp.Error{Code: amqp.FrameError, Text: err.Text, Method: m} // UTF-8, see Spec.CheckArgs
+		} else {
+			err = &amqp.Error{Code: amqp.InternalError, Text: "INTERNAL_ERROR"}
+		}
+		return c.die(err)
 	}
 	switch m {
 	case amqp.ConnectionClose:

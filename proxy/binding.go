@@ -83,13 +83,14 @@ type binding struct {
 
 	// Guarded by upstream.mu.
 	state     bindingState
-	silent    bool            // the client has its answer already, or wants none
-	ticket    *ticket         // a quiet close that later readers wait for
-	closedAt  int64           // when close was sent
-	qosOwn    bitQueue        // which of the awaited qos-ok are the proxy's to swallow
-	selectOwn bitQueue        // likewise for confirm.select-ok
-	consumers map[string]bool // consumer tags; the value tells whether it needs acks
-	lastQueue string          // name of the queue last declared here
+	silent    bool                // the client has its answer already, or wants none
+	ticket    *ticket             // a quiet close that later readers wait for
+	closedAt  int64               // when close was sent
+	qosOwn    bitQueue            // which of the awaited qos-ok are the proxy's to swallow
+	selectOwn bitQueue            // likewise for confirm.select-ok
+	consumers map[string]struct{} // tags in use
+	unnamed   int                 // consumers whose tag the broker has yet to tell
+	lastQueue string              // name of the queue last declared here
 
 	// Read by the other side.
 	calls     atomic.Int32  // synchronous methods sent and not answered
@@ -175,6 +176,13 @@ func (b *binding) quiet() bool {
 		return false
 	}
 	return true
+}
+
+func (b *binding) addConsumerLocked(tag string) {
+	if b.consumers == nil {
+		b.consumers = make(map[string]struct{})
+	}
+	b.consumers[tag] = struct{}{}
 }
 
 // movable tells whether the channel holds nothing on this binding that would be lost with it.

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,6 +27,8 @@ const (
 	// closeGrace is how long a client has to answer connection.close, and how long the
 	// socket is drained after close-ok.
 	closeGrace = time.Second
+	// restAfter is how long a client is idle before its reader gets a fresh stack.
+	restAfter = 2 * time.Second
 )
 
 // clientPhase is how far a client has come.
@@ -64,6 +67,7 @@ type client struct {
 	reading    atomic.Bool   // in Read: silence is the client's own
 	closeAt    atomic.Int64  // when the socket is closed for good, 0: not closing
 	pubs       atomic.Bool   // has published
+	rested     atomic.Bool   // the reader has a fresh stack since the last bytes came
 	hasSession atomic.Bool   // session is not nil
 	held       bool          // counts against max_clients; guarded by Server.mu
 	gone       chan struct{} // closed when the socket is
@@ -106,12 +110,24 @@ type lateChannel struct {
 	content bool // the content of a publish is on its way
 }
 
-// serve runs the client from accept to end; its goroutine is the client's owner.
+// serve runs the client from accept to its end. One goroutine at a time owns it: this
+// one, or the one that read hands it to.
 func (c *client) serve() {
-	defer c.end()
-	if !c.handshake() {
-		return
+	if !c.handshake() || !c.read() {
+		c.end()
 	}
+}
+
+func (c *client) readOn() {
+	if !c.read() {
+		c.end()
+	}
+}
+
+// read routes what comes until the client has ended (false) or another goroutine has
+// taken over (true). That happens once the client rests: routing needs a larger stack than
+// waiting does, and stacks grow but do not shrink that far.
+func (c *client) read() bool {
 	for {
 		c.reading.Store(true)
 		n, err := c.rd.Fill(c.conn)
@@ -119,14 +135,30 @@ func (c *client) serve() {
 		if n > 0 {
 			c.lastRead.Store(c.s.now())
 			c.s.n.fromClients.Add(uint64(n))
+			if c.rested.Load() {
+				c.rested.Store(false)
+			}
 			if !c.chunk() {
-				return
+				return false
 			}
 		}
 		if err != nil {
-			c.hungUp(err)
-			return
+			if !errors.Is(err, os.ErrDeadlineExceeded) || c.phase.Load() != phaseRunning {
+				c.hungUp(err)
+				return false
+			}
+			_ = c.conn.SetReadDeadline(time.Time{})
+			c.s.rests.Add(1)
+			go c.readOn()
+			return true
 		}
+	}
+}
+
+// rest interrupts the read of a client that has been idle, see read.
+func (c *client) rest() {
+	if c.reading.Load() && c.rested.CompareAndSwap(false, true) {
+		_ = c.conn.SetReadDeadline(time.Unix(1, 0))
 	}
 }
 

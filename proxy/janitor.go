@@ -5,6 +5,7 @@ package proxy
 
 import (
 	"log/slog"
+	"runtime/debug"
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
@@ -45,10 +46,29 @@ func (s *Server) janitor() {
 		}
 		clear(clients)
 		clear(ups)
+		if s.rests.Load() > 0 {
+			s.giveBack()
+		}
 		if i%5 == 0 {
 			s.tendPools()
 			s.forgive()
 		}
+	}
+}
+
+// giveBack returns memory to the system when a crowd of clients has come to rest: their
+// stacks and what their handshakes left would otherwise stay until something else needs it.
+func (s *Server) giveBack() {
+	const crowd = 256
+	rests := s.rests.Load()
+	if rests != s.restsSeen {
+		s.restsSeen = rests
+		return // more may come
+	}
+	s.rests.Store(0)
+	s.restsSeen = 0
+	if rests >= crowd {
+		go debug.FreeOSMemory()
 	}
 }
 
@@ -60,6 +80,9 @@ func (c *client) due() bool {
 	}
 	if c.phase.Load() == phaseHandshake {
 		return now-c.started >= int64(c.s.cfg().HandshakeTimeout)
+	}
+	if !c.rested.Load() && now-c.lastRead.Load() >= int64(restAfter) {
+		return true
 	}
 	hb := int64(c.heartbeat)
 	if hb != 0 && (now-c.out.LastWrite.Load() >= hb/2 || now-c.lastRead.Load() >= 2*hb) {
@@ -85,6 +108,9 @@ func (c *client) tend() {
 		return
 	}
 	silent := now - c.lastRead.Load()
+	if silent >= int64(restAfter) {
+		c.rest()
+	}
 	if since := c.out.WriteSince.Load(); since != 0 && now-since >= int64(c.s.cfg().WriteTimeout) &&
 		silent >= int64(c.s.cfg().WriteTimeout) && !c.ownsUpstream() {
 		c.log(slog.LevelInfo, "client closed: it takes no data", "write_timeout", c.s.cfg().WriteTimeout)

@@ -180,25 +180,22 @@ func (c *client) reserve(sp *spill, body uint64) bool {
 	return true
 }
 
-// gather adds a frame of a publish that is not in the run. When it was the last, the
+// gather adds a frame to a publish that is not in the run. When it was the last, the
 // publish is sent.
-func (c *client) gather(ch *channel, f amqp.Frame) bool {
+func (c *client) gather(ch *channel, f amqp.Frame) {
 	sp := ch.spill
 	sp.p = append(sp.p, f...)
 	if ch.content != noContent {
-		return true
+		return
 	}
-	b := ch.cur.Load()
 	c.flushRun()
-	if b != nil {
-		p := c.resplit(b.u, sp.p)
-		if err := b.u.sendBig(b, p); err != nil {
-			c.log(slog.LevelDebug, "publish not sent", "error", err)
-		}
-		c.s.n.toUpstreams.Add(uint64(len(p)))
+	b := ch.cur.Load()
+	p := c.resplit(b.u, sp.p)
+	c.s.n.toUpstreams.Add(uint64(len(p)))
+	if err := b.u.sendBig(b, p); err != nil {
+		c.log(slog.LevelDebug, "publish not sent", "error", err)
 	}
 	c.dropSpill(ch)
-	return true
 }
 
 func (c *client) dropSpill(ch *channel) {

@@ -127,6 +127,9 @@ func (c *client) route(f amqp.Frame) bool {
 	case amqp.FrameBody:
 		return c.body(ch, f)
 	case amqp.FrameHeartbeat:
+		if len(f) != amqp.FrameOverhead {
+			return c.refuse(amqp.FrameError, 0, "type 8, %d octets of payload: unknown_frame", len(f.Payload()))
+		}
 		c.refuse(amqp.UnexpectedFrame, 0, "heartbeat on channel %d, expected on channel 0", id)
 	default:
 		c.refuse(amqp.FrameError, 0, "type %d on channel %d: unknown frame type", f.Type(), id)
@@ -156,10 +159,8 @@ func (c *client) method(ch *channel, id uint16, f amqp.Frame) bool {
 	if ch != nil && ch.content != noContent {
 		return c.strayContent(ch, f)
 	}
-	if ch == nil && m != amqp.ChannelOpen && spec.Name != "" {
-		return c.unopened(id, m)
-	}
-	if e := c.admit(m, spec, f); e != nil {
+	unopened := ch == nil && m != amqp.ChannelOpen && spec.Name != ""
+	if e := c.admit(m, spec, f); e != nil && !unopened {
 		c.s.n.firewallCloses.Add(1)
 		return c.die(e)
 	}
@@ -167,6 +168,9 @@ func (c *client) method(ch *channel, id uint16, f amqp.Frame) bool {
 	if err != nil {
 		c.s.n.firewallCloses.Add(1)
 		return c.die(err)
+	}
+	if unopened {
+		return c.unopened(id, m)
 	}
 	if ch == nil {
 		c.openChannel(id)
@@ -213,8 +217,8 @@ func (c *client) method(ch *channel, id uint16, f amqp.Frame) bool {
 
 	case amqp.BasicCancel:
 		a := amqp.ReadArgs(f)
-		if b := ch.cur.Load(); b != nil && !wait {
-			b.u.consumerGone(b, string(a.Str()))
+		if b := ch.cur.Load(); b != nil {
+			b.u.consumerGone(b, string(a.Str())) // its tag may be used again right behind
 		}
 		return c.pass(ch, f, laneRead, wait)
 
@@ -272,10 +276,10 @@ func (c *client) method(ch *channel, id uint16, f amqp.Frame) bool {
 		}
 		return c.pass(ch, f, laneNone, wait)
 
-	case amqp.ChannelFlowOk:
+	case amqp.ChannelFlowOk, amqp.BasicCancelOk:
 		return c.refuse(amqp.CommandInvalid, m, "unimplemented method")
 
-	default: // exchanges, queues, access.request, basic.cancel-ok
+	default: // exchanges, queues, access.request
 		c.readYourWrites()
 		if ownHazard(m, f, bits) && !c.needSession(ch, m) {
 			return false
@@ -520,7 +524,8 @@ func (c *client) content(ch *channel, f amqp.Frame) bool {
 	b := ch.cur.Load()
 	f.SetChannel(b.id)
 	if ch.spill != nil {
-		return c.gather(ch, f)
+		c.gather(ch, f)
+		return false
 	}
 	return true
 }

@@ -38,8 +38,10 @@ type Server struct {
 	broker atomic.Pointer[brokerInfo] // of the newest handshake
 	down   atomic.Pointer[outage]
 
-	offences atomic.Int32 // len(offenders)
-	limited  atomic.Bool  // channelLimits is not empty
+	rests     atomic.Int64 // clients that came to rest lately
+	restsSeen int64        // the janitor's
+	offences  atomic.Int32 // len(offenders)
+	limited   atomic.Bool  // channelLimits is not empty
 
 	mu            sync.Mutex // guards all below
 	listeners     []net.Listener

@@ -154,19 +154,18 @@ func (c *client) consume(ch *channel, f amqp.Frame, bits byte, wait bool) bool {
 	if b == nil {
 		return false
 	}
-	if tag != "" {
-		b.u.mu.Lock()
-		_, used := b.consumers[tag]
-		if !used {
-			if b.consumers == nil {
-				b.consumers = make(map[string]bool)
-			}
-			b.consumers[tag] = true
-		}
-		b.u.mu.Unlock()
-		if used {
-			return c.refuse(amqp.NotAllowed, amqp.BasicConsume, "attempt to reuse consumer tag '%s'", tag)
-		}
+	b.u.mu.Lock()
+	_, used := b.consumers[tag]
+	switch {
+	case used:
+	case tag != "":
+		b.addConsumerLocked(tag)
+	case wait:
+		b.unnamed++
+	}
+	b.u.mu.Unlock()
+	if used {
+		return c.refuse(amqp.NotAllowed, amqp.BasicConsume, "attempt to reuse consumer tag '%s'", tag)
 	}
 	if at := &b.u.senders[amqp.BasicConsume.Index()]; at.Load() != c {
 		at.Store(c)

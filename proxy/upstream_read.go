@@ -226,10 +226,6 @@ func (u *upstream) method(b *binding, f amqp.Frame, d *delivery, at int) bool {
 		b.calls.Add(-1)
 		a := amqp.ReadArgs(f)
 		u.consumerNamed(b, string(a.Str()))
-	case amqp.BasicCancelOk:
-		b.calls.Add(-1)
-		a := amqp.ReadArgs(f)
-		u.consumerGone(b, string(a.Str()))
 	case amqp.BasicCancel:
 		a := amqp.ReadArgs(f)
 		u.consumerGone(b, string(a.Str()))
@@ -272,12 +268,13 @@ func (u *upstream) method(b *binding, f amqp.Frame, d *delivery, at int) bool {
 	return true
 }
 
+// consumerNamed notes the tag that the broker gave a consumer without one.
 func (u *upstream) consumerNamed(b *binding, tag string) {
 	u.mu.Lock()
-	if b.consumers == nil {
-		b.consumers = make(map[string]bool)
+	if _, known := b.consumers[tag]; !known && b.unnamed > 0 {
+		b.unnamed--
+		b.addConsumerLocked(tag)
 	}
-	b.consumers[tag] = true
 	u.mu.Unlock()
 }
 

@@ -450,3 +450,36 @@ func FuzzLoadFile(f *testing.F) {
 		}
 	})
 }
+
+// What is accepted is a broker that can be written as a URL and read again, and nothing
+// before an "@" is ever told.
+func FuzzParseURL(f *testing.F) {
+	for _, text := range []string{"amqp://h", "amqps://u:p@[::1]:5/v?x#y", "amqp://a@b@c", "AMQP://[fe80::1%25e]:1"} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		b, warning, err := ParseURL(text)
+		if err == nil {
+			if b.Host == "" || b.Port < 1 || b.Port > 65535 {
+				t.Errorf("ParseURL(%q) = %+v", text, b)
+			}
+			if strings.Contains(b.Host, "%") {
+				return // a zone is written percent-encoded, and only the system reads it
+			}
+			again, warning, err := ParseURL(b.String())
+			if again != b || warning != "" || err != nil {
+				t.Errorf("ParseURL(%q) = %+v, which reads back as %+v, %q, %v", text, b, again, warning, err)
+			}
+		}
+		if _, rest, found := strings.Cut(text, "://"); found && err != nil {
+			if user, _, found := strings.Cut(rest, "@"); found && len(user) > 12 && strings.Contains(err.Error(), user) {
+				t.Errorf("ParseURL(%q) tells %q: %v", text, user, err)
+			}
+		}
+		if _, _, err := ParseURL("amqp://user:s3cr3t" + text + "@h"); err != nil && strings.Contains(err.Error(), "s3cr3t") && !strings.Contains(text, "s3cr3t") {
+			t.Errorf("%q: %v", text, err)
+		} else if strings.Contains(warning, "s3cr3t") && !strings.Contains(text, "s3cr3t") {
+			t.Errorf("%q: %v", text, warning)
+		}
+	})
+}

@@ -32,7 +32,7 @@ func commandPage(root *cobra.Command) []byte {
 	b.WriteString("# SYNOPSIS\n**amqproxysvc** [*flags*] [*AMQP_URL*]\n\n**amqproxysvc** *command* [*flags*]\n\n")
 	fmt.Fprintf(&b, "# DESCRIPTION\n%s\n\n", escape(root.Long))
 	b.WriteString("# OPTIONS\n")
-	flagList(&b, root.LocalFlags())
+	flagList(&b, root.LocalFlags(), nil)
 	b.WriteString("# COMMANDS\n")
 	for _, c := range root.Commands() {
 		if c.Hidden || !c.IsAvailableCommand() {
@@ -44,7 +44,7 @@ func commandPage(root *cobra.Command) []byte {
 			text = c.Long
 		}
 		fmt.Fprintf(&b, "%s\n\n", escape(text))
-		flagList(&b, c.LocalFlags())
+		flagList(&b, c.LocalFlags(), root.LocalFlags())
 	}
 	b.WriteString("# ENVIRONMENT\n")
 	for i := range config.Table {
@@ -150,10 +150,18 @@ func title(b *strings.Builder, name, part string) {
 	fmt.Fprintf(b, "%% %s \"\" \"amqproxysvc %s\" \"%s\"\n\n", name, programVersion(), part)
 }
 
-func flagList(b *strings.Builder, flags *pflag.FlagSet) {
+// flagList writes flags, but for those that are known from above with the same meaning.
+func flagList(b *strings.Builder, flags, known *pflag.FlagSet) {
+	left := 0
 	flags.VisitAll(func(f *pflag.Flag) {
-		if f.Hidden {
+		if f.Hidden || known != nil && f.Name == "help" {
 			return
+		}
+		if known != nil {
+			if above := known.Lookup(f.Name); above != nil && above.Usage == f.Usage {
+				left++
+				return
+			}
 		}
 		unit, usage := pflag.UnquoteUsage(f)
 		name := "**--" + f.Name + "**"
@@ -163,14 +171,25 @@ func flagList(b *strings.Builder, flags *pflag.FlagSet) {
 		if unit != "" {
 			name += " *" + escape(unit) + "*"
 		}
-		if f.DefValue != "" && f.DefValue != "false" && f.DefValue != "[]" {
-			usage += " (default " + f.DefValue + ")"
+		if v := f.DefValue; v != "" && v != "false" && v != "0" && v != "[]" {
+			usage += " (default " + shortTime(v) + ")"
 		}
 		fmt.Fprintf(b, "%s\n: %s\n\n", name, escape(strings.TrimSuffix(usage, ".")+"."))
 	})
+	if left > 0 {
+		b.WriteString("The flags of OPTIONS that change settings are taken too.\n\n")
+	}
 }
 
 // escape keeps Markdown from seeing marks in plain text.
 func escape(text string) string {
 	return strings.NewReplacer(`\`, `\\`, "*", `\*`, "_", `\_`, "[", `\[`, "]", `\]`, "<", `\<`, ">", `\>`, "`", "\\`").Replace(text)
+}
+
+// shortTime is Go's "1m0s" without what says nothing.
+func shortTime(text string) string {
+	if strings.HasSuffix(text, "m0s") {
+		return strings.TrimSuffix(text, "0s")
+	}
+	return text
 }

@@ -88,7 +88,7 @@ func (b *CanaryBird) Sing() {
 
 // fly cleans up; what fails now is no disturbance any more.
 func (b *CanaryBird) fly() {
-	b.pub.DeleteQueue(1, b.queue)
-	b.pub.Close()
-	b.get.Close()
+	_ = b.pub.DeleteQueue(1, b.queue)
+	_ = b.pub.Close()
+	_ = b.get.Close()
 }

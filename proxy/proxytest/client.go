@@ -316,9 +316,9 @@ func is(f amqp.Frame, m amqp.Method) bool {
 func (c *Client) closed(f amqp.Frame) error {
 	switch {
 	case is(f, amqp.ConnectionClose):
-		c.SendMethod(0, amqp.ConnectionCloseOk) // the close says more than a failed write
+		_ = c.SendMethod(0, amqp.ConnectionCloseOk) // the close says more than a failed write
 	case is(f, amqp.ChannelClose):
-		c.SendMethod(f.Channel(), amqp.ChannelCloseOk)
+		_ = c.SendMethod(f.Channel(), amqp.ChannelCloseOk)
 		delete(c.seq, f.Channel())
 		delete(c.acked, f.Channel())
 	default:

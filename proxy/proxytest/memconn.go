@@ -167,7 +167,7 @@ func (h *half) change(f func()) {
 
 // Close ends both directions; the peer reads what is on the way and then an end of file.
 func (c *MemConn) Close() error {
-	c.SetDeadline(time.Time{}) // so that no timer is left behind
+	_ = c.SetDeadline(time.Time{}) // so that no timer is left behind
 	var again bool
 	c.out.change(func() { c.out.ended = true })
 	c.in.change(func() { again, c.in.deaf, c.in.buf = c.in.deaf, true, nil })
@@ -205,7 +205,7 @@ func (c *MemConn) RemoteAddr() net.Addr { return c.remote }
 
 // SetDeadline implements net.Conn.
 func (c *MemConn) SetDeadline(t time.Time) error {
-	c.SetReadDeadline(t)
+	_ = c.SetReadDeadline(t)
 	return c.SetWriteDeadline(t)
 }
 
@@ -315,7 +315,7 @@ func Abort(c net.Conn) {
 	switch v := c.(type) {
 	case *MemConn:
 		v.Reset()
-		v.Close()
+		_ = v.Close()
 		return
 	case *net.TCPConn:
 		v.SetLinger(0) // an error means that the socket is closed already

@@ -102,7 +102,7 @@ func (c *child) stop() {
 
 // endProcess waits for a process that was asked to end, and kills it when it does not.
 func endProcess(cmd *exec.Cmd) {
-	timer := time.AfterFunc(5*time.Second, func() { cmd.Process.Kill() })
+	timer := time.AfterFunc(5*time.Second, func() { _ = cmd.Process.Kill() })
 	defer timer.Stop()
-	cmd.Wait()
+	_ = cmd.Wait()
 }

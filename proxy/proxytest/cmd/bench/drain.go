@@ -59,7 +59,7 @@ type drainChannel struct {
 	seq     uint64 // publishes that are whole
 	acked   uint64
 	ended   *atomic.Bool // set when its flood is to end; nil: there is none
-	left    uint64 // octets of the current body that are to come
+	left    uint64       // octets of the current body that are to come
 }
 
 func (d *drain) serve(conn net.Conn) {

@@ -193,7 +193,7 @@ func (b *bench) run(ctx context.Context) error {
 	for i, p := range b.peers {
 		names[i] = p.name
 	}
-	b.table = newTable(os.Stdout, names)
+	b.table = newTable(names)
 	b.table.head(b.describe())
 	if err := b.memory(ctx); err != nil {
 		return err

@@ -51,7 +51,7 @@ func (b *bench) measure(ctx context.Context, p *peer, r row, profile string) (s 
 	}
 	defer func() {
 		if err != nil {
-			ask("stop") // its error is the one that is already told
+			_, _ = ask("stop") // its error is the one that is already told
 		}
 	}()
 	if err := pause(ctx, warmUp); err != nil {

@@ -50,7 +50,7 @@ func (p *peer) stop() {
 			continue
 		}
 		if err := cmd.Process.Signal(os.Interrupt); err != nil {
-			cmd.Process.Kill()
+			_ = cmd.Process.Kill()
 		}
 		endProcess(cmd)
 	}
@@ -153,7 +153,7 @@ func startProxy(binary, url, caFile string) (cmd *exec.Cmd, addr, pprof string, 
 	}
 	addr = fmt.Sprintf("127.0.0.1:%d", port)
 	if err := awaitPort(addr); err != nil {
-		cmd.Process.Kill()
+		_ = cmd.Process.Kill()
 		endProcess(cmd)
 		return nil, "", "", fmt.Errorf("%w\n%s", err, log.String())
 	}

@@ -37,7 +37,7 @@ func (b *bench) php(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer path.Close()
+	defer func() { _ = path.Close() }()
 	cmd, addr, _, err := startProxy(b.binary, "amqps://"+path.Addr(), b.caFile)
 	if err != nil {
 		return err

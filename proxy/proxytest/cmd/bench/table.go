@@ -4,7 +4,6 @@ package main
 
 import (
 	"fmt"
-	"io"
 	"os"
 	"runtime"
 	"strconv"
@@ -14,21 +13,20 @@ import (
 )
 
 type table struct {
-	out   io.Writer
 	peers []string
 	lines [][]string
 	notes []string
 	about string
 }
 
-func newTable(out io.Writer, peers []string) *table { return &table{out: out, peers: peers} }
+func newTable(peers []string) *table { return &table{peers: peers} }
 
 var widths = []int{52, 18, 30, 34}
 
 func (t *table) head(about string) {
 	t.about = about
-	fmt.Fprintln(t.out, about)
-	fmt.Fprintln(t.out)
+	fmt.Println(about)
+	fmt.Println()
 	t.add(append(append([]string{"work"}, t.peers...), "vs haproxy", "goal", "met"))
 }
 
@@ -46,7 +44,7 @@ func (t *table) add(cells []string) {
 		b.WriteString(c)
 		b.WriteString(strings.Repeat(" ", max(1, width-utf8.RuneCountInString(c))))
 	}
-	fmt.Fprintln(t.out, strings.TrimRight(b.String(), " "))
+	fmt.Println(strings.TrimRight(b.String(), " "))
 }
 
 // text adds a row of cells made elsewhere.
@@ -120,12 +118,12 @@ func (t *table) note(format string, args ...any) {
 const legend = "rate, p50/p99 where it is about latency, CPU time of the proxy for one operation; median of the rounds"
 
 func (t *table) foot(took time.Duration) {
-	fmt.Fprintln(t.out)
-	fmt.Fprintln(t.out, legend)
+	fmt.Println()
+	fmt.Println(legend)
 	for _, n := range t.notes {
-		fmt.Fprintln(t.out, "- "+n)
+		fmt.Println("- " + n)
 	}
-	fmt.Fprintf(t.out, "took %v\n", took.Round(time.Second))
+	fmt.Printf("took %v\n", took.Round(time.Second))
 }
 
 // markdown is the same table for a README.

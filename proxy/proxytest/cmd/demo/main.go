@@ -8,7 +8,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -26,7 +25,7 @@ import (
 )
 
 func main() {
-	d := demo{out: os.Stdout, terminal: term.IsTerminal(int(os.Stdout.Fd()))}
+	d := demo{terminal: term.IsTerminal(int(os.Stdout.Fd()))}
 	flag.StringVar(&d.url, "broker", "", "AMQP `URL` of a real broker, user, password and vhost in it; else a stand-in is started")
 	flag.IntVar(&d.straight, "straight", 20, "messages sent straight to the broker")
 	flag.IntVar(&d.pooled, "pooled", 200, "messages sent through the proxy")
@@ -45,14 +44,13 @@ func main() {
 }
 
 type demo struct {
-	out              io.Writer
 	terminal         bool
 	url, port        string
 	straight, pooled int
 	leave            bool
 }
 
-func (d *demo) say(format string, args ...any) { fmt.Fprintf(d.out, format+"\n", args...) }
+func (d *demo) say(format string, args ...any) { fmt.Printf(format+"\n", args...) }
 
 func (d *demo) run(ctx context.Context) error {
 	t, err := d.target()
@@ -78,7 +76,7 @@ func (d *demo) run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", t.client.Addr, err)
 	}
-	defer control.Hangup()
+	defer func() { _ = control.Hangup() }()
 	pooledCfg := t.client
 	pooledCfg.Addr, pooledCfg.TLS = ln.Addr().String(), nil
 	before := t.opened(srv)
@@ -146,7 +144,7 @@ func stopServer(srv *proxy.Server) {
 	ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
 	defer cancel()
 	if err := srv.Shutdown(ctx); err != nil {
-		srv.Close()
+		_ = srv.Close()
 	}
 }
 
@@ -192,7 +190,7 @@ func (d *demo) series(ctx context.Context, name string, cfg proxytest.ClientConf
 	r := result{name: name}
 	for i := range n {
 		if d.terminal {
-			fmt.Fprintf(d.out, "\r%-24s %s %d/%d ", name, bar(i, n), i, n)
+			fmt.Printf("\r%-24s %s %d/%d ", name, bar(i, n), i, n)
 		}
 		took, err := oneMessage(cfg, queue, fmt.Appendf(nil, "%s %d", name, i))
 		if err != nil {
@@ -204,7 +202,7 @@ func (d *demo) series(ctx context.Context, name string, cfg proxytest.ClientConf
 		}
 	}
 	if d.terminal {
-		fmt.Fprintf(d.out, "\r%-24s %s %d/%d \n", name, bar(n, n), n, n)
+		fmt.Printf("\r%-24s %s %d/%d \n", name, bar(n, n), n, n)
 	} else {
 		d.say("%-24s %d messages sent, one connection each", name, n)
 	}
@@ -225,7 +223,7 @@ func oneMessage(cfg proxytest.ClientConfig, queue string, body []byte) (time.Dur
 	if err != nil {
 		return 0, err
 	}
-	defer c.Hangup()
+	defer func() { _ = c.Hangup() }()
 	steps := []func() error{
 		func() error { return c.OpenChannel(1) },
 		func() error { return c.Qos(1, 3) },
@@ -274,7 +272,7 @@ func (d *demo) watch(ctx context.Context, srv *proxy.Server) {
 	for {
 		if d.terminal {
 			s := srv.Stats()
-			fmt.Fprintf(d.out, "\r%d clients\t\t %d upstreams ", s.Clients, s.Upstreams)
+			fmt.Printf("\r%d clients\t\t %d upstreams ", s.Clients, s.Upstreams)
 		}
 		select {
 		case <-ctx.Done():

@@ -90,7 +90,7 @@ func (t *target) opened(srv *proxy.Server) int {
 
 func (t *target) close() {
 	if t.relay != nil {
-		t.relay.Close()
+		_ = t.relay.Close()
 	}
 	if t.broker != nil {
 		t.broker.Close()

@@ -17,6 +17,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -109,7 +110,7 @@ var vhostName = regexp.MustCompile(`vhost '[^']*'`)
 
 // run runs a case and says what was answered; expect is how many items are awaited.
 func run(addr, vhost string, h hazard, expect int) string {
-	k, err := dial(addr, "guest", "guest", vhost)
+	k, err := dial(addr, "guest", "guest", vhost, h.name)
 	if err != nil {
 		return "login failed: " + err.Error()
 	}
@@ -211,7 +212,6 @@ func TestStraight(t *testing.T) {
 				defer mu.Unlock()
 				if *update {
 					if want[h.name] == nil {
-						want[h.name] = answers{}[""]
 						want[h.name] = map[rabbit.Version]string{}
 					}
 					want[h.name][v] = got
@@ -242,6 +242,9 @@ func essence(item string) string {
 func differs(want, got string, also []string) string {
 	for _, w := range append([]string{want}, also...) {
 		a, b := split(w), split(got)
+		if len(a) > 1 && len(b) == 1 && strings.HasPrefix(b[0], "connection.close") {
+			a = a[len(a)-1:] // a hard error may overtake answers still under way, at the broker too
+		}
 		if len(a) != len(b) {
 			continue
 		}
@@ -260,7 +263,7 @@ func differs(want, got string, also []string) string {
 // is a failure of its parser (a cut, or 541), the proxy's may be the error that fits.
 func proxyDiffers(name, want, got string) string {
 	also := append([]string{}, racy[name]...)
-	if other, ok := proxied[name]; ok {
+	if other, ok := exceptionOf(name); ok {
 		also = append(also, other.answer)
 	}
 	a, b := split(want), split(got)
@@ -288,11 +291,13 @@ type bird struct {
 	sung     int
 }
 
+var birds atomic.Int64
+
 func newBird(addr, vhost string) (*bird, error) {
-	b := &bird{queue: "canary"}
+	b := &bird{queue: fmt.Sprintf("canary-%d", birds.Add(1))}
 	for _, c := range []**proxytest.Client{&b.pub, &b.get} {
 		var err error
-		if *c, err = proxytest.Dial(proxytest.ClientConfig{Addr: addr, VHost: vhost}); err != nil {
+		if *c, err = proxytest.Dial(proxytest.ClientConfig{Addr: addr, VHost: vhost, Name: "canary"}); err != nil {
 			return nil, fmt.Errorf("canary's login: %w", err)
 		}
 		if err = (*c).OpenChannel(1); err != nil {
@@ -393,10 +398,12 @@ func TestThroughProxy(t *testing.T) {
 			b := rabbit.Get(t, v)
 			s, addr := startProxy(t, b, nil)
 			var mu sync.Mutex
-			birds := map[string]*bird{}
+			cage := map[string]*bird{}
 			defer func() {
-				for _, c := range birds {
-					c.fly()
+				for _, c := range cage {
+					if c != nil {
+						c.fly()
+					}
 				}
 			}()
 			texts := 0
@@ -406,7 +413,7 @@ func TestThroughProxy(t *testing.T) {
 					t.Errorf("%s: %s", h.name, fmt.Sprintf(format, args...))
 				}
 				mu.Lock()
-				c := birds[vhost]
+				c := cage[vhost]
 				mu.Unlock()
 				if c == nil {
 					var err error
@@ -421,7 +428,7 @@ func TestThroughProxy(t *testing.T) {
 					fail("%s\n through the proxy %s\n straight          %s", why, got, expected)
 				}
 				if err := c.sing(); err != nil {
-					if spreads[h.name] == "" {
+					if !spreads(h.name) {
 						fail("the canary noticed: %v", err)
 					}
 					c.fly()
@@ -429,7 +436,7 @@ func TestThroughProxy(t *testing.T) {
 				}
 				mu.Lock()
 				defer mu.Unlock()
-				birds[vhost] = c
+				cage[vhost] = c
 				if got != expected {
 					texts++
 				}

@@ -88,21 +88,22 @@ type conn struct {
 	tune amqp.Tune
 }
 
-// dial goes as far as open-ok.
-func dial(addr, user, password, vhost string) (*conn, error) {
+// dial goes as far as open-ok. The name is the connection_name: by it the proxy remembers
+// who did harm, so each case has its own and the canary another.
+func dial(addr, user, password, vhost, name string) (*conn, error) {
 	c, err := net.DialTimeout("tcp", addr, 5*time.Second)
 	if err != nil {
 		return nil, err
 	}
 	k := &conn{c: c, rd: amqp.NewReader(4096, 1<<20)}
-	if err := k.handshake(user, password, vhost); err != nil {
+	if err := k.handshake(user, password, vhost, name); err != nil {
 		c.Close()
 		return nil, err
 	}
 	return k, nil
 }
 
-func (k *conn) handshake(user, password, vhost string) error {
+func (k *conn) handshake(user, password, vhost, name string) error {
 	k.send(amqp.ProtocolHeader[:])
 	if _, err := k.expect(amqp.ConnectionStart, 10*time.Second); err != nil {
 		return err
@@ -113,6 +114,9 @@ func (k *conn) handshake(user, password, vhost string) error {
 		amqp.AppendBoolField(nil, "publisher_confirms", true),
 		amqp.AppendBoolField(nil, "consumer_cancel_notify", true),
 		amqp.AppendBoolField(nil, "connection.blocked", true)))
+	if name != "" {
+		caps = amqp.AppendStringField(caps, "connection_name", name)
+	}
 	k.send(amqp.AppendStartOk(nil, caps, "PLAIN", []byte("\x00"+user+"\x00"+password), "en_US"))
 	f, err := k.expect(amqp.ConnectionTune, 10*time.Second)
 	if err != nil {

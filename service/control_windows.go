@@ -55,6 +55,11 @@ func Control(ctx context.Context, name, action string) error {
 
 func startAndWait(ctx context.Context, s *mgr.Service) error {
 	err := s.Start()
+	// While the machine comes up the SCM may be busy starting others.
+	for errors.Is(err, windows.ERROR_SERVICE_DATABASE_LOCKED) && ctx.Err() == nil {
+		pause(ctx, scmPoll)
+		err = s.Start()
+	}
 	if errors.Is(err, windows.ERROR_SERVICE_ALREADY_RUNNING) {
 		return nil
 	}
@@ -105,10 +110,14 @@ func reloadAndWait(ctx context.Context, s *mgr.Service) error {
 		return nil // it tells no outcome; the log does
 	}
 	_, err = awaitReload(ctx, before, func() (State, error) { return ReadState(file) })
-	if err != nil {
-		return fmt.Errorf("%s: %w", s.Name, err)
+	return err
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
 	}
-	return nil
 }
 
 // await polls the SCM until the service is in one of the states.

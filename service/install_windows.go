@@ -128,9 +128,8 @@ func Install(ctx context.Context, o InstallOptions) (err error) {
 // that was not asked for cannot be had.
 func (o *InstallOptions) register(account string) (string, error) {
 	install := func(account string) error {
-		carrier, err := kservice.New(program{}, &kservice.Config{Name: o.Name, DisplayName: displayName, Description: description,
-			Executable: o.Executable, Arguments: scmArguments(o.Name, o.Config), UserName: account,
-			Option: kservice.KeyValue{"DelayedAutoStart": true}})
+		carrier, err := kservice.New(program{}, &kservice.Config{Name: o.Name, DisplayName: scmDisplayName(o.Name), Description: description,
+			Executable: o.Executable, Arguments: scmArguments(o.Name, o.Config), UserName: account})
 		if err != nil {
 			return err
 		}
@@ -173,11 +172,11 @@ func Configure(_ context.Context, o InstallOptions) error {
 	}
 	account := o.User
 	if account == "" {
-		c, err := s.Config()
+		c, err := serviceConfig(s.Handle)
 		if err != nil {
 			return err
 		}
-		account = c.ServiceStartName
+		account = windows.UTF16PtrToString(c.ServiceStartName)
 	}
 	return o.configure(s, account)
 }
@@ -186,26 +185,37 @@ func Configure(_ context.Context, o InstallOptions) error {
 // comfortable to run is a warning: Wine lacks some of it.
 func (o *InstallOptions) configure(s *mgr.Service, account string) error {
 	want := scmSettingsFor(o.Name, o.Executable, o.Config, account, defaultDrain)
-	c, err := s.Config()
-	if err != nil {
-		return err
+	text := func(v string) *uint16 {
+		p, err := windows.UTF16PtrFromString(v)
+		if err != nil {
+			return nil // it held a NUL: leave that setting as it is
+		}
+		return p
 	}
-	c.DisplayName, c.Description, c.BinaryPathName = want.DisplayName, want.Description, want.ImagePath
-	c.ServiceStartName, c.StartType, c.DelayedAutoStart = want.Account, mgr.StartAutomatic, want.DelayedAutoStart
+	if err := windows.ChangeServiceConfig(s.Handle, windows.SERVICE_NO_CHANGE, windows.SERVICE_AUTO_START, windows.SERVICE_NO_CHANGE,
+		text(want.ImagePath), nil, nil, nil, text(want.Account), nil, text(want.DisplayName)); err != nil {
+		return fmt.Errorf("the settings of the service %s were refused (account %s): %w", o.Name, want.Account, err)
+	}
+	set := func(what string, level uint32, value unsafe.Pointer) {
+		o.warn(what, windows.ChangeServiceConfig2(s.Handle, level, (*byte)(value)))
+	}
+	set("the description", windows.SERVICE_CONFIG_DESCRIPTION, unsafe.Pointer(&windows.SERVICE_DESCRIPTION{Description: text(want.Description)}))
+	if want.DelayedAutoStart {
+		set("the delayed start", windows.SERVICE_CONFIG_DELAYED_AUTO_START_INFO, unsafe.Pointer(&windows.SERVICE_DELAYED_AUTO_START_INFO{IsDelayedAutoStartUp: 1}))
+	}
 	if want.UnrestrictedSID {
-		c.SidType = windows.SERVICE_SID_TYPE_UNRESTRICTED
+		sidType := uint32(windows.SERVICE_SID_TYPE_UNRESTRICTED)
+		set("the service's own SID", windows.SERVICE_CONFIG_SERVICE_SID_INFO, unsafe.Pointer(&sidType))
 	}
-	if err := s.UpdateConfig(c); err != nil {
-		return fmt.Errorf("the settings of the service %s were refused: %w", o.Name, err)
-	}
+	ms := uint32(want.PreShutdown.Milliseconds())
+	set("the time to drain at shutdown", windows.SERVICE_CONFIG_PRESHUTDOWN_INFO, unsafe.Pointer(&ms))
+
 	var actions []mgr.RecoveryAction
 	for _, delay := range want.Recovery {
 		actions = append(actions, mgr.RecoveryAction{Type: mgr.ServiceRestart, Delay: delay})
 	}
-	o.warn("restart after failures", s.SetRecoveryActions(actions, uint32(want.RecoveryReset/time.Second)))
-	o.warn("restart after an exit with an error", s.SetRecoveryActionsOnNonCrashFailures(want.RecoverOnError))
-	ms := uint32(want.PreShutdown.Milliseconds())
-	o.warn("time to drain at shutdown", windows.ChangeServiceConfig2(s.Handle, windows.SERVICE_CONFIG_PRESHUTDOWN_INFO, (*byte)(unsafe.Pointer(&ms))))
+	o.warn("the restart after failures", s.SetRecoveryActions(actions, uint32(want.RecoveryReset/time.Second)))
+	o.warn("the restart after an exit with an error", s.SetRecoveryActionsOnNonCrashFailures(want.RecoverOnError))
 	return nil
 }
 
@@ -311,7 +321,7 @@ func Uninstall(ctx context.Context, o UninstallOptions) error {
 			_ = setAccessList(dataDir(), "O:BA"+left) // else a reader that exists no more stays listed
 		}
 	}
-	_ = os.RemoveAll(stateDir(o.Name))
+	_ = removeDir(stateDir(o.Name)) // it says nothing any more, and can stay
 	if o.Config == "" {
 		o.Config = DefaultConfig(o.Name)
 	}
@@ -325,9 +335,22 @@ func Uninstall(ctx context.Context, o UninstallOptions) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		err = nil
 	}
-	err = errors.Join(err, os.RemoveAll(logDir(o.Name)))
+	err = errors.Join(err, removeDir(logDir(o.Name)))
 	for _, dir := range []string{filepath.Dir(logDir(o.Name)), filepath.Dir(stateDir(o.Name)), dataDir()} {
 		_ = os.Remove(dir) // only when empty
 	}
 	return err
+}
+
+// removeDir removes a directory of plain files. (os.RemoveAll asks for more than every
+// Windows has, Wine for one.)
+func removeDir(dir string) error {
+	files, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for _, f := range files {
+		err = errors.Join(err, os.Remove(filepath.Join(dir, f.Name())))
+	}
+	return errors.Join(err, os.Remove(dir))
 }

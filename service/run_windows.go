@@ -41,7 +41,7 @@ func (s *supervisor) run() error {
 			}
 			return err
 		}
-		s.selfEnd = false
+		s.selfEnd, s.state.path = false, s.opts.StateFile // no service after all
 	}
 	return s.runConsole()
 }

@@ -46,12 +46,8 @@ func scmArguments(name, config string) []string {
 // scmSettingsFor is what a service called name is installed with. drain is the
 // configuration's drain timeout.
 func scmSettingsFor(name, executable, config, account string, drain time.Duration) scmSettings {
-	display := displayName
-	if name != DefaultName {
-		display += " (" + name + ")"
-	}
 	return scmSettings{
-		DisplayName:      display,
+		DisplayName:      scmDisplayName(name),
 		Description:      description,
 		ImagePath:        commandLine(executable, scmArguments(name, config)),
 		Account:          account,
@@ -62,6 +58,14 @@ func scmSettingsFor(name, executable, config, account string, drain time.Duratio
 		RecoverOnError:   true,
 		PreShutdown:      drain + 2*drainGrace,
 	}
+}
+
+// scmDisplayName differs for each instance: the SCM refuses a second one of the same.
+func scmDisplayName(name string) string {
+	if name == DefaultName {
+		return displayName
+	}
+	return displayName + " (" + name + ")"
 }
 
 // virtualAccount is the account that Windows keeps for a service by itself.

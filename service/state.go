@@ -80,19 +80,21 @@ type stateFile struct {
 	failed bool   // and said so
 }
 
-func (f *stateFile) write(st State) {
+// write reports whether the state is told.
+func (f *stateFile) write(st State) bool {
 	if f.path == "" {
-		return
+		return true
 	}
 	b, err := json.MarshalIndent(st, "", "  ")
 	if err == nil {
 		err = replaceFile(f.path, append(b, '\n'), 0o644)
 	}
-	// A reader on Windows can hold the file for a moment; the next write is a second away.
+	// A reader on Windows can hold the file for a moment; it is written again a second later.
 	if err != nil && !f.failed {
 		slog.Debug("the state file could not be written, `status` shows less", "error", err)
 	}
 	f.failed = err != nil
+	return err == nil
 }
 
 func (f *stateFile) remove() {

@@ -393,8 +393,10 @@ func (s *supervisor) tell(phase Phase, also string) {
 	}
 	s.lastText = text
 	s.notify(also + "STATUS=" + strings.ReplaceAll(text, "\n", " "))
-	s.state.write(State{Name: s.opts.Name, PID: os.Getpid(), Phase: phase, Clients: st.Clients, Upstreams: st.Upstreams,
-		Listening: st.Listening, Upstream: st.Upstream, Since: st.Since, Updated: time.Now(), Reload: s.lastReload})
+	if !s.state.write(State{Name: s.opts.Name, PID: os.Getpid(), Phase: phase, Clients: st.Clients, Upstreams: st.Upstreams,
+		Listening: st.Listening, Upstream: st.Upstream, Since: st.Since, Updated: time.Now(), Reload: s.lastReload}) {
+		s.lastText = "" // tell it again
+	}
 }
 
 // tellFailure leaves the reason where `status` finds it: with systemd, or in the state file.

@@ -11,6 +11,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
@@ -22,8 +23,8 @@ const (
 	clientBuffer = 512
 	// sessionHigh is how much may wait for the owner of a session before the broker's
 	// socket is left alone, sessionLow when it is read again.
-	sessionHigh = 512 << 10
-	sessionLow  = 128 << 10
+	sessionHigh = 256 << 10
+	sessionLow  = 64 << 10
 	// closeGrace is how long a client has to answer connection.close, and how long the
 	// socket is drained after close-ok.
 	closeGrace = time.Second
@@ -50,6 +51,7 @@ type client struct {
 	s         *Server
 	n         uint64
 	conn      net.Conn
+	raw       syscall.RawConn // of conn, where it can be written to without waiting; else nil
 	lst       *Listener
 	account   *account
 	pool      *pool
@@ -155,9 +157,13 @@ func (c *client) read() bool {
 	}
 }
 
-// rest interrupts the read of a client that has been idle, see read.
+// rest interrupts the read of a client that has been idle, see read. From now on the
+// kernel also looks whether its peer is still there: clients without heartbeats may die unseen.
 func (c *client) rest() {
 	if c.reading.Load() && c.rested.CompareAndSwap(false, true) {
+		if t, ok := c.conn.(*net.TCPConn); ok {
+			_ = t.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 15 * time.Second, Count: 4})
+		}
 		_ = c.conn.SetReadDeadline(time.Unix(1, 0))
 	}
 }
@@ -296,6 +302,16 @@ func (c *client) wake() {
 	c.mu.Lock()
 	c.out.KickLocked()
 	c.mu.Unlock()
+}
+
+// wakeAlone is wake for the only client that a chunk touched: what its socket takes at
+// once is written here, which saves waking a goroutine; the socket is never waited for.
+func (c *client) wakeAlone() {
+	if c.raw == nil {
+		c.wake()
+		return
+	}
+	c.out.FlushTry(c.tryWrite)
 }
 
 // waitRoom waits until little waits for the client, it is gone, or cancel is closed.

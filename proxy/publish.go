@@ -20,7 +20,14 @@ type spill struct {
 const (
 	// spillStep bounds what is allocated before the bytes for it have come.
 	spillStep = 4 << 20
+	// tailMax is the largest publish that waits in the read buffer for the rest of it.
+	tailMax = 48 << 10
 )
+
+// spillPool keeps buffers for publishes of up to 1 MiB, the size of most large ones.
+var spillPool = sync.Pool{New: func() any { return new([spillPooled]byte) }}
+
+const spillPooled = 1<<20 + 64<<10
 
 // budget bounds the bytes of all publishes that are not whole; who comes first is served first.
 type budget struct {
@@ -96,6 +103,45 @@ func (g *budget) serveLocked() {
 		close(w.done)
 		g.queue = g.queue[1:]
 	}
+}
+
+// leaveTail leaves a publish that is not whole in the read buffer, to be routed anew when
+// more has come, if it is the last in the run, nothing is mixed with it and the buffer can
+// hold all of it. It returns the place up to which the buffer has been dealt with.
+func (c *client) leaveTail(pos int) int {
+	var ch *channel
+	for x := range c.chans.all() {
+		if x.inRun {
+			ch = x
+		}
+	}
+	b := ch.cur.Load()
+	size := int64(pos - ch.start)
+	if ch.content == wantBody {
+		size += int64(ch.remaining) + (int64(ch.remaining)/(amqp.FrameMinSize-amqp.FrameOverhead)+1)*amqp.FrameOverhead
+	}
+	if size > tailMax {
+		return pos
+	}
+	tail := c.buf[ch.start:pos]
+	for at := 0; at < len(tail); {
+		f := amqp.Frame(tail[at:])
+		if f.Channel() != b.id {
+			return pos
+		}
+		n, _, _ := amqp.Split(tail[at:], 0)
+		at += n
+	}
+	for at := 0; at < len(tail); {
+		amqp.Frame(tail[at:]).SetChannel(ch.id)
+		n, _, _ := amqp.Split(tail[at:], 0)
+		at += n
+	}
+	ch.content, ch.inRun = noContent, false
+	c.gathered = 0
+	c.e0 = ch.start
+	c.rd.Expect(int(size))
+	return ch.start
 }
 
 // cutOpen takes the frames of publishes that are not whole out of the run.
@@ -174,7 +220,11 @@ func (c *client) reserve(sp *spill, body uint64) bool {
 		}
 	}
 	sp.reserved = need
-	if room := min(need, spillStep); room > int64(cap(sp.p)) {
+	switch room := min(need, spillStep); {
+	case room <= int64(cap(sp.p)):
+	case room > spillPooled/8 && room <= spillPooled:
+		sp.p = append(spillPool.Get().(*[spillPooled]byte)[:0], sp.p...)
+	default:
 		sp.p = append(make([]byte, 0, room), sp.p...)
 	}
 	return true
@@ -201,6 +251,9 @@ func (c *client) gather(ch *channel, f amqp.Frame) {
 func (c *client) dropSpill(ch *channel) {
 	if ch.spill != nil {
 		c.s.budget.release(ch.spill.reserved)
+		if cap(ch.spill.p) == spillPooled {
+			spillPool.Put((*[spillPooled]byte)(ch.spill.p[:spillPooled]))
+		}
 		ch.spill = nil
 		c.spilling--
 	}

@@ -39,6 +39,9 @@ func (c *client) chunk() bool {
 		}
 		pos += n
 	}
+	if c.gathered == 1 && c.e0 == pos {
+		pos = c.leaveTail(pos)
+	}
 	c.flushRun()
 	c.rd.Skip(pos)
 	c.s.n.framesClients.Add(frames)
@@ -73,7 +76,7 @@ func (c *client) flushRun() {
 	if c.run.u != nil && (c.e0 > c.s0 || len(c.run.prefix) > 0) {
 		c.run.body = c.resplit(c.run.u, c.buf[c.s0:c.e0])
 		c.s.n.toUpstreams.Add(uint64(len(c.run.body) + len(c.run.prefix)))
-		if err := c.run.u.send(&c.run); err != nil {
+		if err := c.run.u.send(&c.run, c.gone); err != nil {
 			c.log(slog.LevelDebug, "frames not sent", "error", err)
 		}
 	}

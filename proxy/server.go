@@ -120,7 +120,7 @@ func (s *Server) Start(inherited []net.Listener) error {
 		}
 		if ln == nil {
 			var err error
-			if ln, err = net.Listen("tcp", l.Address); err != nil {
+			if ln, err = listenConfig.Listen(bg, "tcp", l.Address); err != nil {
 				for _, b := range bound {
 					_ = b.Close()
 				}
@@ -141,6 +141,10 @@ func (s *Server) Start(inherited []net.Listener) error {
 	}
 	return nil
 }
+
+// listenConfig leaves TCP keep-alive to client.rest: most clients are gone before it could
+// matter, and it is four system calls.
+var listenConfig = net.ListenConfig{KeepAlive: -1}
 
 // accept takes clients until the listener ends.
 func (s *Server) accept(ln net.Listener, lst *Listener) {
@@ -175,7 +179,7 @@ func (s *Server) accept(ln net.Listener, lst *Listener) {
 
 // admit starts a client, if there is a place for it.
 func (s *Server) admit(conn net.Conn, lst *Listener) {
-	c := &client{s: s, conn: conn, lst: lst, gone: make(chan struct{})}
+	c := &client{s: s, conn: conn, raw: rawConn(conn), lst: lst, gone: make(chan struct{})}
 	c.started = s.now()
 	c.lastRead.Store(c.started)
 	c.out.Init(&c.mu, conn, &s.coarse, c.broken)

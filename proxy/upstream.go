@@ -163,8 +163,9 @@ func (r *run) reset() {
 
 // send passes a run to the broker, less the frames of channels that are no longer open.
 // It writes at once when nobody else does, appends otherwise, and waits when too much waits.
-// The error is that of a dead upstream, whose clients are being told.
-func (u *upstream) send(r *run) error {
+// The error is that of a dead upstream, whose clients are being told, or of a wait that the
+// client's end (gone) cut short.
+func (u *upstream) send(r *run, gone <-chan struct{}) error {
 	u.mu.Lock()
 	if err := u.failed; err != nil {
 		u.mu.Unlock()
@@ -193,14 +194,14 @@ func (u *upstream) send(r *run) error {
 	u.mu.Unlock()
 	u.out.Flush()
 	if waiting > upstreamHigh {
-		return u.out.WaitRoom(upstreamLow)
+		return u.out.WaitRoom(upstreamLow, gone)
 	}
 	return nil
 }
 
 // sendBig passes one large publish without copying it into the queue.
 func (u *upstream) sendBig(b *binding, body []byte) error {
-	if err := u.out.WaitTurn(); err != nil {
+	if err := u.out.WaitTurn(b.ch.c.gone); err != nil {
 		return err
 	}
 	u.mu.Lock()

@@ -93,9 +93,14 @@ func (u *upstream) chunk(d *delivery) *amqp.Error {
 	}
 	u.pass(d, u.rd.Mark())
 	u.s.n.framesUpstreams.Add(frames)
-	for i, c := range d.touched {
-		d.touched[i] = nil
-		c.wake()
+	if len(d.touched) == 1 {
+		d.touched[0].wakeAlone()
+		d.touched[0] = nil
+	} else {
+		for i, c := range d.touched {
+			d.touched[i] = nil
+			c.wake()
+		}
 	}
 	d.touched = d.touched[:0]
 	// Only now, with every client's frames queued and nothing held, may it wait.

@@ -6,6 +6,7 @@ package outbox
 import (
 	"errors"
 	"io"
+	"slices"
 	"sync"
 	"sync/atomic"
 )
@@ -13,9 +14,13 @@ import (
 // ErrClosed is the error of a queue that was closed by its owner.
 var ErrClosed = errors.New("outbox: closed")
 
+// ErrCanceled is the error of a wait that its caller called off.
+var ErrCanceled = errors.New("outbox: wait called off")
+
 const (
 	smallBuffer = 2 << 10
 	bigBuffer   = 64 << 10
+	hugeBuffer  = 512 << 10
 	// writeStep bounds one Write so that a slow peer's progress can be seen.
 	writeStep = 256 << 10
 )
@@ -23,6 +28,7 @@ const (
 var (
 	smallPool = sync.Pool{New: func() any { return new([smallBuffer]byte) }}
 	bigPool   = sync.Pool{New: func() any { return new([bigBuffer]byte) }}
+	hugePool  = sync.Pool{New: func() any { return new([hugeBuffer]byte) }}
 )
 
 // Box is a write queue. Methods ending in Locked are called with the owner's mutex held,
@@ -69,7 +75,7 @@ func (b *Box) AppendLocked(p []byte) {
 }
 
 // BufferLocked returns the queue with room for n more bytes, for appending in place;
-// give the result to SetBufferLocked.
+// give the result to SetBufferLocked. Asked twice, it gives the same.
 func (b *Box) BufferLocked(n int) []byte { return b.growLocked(n) }
 
 // SetBufferLocked takes back what BufferLocked gave, appended to.
@@ -90,11 +96,14 @@ func (b *Box) growLocked(n int) []byte {
 		next = smallPool.Get().(*[smallBuffer]byte)[:0]
 	case need <= bigBuffer:
 		next = bigPool.Get().(*[bigBuffer]byte)[:0]
+	case need <= hugeBuffer:
+		next = hugePool.Get().(*[hugeBuffer]byte)[:0]
 	default:
 		next = make([]byte, 0, max(need, 2*cap(b.pending)))
 	}
 	next = append(next, b.pending...)
 	recycle(b.pending)
+	b.pending = next // what was recycled is somebody else's now
 	return next
 }
 
@@ -104,6 +113,8 @@ func recycle(p []byte) {
 		smallPool.Put((*[smallBuffer]byte)(p[:smallBuffer]))
 	case bigBuffer:
 		bigPool.Put((*[bigBuffer]byte)(p[:bigBuffer]))
+	case hugeBuffer:
+		hugePool.Put((*[hugeBuffer]byte)(p[:hugeBuffer]))
 	}
 }
 
@@ -146,6 +157,30 @@ func (b *Box) Flush() {
 	b.wroteLocked(p, err) // unlocks
 }
 
+// FlushTry is Flush for who must not wait for the socket: try writes what the socket takes
+// at once and reports how much that was; a goroutine sends the rest.
+func (b *Box) FlushTry(try func(p []byte) (n int, err error)) {
+	b.mu.Lock()
+	if b.busy || len(b.pending) == 0 || b.err != nil {
+		b.mu.Unlock()
+		return
+	}
+	b.busy = true
+	p := b.takeLocked()
+	b.mu.Unlock()
+	n, err := try(p)
+	b.Written.Add(int64(n))
+	b.LastWrite.Store(b.now.Load())
+	b.mu.Lock()
+	if n < len(p) && err == nil && b.err == nil {
+		rest := append(make([]byte, 0, len(p)-n+len(b.pending)), p[n:]...)
+		rest = append(rest, b.pending...)
+		recycle(b.pending)
+		b.pending = rest
+	}
+	b.wroteLocked(p, err) // unlocks
+}
+
 // StartLocked makes the caller the one that writes when nobody else is and nothing waits:
 // it must then call Through, without the lock. False: append instead.
 func (b *Box) StartLocked() bool {
@@ -174,8 +209,9 @@ func (b *Box) Through(first, p []byte) error {
 }
 
 // WaitTurn makes the caller the one that writes, after those who came before. The caller
-// must then call Through (with nothing, to give the turn back unused). On an error there is no turn.
-func (b *Box) WaitTurn() error {
+// must then call Through (with nothing, to give the turn back unused). On an error, and
+// when cancel is closed first, there is no turn.
+func (b *Box) WaitTurn(cancel <-chan struct{}) error {
 	b.mu.Lock()
 	if b.err != nil {
 		defer b.mu.Unlock()
@@ -189,18 +225,28 @@ func (b *Box) WaitTurn() error {
 	turn := make(chan struct{})
 	b.turns = append(b.turns, turn)
 	b.mu.Unlock()
-	<-turn
+	err := error(nil)
+	select {
+	case <-turn:
+	case <-cancel:
+		err = ErrCanceled
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.err != nil {
-		b.nextLocked()
-		return b.err
+	if err != nil {
+		if i := slices.Index(b.turns, turn); i >= 0 {
+			b.turns = slices.Delete(b.turns, i, i+1)
+			return err
+		}
+	} else if err = b.err; err == nil {
+		return nil
 	}
-	return nil
+	b.nextLocked() // the turn was given, to nobody who wants it
+	return err
 }
 
-// WaitRoom waits until at most limit bytes wait, or an error.
-func (b *Box) WaitRoom(limit int) error {
+// WaitRoom waits until at most limit bytes wait, an error, or until cancel is closed.
+func (b *Box) WaitRoom(limit int, cancel <-chan struct{}) error {
 	for {
 		b.mu.Lock()
 		if b.err != nil || len(b.pending) <= limit {
@@ -210,7 +256,11 @@ func (b *Box) WaitRoom(limit int) error {
 		}
 		room := b.roomLocked()
 		b.mu.Unlock()
-		<-room
+		select {
+		case <-room:
+		case <-cancel:
+			return ErrCanceled
+		}
 	}
 }
 

@@ -1,0 +1,14 @@
+//go:build !unix
+
+// Where a socket cannot be written to without waiting, a goroutine writes.
+
+package proxy
+
+import (
+	"net"
+	"syscall"
+)
+
+func rawConn(net.Conn) syscall.RawConn { return nil }
+
+func (c *client) tryWrite([]byte) (int, error) { return 0, nil }

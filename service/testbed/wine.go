@@ -168,10 +168,10 @@ func (w *winLife) reports(s *step) (points []int) {
 	for line := range strings.Lines(string(b)) {
 		_, args, ok := strings.Cut(line, ":SetServiceStatus ")
 		f := strings.Fields(args) // handle, type, state, accepted, exit code, specific code, checkpoint, wait hint
-		if !ok || len(f) < 8 || f[2] != "3" {
+		if !ok || len(f) < 8 || f[2] != "0x3" {
 			continue
 		}
-		point, err := strconv.ParseInt(f[6], 16, 32)
+		point, err := strconv.ParseInt(f[6], 0, 32)
 		s.check(err)
 		points = append(points, int(point))
 	}

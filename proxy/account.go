@@ -16,11 +16,10 @@ type accountKey struct{ user, secret string }
 
 // brokerInfo is what a broker's handshake told of it.
 type brokerInfo struct {
-	properties       []byte // inside of server-properties
-	mechanisms       string
-	tune             amqp.Tune
-	confirms         bool
-	rejectsGlobalQos bool
+	properties []byte // inside of server-properties
+	mechanisms string
+	tune       amqp.Tune
+	confirms   bool
 }
 
 // account is a user and secret; its pools are its vhosts.

@@ -17,7 +17,9 @@ func (c *client) qos(ch *channel, f amqp.Frame, bits byte) bool {
 		return c.refuse(amqp.NotImplemented, amqp.BasicQos, "prefetch_size!=0 (%d)", size)
 	}
 	if bits&1 != 0 {
-		if c.account.info.Load().rejectsGlobalQos && !c.needSession(ch, amqp.BasicQos) {
+		// RabbitMQ 4.3 may refuse it with a hard error, and any version a consumer of a
+		// quorum queue behind it.
+		if !c.needSession(ch, amqp.BasicQos) {
 			return false
 		}
 		if !c.pass(ch, f, laneRead, true) {
@@ -170,22 +172,30 @@ func (c *client) closeConnection() {
 	for ch := range c.chans.all() {
 		c.dropSpill(ch)
 		b := ch.cur.Load()
-		if b == nil || ch.state.Load() == chRefused {
-			continue
-		}
-		silent := fast && b.quiet()
-		if !silent {
-			waits = append(waits, ch)
-			c.mu.Lock()
-			if ch.state.Load() == chOpen {
-				ch.state.Store(chClosing)
+		silent := b == nil || fast && b.quiet()
+		c.mu.Lock()
+		c.leaving = true
+		switch ch.state.Load() {
+		case chOpen:
+			c.s.n.channels.Add(-1)
+			ch.state.Store(chClosing)
+			if silent {
+				ch.state.Store(chClosed)
 			}
-			c.mu.Unlock()
+		case chRefused:
+			c.s.n.channels.Add(-1)
+			ch.state.Store(chClosed)
 		}
-		b.u.mu.Lock()
-		b.u.closeLocked(b, silent)
-		b.u.mu.Unlock()
-		b.u.out.Flush()
+		if ch.state.Load() == chClosing {
+			waits = append(waits, ch)
+		}
+		c.mu.Unlock()
+		if b != nil {
+			b.u.mu.Lock()
+			b.u.closeLocked(b, silent)
+			b.u.mu.Unlock()
+			b.u.out.Flush()
+		}
 	}
 	if len(waits) > 0 {
 		c.awaitCloses(waits)

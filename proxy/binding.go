@@ -37,6 +37,8 @@ type channel struct {
 	state atomic.Uint32           // channelState; written under client.mu
 	cur   atomic.Pointer[binding] // written by the client's reader under client.mu
 
+	crossed atomic.Bool // closed by both sides at once: the client owes close-ok
+
 	// All below belongs to the client's reader.
 
 	content   contentState
@@ -44,6 +46,7 @@ type channel struct {
 	start     int    // where the publish begins in the current run
 	inRun     bool   // the publish is in the current run, from start on
 	spill     *spill // the publish is gathered here
+	discard   bool   // the publish came too late, it goes nowhere
 	mandatory bool   // the current publish is mandatory
 
 	qosSet    bool

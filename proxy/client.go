@@ -81,6 +81,7 @@ type client struct {
 	blockedBy   *upstream // whose alarm the client is told of
 	blockedSaid bool      // connection.blocked was sent
 	goneOnce    bool
+	leaving     bool          // connection.close has come: channels get no close-ok of their own
 	answers     chan struct{} // wakes the reader that waits for close-ok of channels
 
 	// The reader only.
@@ -262,7 +263,7 @@ func (c *client) broken(err error) {
 func (c *client) deliver(b *binding, p []byte) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if st := b.ch.state.Load(); (st != chOpen && st != chClosing) || b.ch.cur.Load() != b {
+	if st := b.ch.state.Load(); c.phase.Load() != phaseRunning || (st != chOpen && st != chClosing) || b.ch.cur.Load() != b {
 		return false
 	}
 	c.out.AppendLocked(p)
@@ -416,24 +417,32 @@ func (c *client) refused(b *binding, f amqp.Frame) bool {
 		return true
 	case chClosing:
 		// The client's close found the binding closed already: this is its answer too.
-		c.out.AppendLocked(f)
-		c.out.SetBufferLocked(amqp.AppendMethod(c.out.BufferLocked(16), ch.id, amqp.ChannelCloseOk))
-		ch.state.Store(chClosed)
-		c.answeredLocked()
+		c.crossedLocked(ch, f)
 		return true
 	}
 	return false
 }
 
-// crossed passes the broker's channel.close on to a client that is closing the channel itself.
+// crossed passes the broker's channel.close on to a client that is closing the channel
+// itself, and its close-ok too: some brokers do not answer a close that crosses theirs.
 func (c *client) crossed(b *binding, f amqp.Frame) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if b.ch.cur.Load() != b || b.ch.state.Load() != chClosing {
 		return false
 	}
-	c.out.AppendLocked(f)
+	c.crossedLocked(b.ch, f)
 	return true
+}
+
+func (c *client) crossedLocked(ch *channel, f amqp.Frame) {
+	ch.crossed.Store(true)
+	ch.state.Store(chClosed)
+	if !c.leaving && c.phase.Load() == phaseRunning {
+		c.out.AppendLocked(f)
+		c.out.SetBufferLocked(amqp.AppendMethod(c.out.BufferLocked(16), ch.id, amqp.ChannelCloseOk))
+	}
+	c.answeredLocked()
 }
 
 // closeAnswered passes the broker's close-ok on. True: wake.
@@ -445,7 +454,7 @@ func (c *client) closeAnswered(b *binding) bool {
 		return false
 	}
 	ch.state.Store(chClosed)
-	if c.phase.Load() == phaseRunning {
+	if c.phase.Load() == phaseRunning && !c.leaving {
 		c.out.SetBufferLocked(amqp.AppendMethod(c.out.BufferLocked(16), ch.id, amqp.ChannelCloseOk))
 	}
 	c.answeredLocked()

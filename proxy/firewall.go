@@ -64,8 +64,10 @@ func ownHazard(m amqp.Method, f amqp.Frame, bits byte) bool {
 		return bits&1 == 0
 	case amqp.QueueDelete: // 540 for if-unused and if-empty on a quorum queue
 		return bits&3 != 0
-	case amqp.QueueDeclare: // 541 for values these cannot take
-		return hasField(f, "hsb", "x-max-age", "x-queue-master-locator")
+	case amqp.QueueDeclare: // 541 for a reply-to address that is none, and for values these cannot take
+		a := amqp.ReadArgs(f)
+		a.Short()
+		return bytes.HasPrefix(a.Str(), []byte(replyTo)) || hasField(f, "hsb", "x-max-age", "x-queue-master-locator")
 	case amqp.BasicConsume: // 541 likewise
 		return hasField(f, "hssb", "x-stream-offset", "x-stream-filter", "x-credit")
 	}

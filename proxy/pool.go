@@ -118,19 +118,30 @@ func (p *pool) acquire(c *client, l lane) (*upstream, *amqp.Error) {
 			go p.dialShared(f)
 		}
 		changed := p.changedLocked()
+		p.waiting++
 		p.mu.Unlock()
 		select {
 		case <-f.done:
+			p.noLongerWaiting()
 			if f.err != nil {
 				return nil, f.err
 			}
 		case <-changed:
+			p.noLongerWaiting()
 		case <-c.gone:
+			p.noLongerWaiting()
 			return nil, errGone
 		case <-timer.C:
+			p.noLongerWaiting()
 			return nil, amqp.Errorf(amqp.ConnectionForced, 0, "no place on a connection to the broker within %v", timeout)
 		}
 	}
+}
+
+func (p *pool) noLongerWaiting() {
+	p.mu.Lock()
+	p.waiting--
+	p.mu.Unlock()
 }
 
 var errGone = amqp.Errorf(amqp.ConnectionForced, 0, "the client is gone")

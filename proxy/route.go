@@ -119,6 +119,9 @@ func (c *client) route(f amqp.Frame) bool {
 		c.last = ch
 	}
 	if ch != nil && ch.state.Load() == chClosed {
+		if ch.crossed.Load() {
+			c.owe(id)
+		}
 		c.forget(ch)
 		ch = nil
 	}
@@ -419,6 +422,8 @@ func (c *client) afterChannelClose(ch *channel, m amqp.Method, st channelState) 
 		c.mu.Unlock()
 		c.closed(ch)
 		c.owe(ch.id)
+	case m == amqp.BasicPublish:
+		ch.content, ch.discard = wantHeader, true
 	}
 	return false // everything else comes too late and is ignored, as the broker does
 }
@@ -456,7 +461,7 @@ func (c *client) beginPublish(ch *channel, f amqp.Frame, mandatory bool) bool {
 	}
 	ch.stateful = true
 	ch.mandatory = mandatory
-	ch.content = wantHeader
+	ch.content, ch.discard = wantHeader, false
 	ch.inRun = true
 	c.begun = ch
 	c.gathered++
@@ -524,6 +529,9 @@ func (c *client) strayContent(ch *channel, f amqp.Frame) bool {
 
 // content has a frame of content go where its publish goes.
 func (c *client) content(ch *channel, f amqp.Frame) bool {
+	if ch.discard {
+		return false
+	}
 	b := ch.cur.Load()
 	f.SetChannel(b.id)
 	if ch.spill != nil {
@@ -536,6 +544,9 @@ func (c *client) content(ch *channel, f amqp.Frame) bool {
 // published counts a publish that is whole now.
 func (c *client) published(ch *channel) {
 	ch.content = noContent
+	if ch.discard {
+		return
+	}
 	if ch.inRun {
 		ch.inRun = false
 		c.gathered--

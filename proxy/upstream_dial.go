@@ -11,7 +11,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"strconv"
 	"strings"
 	"time"
 
@@ -242,21 +241,7 @@ func parseStart(f amqp.Frame) (*brokerInfo, error) {
 	if typ, caps, ok := amqp.Lookup(props, "capabilities"); ok && typ == 'F' {
 		info.confirms = amqp.LookupBool(caps, "publisher_confirms")
 	}
-	if amqp.LookupString(props, "product") == "RabbitMQ" {
-		info.rejectsGlobalQos = atLeast(amqp.LookupString(props, "version"), 4, 3)
-	}
 	return info, nil
-}
-
-// atLeast compares the first two numbers of a version.
-func atLeast(version string, major, minor int) bool {
-	parts := strings.SplitN(version, ".", 3)
-	if len(parts) < 2 {
-		return false
-	}
-	a, err1 := strconv.Atoi(parts[0])
-	b, err2 := strconv.Atoi(parts[1])
-	return err1 == nil && err2 == nil && (a > major || a == major && b >= minor)
 }
 
 func hasWord(words, word string) bool {

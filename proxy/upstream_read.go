@@ -307,8 +307,12 @@ func (u *upstream) brokerClosed(b *binding, f amqp.Frame, d *delivery) {
 		if was == bOpen {
 			u.freeLocked(b)
 		} else {
-			// The broker still answers the close that crossed this one.
+			// RabbitMQ still answers the close that crossed this one; other brokers do
+			// not, and are done with the channel all the same.
 			b.state = bCrossed
+			if b.ticket != nil {
+				u.pool.closes.finish(b.ticket)
+			}
 		}
 	}
 	u.mu.Unlock()

@@ -106,7 +106,7 @@ func startProxy(t testing.TB, race bool, upstream, settings string) *process {
 	p.cmd = exec.Command(binary(t, race), "--config", conf, "-l", "127.0.0.1", "-p", "0",
 		"--http-port", strconv.Itoa(ports[0]), upstream)
 	p.cmd.Stdout, p.cmd.Stderr = &p.log, &p.log
-	p.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "GORACE=halt_on_error=0 exitcode=66"}
+	p.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "GORACE=halt_on_error=0 exitcode=66 atexit_sleep_ms=0"}
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -134,25 +134,26 @@ func startProxy(t testing.TB, race bool, upstream, settings string) *process {
 // signal asks the proxy to stop, reload or the like.
 func (p *process) signal(sig syscall.Signal) { p.cmd.Process.Signal(sig) }
 
-// wait waits for the proxy's end and returns its exit code; -1 when it does not end.
-func (p *process) wait(within time.Duration) int {
+// ended waits for the proxy's end and returns its exit code, -1 when a signal ended it;
+// false when it does not end in time.
+func (p *process) ended(within time.Duration) (int, bool) {
 	select {
 	case <-p.done:
-		return p.cmd.ProcessState.ExitCode()
+		return p.cmd.ProcessState.ExitCode(), true
 	case <-time.After(within):
-		return -1
+		return 0, false
 	}
 }
 
 func (p *process) finish(t testing.TB) {
 	p.signal(syscall.SIGTERM)
-	if p.wait(time.Second) < 0 {
+	if _, ok := p.ended(time.Second); !ok {
 		p.signal(syscall.SIGTERM) // a second signal: at once
 	}
-	if p.wait(patience) < 0 {
+	if _, ok := p.ended(patience); !ok {
 		t.Errorf("the proxy did not end within %v of two SIGTERMs; its stacks:", patience)
 		p.signal(syscall.SIGQUIT)
-		p.wait(5 * time.Second)
+		p.ended(5 * time.Second)
 		p.cmd.Process.Kill()
 		<-p.done
 	}

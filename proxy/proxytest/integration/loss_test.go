@@ -182,10 +182,10 @@ func TestSIGTERMUnderLoad(t *testing.T) {
 		})
 		l.underway(t, 500)
 		ends := l.wait(t)
-		code := p.wait(patience)
+		code, ok := p.ended(patience)
 		took := time.Since(at)
-		if code != 0 {
-			t.Errorf("exit code %d, want 0", code)
+		if !ok || code != 0 {
+			t.Errorf("exit code %d (ended: %v), want 0", code, ok)
 		}
 		if took > drain+time.Second+raceSlack {
 			t.Errorf("ended after %v, drain_timeout is %v", took, drain)
@@ -209,8 +209,8 @@ func TestSIGTERMQuick(t *testing.T) {
 		canary(t, p.addr)
 		at := time.Now()
 		p.signal(syscall.SIGTERM)
-		if code := p.wait(5 * time.Second); code != 0 {
-			t.Errorf("without clients: exit code %d after %v", code, time.Since(at))
+		if code, ok := p.ended(5 * time.Second); !ok || code != 0 {
+			t.Errorf("without clients: exit code %d (ended: %v) after %v", code, ok, time.Since(at))
 		}
 		p = startProxy(t, true, b.URL(), "drain_timeout = \"1m\"\n")
 		conn, err := dial(p.addr, amqp.Config{})
@@ -218,14 +218,13 @@ func TestSIGTERMQuick(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer conn.Close()
-		at = time.Now()
 		p.signal(syscall.SIGTERM)
-		if code := p.wait(500 * time.Millisecond); code != -1 {
+		if code, ok := p.ended(500 * time.Millisecond); ok {
 			t.Errorf("with a client: ended at once, exit code %d", code)
 		}
 		p.signal(syscall.SIGTERM)
-		if code := p.wait(5 * time.Second); code < 0 {
-			t.Errorf("a second signal did not end it within 5 s")
+		if code, ok := p.ended(5 * time.Second); !ok || code < 0 {
+			t.Errorf("a second signal: exit code %d (ended: %v)", code, ok)
 		}
 	})
 }

@@ -71,12 +71,16 @@ func (b *bench) measure(ctx context.Context, p *peer, r row, profile string) (s 
 	if err := b.drain.ask(struct{}{}, &d0); err != nil {
 		return s, err
 	}
-	start, cpu := time.Now(), cpuTime(p.process(r.tls))
+	proc := p.process(r.tls)
+	if p.name == "direct" && r.bare {
+		proc = b.drain.cmd
+	}
+	start, cpu := time.Now(), cpuTime(proc)
 	if err := pause(ctx, b.o.each); err != nil {
 		return s, err
 	}
 	took := time.Since(start)
-	cpu = cpuTime(p.process(r.tls)) - cpu
+	cpu = cpuTime(proc) - cpu
 	if err := b.drain.ask(struct{}{}, &d1); err != nil {
 		return s, err
 	}

@@ -19,6 +19,9 @@ type step struct {
 	want amqp.Method
 }
 
+// dialer leaves out the keep-alive that a connection this short has no use for.
+var dialer = net.Dialer{KeepAlive: -1}
+
 type shortLife struct {
 	steps []step
 	rd    amqp.Reader
@@ -41,7 +44,7 @@ func newShortLife(size int) *shortLife {
 }
 
 func (s *shortLife) live(addr string) error {
-	conn, err := net.Dial("tcp", addr)
+	conn, err := dialer.Dial("tcp", addr)
 	if err != nil {
 		return err
 	}

@@ -115,7 +115,7 @@ func (t *table) note(format string, args ...any) {
 	t.notes = append(t.notes, fmt.Sprintf(format, args...))
 }
 
-const legend = "rate, p50/p99 where it is about latency, CPU time of the proxy for one operation; median of the rounds"
+const legend = "rate, p50/p99 where it is about latency, CPU time of the proxy for one operation; median of the rounds; direct: the stand-in's own CPU, a bare Go server's, where connects are counted"
 
 func (t *table) foot(took time.Duration) {
 	fmt.Println()

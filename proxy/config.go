@@ -31,8 +31,9 @@ type Listener struct {
 	Address string
 	// Mode is how clients accepted here share upstreams.
 	Mode PoolMode
-	// MatchProperties lets a session's upstream be reused only by clients whose
-	// client-properties are equal, byte for byte, to those it was opened with.
+	// MatchProperties lets an upstream, in mode session, be reused only by clients whose
+	// client-properties are equal, byte for byte, to those it was opened with. In the
+	// other modes sessions are reused by any client of their identity.
 	MatchProperties bool
 }
 
@@ -113,7 +114,7 @@ type Config struct {
 // DefaultConfig has every default; only Upstream and Listeners must be looked at.
 func DefaultConfig() Config {
 	return Config{
-		Listeners:           []Listener{{Address: "127.0.0.1:5673", Mode: PoolAuto}},
+		Listeners:           []Listener{{Address: "127.0.0.1:5673", Mode: PoolAuto, MatchProperties: true}},
 		Upstream:            Upstream{Host: "localhost", Port: 5672},
 		MaxChannels:         200,
 		SharedPrefetchLimit: 1000,

@@ -205,9 +205,10 @@ func (p *pool) promise(u *upstream) {
 	p.mu.Unlock()
 }
 
-// idleSession takes an upstream that was a session and is free, with the given
+// idleSession takes an upstream that was a session and is free, with the client's
 // client-properties if these are to match.
-func (p *pool) idleSession(c *client, match bool) *upstream {
+func (p *pool) idleSession(c *client) *upstream {
+	match := c.lst.Mode == PoolSession && c.lst.MatchProperties
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, u := range p.ups {

@@ -32,7 +32,7 @@ func (c *client) needSession(ch *channel, why amqp.Method) bool {
 // move for it.
 func (c *client) becomeSession() *amqp.Error {
 	c.settle()
-	u := c.pool.idleSession(c, c.lst.MatchProperties)
+	u := c.pool.idleSession(c)
 	if u == nil {
 		var e *amqp.Error
 		if u, e = c.openSession(); e != nil {
@@ -70,7 +70,7 @@ func (c *client) adopt(u *upstream) {
 // admittedSession is the verdict for a client that is a session from its start.
 func (c *client) admittedSession() *amqp.Error {
 	p := c.pool
-	if u := p.idleSession(c, c.lst.MatchProperties); u != nil {
+	if u := p.idleSession(c); u != nil {
 		c.session = u
 		c.hasSession.Store(true)
 		p.mu.Lock()

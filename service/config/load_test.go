@@ -49,8 +49,8 @@ func TestPrecedence(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []Listener{
-		{Address: "10.0.0.1", Port: 32, PoolMode: proxy.PoolAuto},
-		{Address: "127.0.0.1", Port: 2, PoolMode: proxy.PoolAuto},
+		{Address: "10.0.0.1", Port: 32, PoolMode: proxy.PoolAuto, MatchProperties: true},
+		{Address: "127.0.0.1", Port: 2, PoolMode: proxy.PoolAuto, MatchProperties: true},
 	}
 	if !reflect.DeepEqual(s.Listeners, want) {
 		t.Errorf("listeners are %v, want %v: the command line has the last word, on the first one", s.Listeners, want)

@@ -102,7 +102,7 @@ var Table = []Setting{
 		Help: "How clients share connections to the broker. shared: many clients on one connection. session: one client per connection while it is there, reused after. auto: shared until a client needs a connection of its own (an exclusive queue, an unbounded consumer, a bearer token), then a session.",
 		at:   func(_ *Settings, l *Listener) any { return &l.PoolMode }},
 	{Section: "listener", Key: "match_properties", Kind: KindBool,
-		Help: "With sessions: reuse a connection only for clients whose client-properties (connection_name first of all) equal those it was opened with, so that the broker shows the right names. Leave it off where applications put a process id into the name.",
+		Help: "In pool_mode session: reuse a connection only for clients whose client-properties (connection_name first of all) equal those it was opened with, so that the broker shows the right names. Set it to false where applications put a process id into the name. The other modes reuse sessions whatever the properties.",
 		at:   func(_ *Settings, l *Listener) any { return &l.MatchProperties }},
 
 	{Section: "upstream", Key: "url", Kind: KindURL, Env: "AMQP_URL", Live: true,

@@ -97,7 +97,8 @@ soak: ## hours of mixed traffic with faults, SOAKTIME long
 
 .PHONY: demo
 demo: ## one message per connection over 50 ms, straight and pooled (BROKER=amqp://…: with yours)
-	@go run ./proxy/proxytest/cmd/demo $(if $(BROKER),-broker '$(BROKER)')
+	@go build -o dist/bin/demo ./proxy/proxytest/cmd/demo
+	@dist/bin/demo $(if $(BROKER),-broker '$(BROKER)')
 
 .PHONY: bench
 bench: ## speed beside HAProxy (QUICK=1: under a minute; PEERS=name=host:port: others too)

@@ -63,3 +63,11 @@ sign() {
         -i https://github.com/amqproxysvc/amqproxysvc ${SIGN_URL:+-ts "$SIGN_URL"} -in "$1" -out "$2" >/dev/null ||
         die "osslsigncode could not sign ${1##*/}: are SIGN_CERT and SIGN_KEY a pair of PEM files?"
 }
+
+# copy_tree DIR: the sources as they are here, committed or not.
+copy_tree() {
+    mkdir -p "$1"
+    git -C "$TOP" ls-files -z --cached --others --exclude-standard |
+        (cd "$TOP" && xargs -0 sh -c 'for f; do [ ! -e "$f" ] || printf "%s\\0" "$f"; done' sh) |
+        tar -C "$TOP" --null --no-recursion -T - -cf - | tar -C "$1" -xmf -
+}

@@ -103,6 +103,21 @@ func (o *observer) drain(queue string, n int) {
 	}
 }
 
+// drainAny takes all of a queue, which must hold each of the numbers 0 to n-1 once. In
+// what order messages of different connections come nobody promises: a close that the
+// proxy answers at once is one that the broker has yet to see.
+func (o *observer) drainAny(queue string, n int) {
+	o.t.Helper()
+	seen := map[string]bool{}
+	for _, body := range o.take(queue, n) {
+		body = strings.TrimSuffix(body, "\n")
+		if i, err := strconv.Atoi(body); err != nil || i < 0 || i >= n || seen[body] {
+			o.t.Fatalf("%q is in the queue, twice or unlooked for", body)
+		}
+		seen[body] = true
+	}
+}
+
 // take removes n messages, which must be all that there are or come within patience.
 func (o *observer) take(queue string, n int) []string {
 	o.t.Helper()

@@ -75,8 +75,10 @@ func (p *pool) try(u *upstream, l lane) *upstream {
 }
 
 func (p *pool) fitsLocked(u *upstream, l lane) bool {
+	// Channels that are being closed carry no client any more, but have their id until the
+	// broker's close-ok: a distant broker has many on their way.
 	if u.session || u.owner.Load() != nil || u.retired || u.crowded.Load() > 0 ||
-		u.load >= min(p.s.cfg().MaxChannels, int(u.ids.limit)) {
+		u.load-int(u.closingN.Load()) >= p.s.cfg().MaxChannels || u.load >= int(u.ids.limit) {
 		return false
 	}
 	if u.lane == laneNone {

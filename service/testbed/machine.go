@@ -28,6 +28,8 @@ type machine struct {
 	nspawn *exec.Cmd
 	done   chan struct{}
 	init   int // PID 1's pid, seen from here
+	// private gives it a network of its own, with a loopback and nothing else.
+	private bool
 }
 
 // cachedRoot is the tarball of a fresh root, made when it is not there.
@@ -88,8 +90,12 @@ func (m *machine) boot(ctx context.Context) error {
 		return err
 	}
 	// PID 1 ignores TERM; when this process dies, nspawn and with it the machine is killed.
-	m.nspawn = exec.Command("sh", "-c", `echo $$ >"$1/cgroup.procs" && exec systemd-nspawn --quiet --directory="$2" --boot --register=no --keep-unit --console=pipe`,
-		"sh", m.cgroup, m.root)
+	args := []string{"-c", `echo $$ >"$1/cgroup.procs" && shift && exec systemd-nspawn "$@"`, "sh", m.cgroup,
+		"--quiet", "--directory=" + m.root, "--boot", "--register=no", "--keep-unit", "--console=pipe"}
+	if m.private {
+		args = append(args, "--private-network")
+	}
+	m.nspawn = exec.Command("sh", args...)
 	m.nspawn.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	var console bytes.Buffer
 	m.nspawn.Stdout, m.nspawn.Stderr = &console, &console
@@ -146,7 +152,7 @@ func childOf(pid int) int {
 func (m *machine) run(ctx context.Context, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
-	enter := []string{"-t", strconv.Itoa(m.init), "-m", "-u", "-i", "-p", "-C", "-r", "-w", "--",
+	enter := []string{"-t", strconv.Itoa(m.init), "-m", "-u", "-i", "-n", "-p", "-C", "-r", "-w", "--",
 		"env", "-i", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8"}
 	cmd := exec.CommandContext(ctx, "nsenter", append(enter, args...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

@@ -29,7 +29,7 @@ func run() int {
 	beds := []struct {
 		name string
 		run  func(*bed)
-	}{{"systemd", systemdBed}, {"wine", wineBed}}
+	}{{"systemd", systemdBed}, {"wine", wineBed}, {"operations", operationsBed}}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 
@@ -61,7 +61,7 @@ func run() int {
 		fmt.Printf("\n== %s ==\n", b.name)
 		one.do(b.run)
 		cancel()
-		line := fmt.Sprintf("%-8s %d steps passed, %d failed, %.0f s", b.name, one.passed, len(one.failed), time.Since(one.began).Seconds())
+		line := fmt.Sprintf("%-10s %d steps passed, %d failed, %.0f s", b.name, one.passed, len(one.failed), time.Since(one.began).Seconds())
 		if len(one.failed) > 0 {
 			code = 1
 			line += ": " + strings.Join(one.failed, "; ")

@@ -376,18 +376,20 @@ func (l *life) stopping() {
 		s.check(os.WriteFile(l.m.path("/etc/systemd/system/amqproxysvc.socket"), []byte(sock), 0o644))
 		l.sh(s, "systemctl", "daemon-reload")
 		l.sh(s, "systemctl", "enable", "--now", "amqproxysvc.socket")
+		defer func() {
+			_, _ = l.m.run(l.ctx, "systemctl", "disable", "--now", "amqproxysvc.socket")
+			_ = os.Remove(l.m.path("/etc/systemd/system/amqproxysvc.socket"))
+			_, _ = l.m.run(l.ctx, "systemctl", "daemon-reload")
+			_, _ = l.m.run(l.ctx, "systemctl", "restart", unit)
+		}()
 		s.traffic(l.port, 3) // the first connect starts the service
-		churn := []*client{s.start("churn", l.port), s.start("churn", l.port)}
-		for range 3 {
-			time.Sleep(700 * time.Millisecond)
+		churn := []*client{s.start("churn", l.port), s.start("churn", l.port), s.start("churn", l.port)}
+		for range 6 {
+			time.Sleep(400 * time.Millisecond)
 			l.sh(s, "systemctl", "restart", unit)
 		}
 		s.endAll(churn)
 		s.contains(l.journal(s, l.began), "socket_activated=1")
-		l.sh(s, "systemctl", "disable", "--now", "amqproxysvc.socket")
-		s.check(os.Remove(l.m.path("/etc/systemd/system/amqproxysvc.socket")))
-		l.sh(s, "systemctl", "daemon-reload")
-		l.sh(s, "systemctl", "restart", unit)
 	})
 }
 

@@ -69,6 +69,7 @@ type client struct {
 	reading    atomic.Bool   // in Read: silence is the client's own
 	closeAt    atomic.Int64  // when the socket is closed for good, 0: not closing
 	pubs       atomic.Bool   // has published
+	hoards     atomic.Bool   // holds room of the message buffer for a publish that is not whole
 	rested     atomic.Bool   // the reader has a fresh stack since the last bytes came
 	hasSession atomic.Bool   // session is not nil
 	held       bool          // counts against max_clients; guarded by Server.mu
@@ -91,7 +92,7 @@ type client struct {
 	lately   lateChannel
 	owed     map[uint16]struct{} // channels of which a late close-ok may still come
 	run      run
-	runSeq   uint64
+	runSeq   uint64 // from 1: a binding's is 0 before its first run
 	s0, e0   int // the run is buf[s0:e0]
 	buf      []byte
 	begun    *channel  // whose publish begins with the frame that is being routed

@@ -88,8 +88,18 @@ func (c *client) due() bool {
 	if hb != 0 && (now-c.out.LastWrite.Load() >= hb/2 || now-c.lastRead.Load() >= 2*hb) {
 		return true
 	}
+	if c.hoarding(now) {
+		return true
+	}
 	since := c.out.WriteSince.Load()
 	return since != 0 && now-since >= int64(c.s.cfg().WriteTimeout)
+}
+
+// hoarding tells whether the client holds room for a publish, has sent nothing for half of
+// write_timeout, which is how long others wait for room, and others do wait.
+func (c *client) hoarding(now int64) bool {
+	return c.hoards.Load() && c.reading.Load() &&
+		now-c.lastRead.Load() >= int64(c.s.cfg().WriteTimeout)/2 && c.s.budget.wanted()
 }
 
 func (c *client) tend() {
@@ -115,6 +125,12 @@ func (c *client) tend() {
 		silent >= int64(c.s.cfg().WriteTimeout) && !c.ownsUpstream() {
 		c.log(slog.LevelInfo, "client closed: it takes no data", "write_timeout", c.s.cfg().WriteTimeout)
 		c.closeSocket()
+		return
+	}
+	if c.hoarding(now) {
+		c.log(slog.LevelInfo, "client closed: it holds room of the message buffer and sends nothing", "silent_for", time.Duration(silent))
+		c.shut(amqp.Errorf(amqp.ResourceError, amqp.BasicPublish,
+			"a publish came to a halt half way while others wait for message_buffer = %d bytes", c.s.cfg().MessageBuffer), false)
 		return
 	}
 	hb := int64(c.heartbeat)

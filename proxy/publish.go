@@ -5,6 +5,7 @@ package proxy
 
 import (
 	"context"
+	"encoding/binary"
 	"log/slog"
 	"sync"
 
@@ -15,6 +16,7 @@ import (
 type spill struct {
 	p        []byte
 	reserved int64 // of the message buffer
+	last     int   // where the last frame begins, if it is a body; else 0
 }
 
 const (
@@ -77,6 +79,13 @@ func (g *budget) acquire(ctx context.Context, n int64) bool {
 	g.used -= n // it was served meanwhile
 	g.serveLocked()
 	return false
+}
+
+// wanted tells whether somebody waits for room.
+func (g *budget) wanted() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.queue) > 0
 }
 
 func (g *budget) release(n int64) {
@@ -167,7 +176,7 @@ func (c *client) cutOpen() {
 				ch.spill = &spill{}
 				c.spilling++
 			}
-			ch.spill.p = append(ch.spill.p, f...)
+			ch.spill.add(f)
 		} else {
 			kept += copy(c.buf[kept:], f)
 		}
@@ -206,11 +215,11 @@ func (c *client) reserveAll() {
 
 // reserve waits for room for a publish with a body of the given size. False: the client is being closed.
 func (c *client) reserve(sp *spill, body uint64) bool {
-	frames := int64(body)/(amqp.FrameMinSize-amqp.FrameOverhead) + 3
+	frames := int64(body)/(amqp.FrameMinSize/2-amqp.FrameOverhead) + 3 // see spill.add
 	need := int64(body) + frames*amqp.FrameOverhead
 	if !c.s.budget.try(need) {
 		c.settle()
-		// Whoever holds the room must go on sending or give it up: write_timeout bounds both.
+		// Whoever holds the room must go on sending or give it up, see client.hoarding.
 		ctx, cancel := context.WithTimeout(c.s.ctx, c.s.cfg().WriteTimeout)
 		defer cancel()
 		if !c.s.budget.acquire(ctx, need) {
@@ -220,6 +229,7 @@ func (c *client) reserve(sp *spill, body uint64) bool {
 		}
 	}
 	sp.reserved = need
+	c.hoards.Store(true)
 	switch room := min(need, spillStep); {
 	case room <= int64(cap(sp.p)):
 	case room > spillPooled/8 && room <= spillPooled:
@@ -234,7 +244,7 @@ func (c *client) reserve(sp *spill, body uint64) bool {
 // publish is sent.
 func (c *client) gather(ch *channel, f amqp.Frame) {
 	sp := ch.spill
-	sp.p = append(sp.p, f...)
+	sp.add(f)
 	if ch.content != noContent {
 		return
 	}
@@ -248,6 +258,26 @@ func (c *client) gather(ch *channel, f amqp.Frame) {
 	c.dropSpill(ch)
 }
 
+// add appends a frame. Small bodies become one, and empty ones nothing, so that a client
+// cannot have a small message take much room.
+func (sp *spill) add(f amqp.Frame) {
+	if f.Type() != amqp.FrameBody {
+		sp.p, sp.last = append(sp.p, f...), 0
+		return
+	}
+	body := f.Payload()
+	if len(body) == 0 {
+		return
+	}
+	if sp.last == 0 || len(sp.p)-sp.last+len(body) > amqp.FrameMinSize {
+		sp.last = len(sp.p)
+		sp.p = append(sp.p, f...)
+		return
+	}
+	sp.p = append(append(sp.p[:len(sp.p)-1], body...), amqp.FrameEnd)
+	binary.BigEndian.PutUint32(sp.p[sp.last+3:], uint32(len(sp.p)-sp.last-amqp.FrameOverhead))
+}
+
 func (c *client) dropSpill(ch *channel) {
 	if ch.spill != nil {
 		c.s.budget.release(ch.spill.reserved)
@@ -255,7 +285,9 @@ func (c *client) dropSpill(ch *channel) {
 			spillPool.Put((*[spillPooled]byte)(ch.spill.p[:spillPooled]))
 		}
 		ch.spill = nil
-		c.spilling--
+		if c.spilling--; c.spilling == 0 {
+			c.hoards.Store(false)
+		}
 	}
 }
 

@@ -179,7 +179,8 @@ func (s *Server) accept(ln net.Listener, lst *Listener) {
 
 // admit starts a client, if there is a place for it.
 func (s *Server) admit(conn net.Conn, lst *Listener) {
-	c := &client{s: s, conn: conn, raw: rawConn(conn), lst: lst, gone: make(chan struct{})}
+	c := &client{s: s, conn: conn, raw: rawConn(conn), lst: lst, gone: make(chan struct{}), runSeq: 1}
+	c.n = s.n.clientsTotal.Add(1)
 	c.started = s.now()
 	c.lastRead.Store(c.started)
 	c.out.Init(&c.mu, conn, &s.coarse, c.broken)
@@ -194,7 +195,6 @@ func (s *Server) admit(conn net.Conn, lst *Listener) {
 	s.clients[c] = struct{}{}
 	s.owners.Add(1)
 	s.mu.Unlock()
-	c.n = s.n.clientsTotal.Add(1)
 	go c.serve()
 }
 

@@ -171,10 +171,10 @@ func (u *upstream) send(r *run, gone <-chan struct{}) error {
 		u.mu.Unlock()
 		return err
 	}
-	body := r.body
+	prefix, body := r.prefix, r.body
 	for _, b := range r.bs {
 		if b.state != bOpen {
-			body = u.filterLocked(body, r.bs)
+			prefix, body = u.filterLocked(prefix, r.bs), u.filterLocked(body, r.bs)
 			break
 		}
 	}
@@ -184,11 +184,11 @@ func (u *upstream) send(r *run, gone <-chan struct{}) error {
 			u.closingLocked(x.b, x.silent, now)
 		}
 	}
-	if len(r.prefix) == 0 && len(body) >= throughMin && u.out.StartLocked() {
+	if len(prefix) == 0 && len(body) >= throughMin && u.out.StartLocked() {
 		u.mu.Unlock()
 		return u.out.Through(nil, body)
 	}
-	u.out.AppendLocked(r.prefix)
+	u.out.AppendLocked(prefix)
 	u.out.AppendLocked(body)
 	waiting := u.out.LenLocked()
 	u.mu.Unlock()

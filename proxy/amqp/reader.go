@@ -64,6 +64,8 @@ func (rd *Reader) room() {
 	switch {
 	case rd.need > len(rd.buf):
 		want = max(bigBuffer, rd.need)
+	case left == len(rd.buf): // whoever leaves all of it wants more, and a read needs room
+		want = max(bigBuffer, 2*left)
 	case len(rd.buf) == len(rd.home) && rd.w == len(rd.buf):
 		want = bigBuffer // the last read filled it: there is more
 	case left == 0 && len(rd.buf) > bigBuffer && rd.smalls > 0:

@@ -360,6 +360,26 @@ func TestReaderBySkip(t *testing.T) {
 	sameFrames(t, got, want, nil, nil)
 }
 
+// Whoever consumes nothing gets more room: a read into none would spin for ever.
+func TestReaderAlwaysHasRoom(t *testing.T) {
+	for _, small := range []int{HeaderLen + 1, 512, bigBuffer, 2 * bigBuffer} {
+		b := stream(512)
+		rd := NewReader(small, 131072)
+		src := &chunks{b: b}
+		for len(src.b) > 0 {
+			if _, err := rd.Fill(src); err != nil {
+				t.Fatalf("small buffer %d, %d octets held: %v", small, len(rd.Buffered()), err)
+			}
+		}
+		if !bytes.Equal(rd.Buffered(), b) {
+			t.Errorf("small buffer %d: %d octets are held, not the %d of the stream", small, len(rd.Buffered()), len(b))
+		}
+		got, err := readAll(t, rd, io.MultiReader())
+		want, _ := whole(b, 131072)
+		sameFrames(t, got, want, err, nil)
+	}
+}
+
 func TestReaderPassesReadErrorsOn(t *testing.T) {
 	rd := NewReader(64, 0)
 	n, err := rd.Fill(io.MultiReader())

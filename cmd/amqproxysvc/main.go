@@ -20,7 +20,15 @@ import (
 // version is set by the build: -ldflags "-X main.version=1.2.3".
 var version = ""
 
+// gcPercent suits a sidecar, see main.
+const gcPercent = 50
+
 func main() {
+	// The hot path makes no garbage and a proxy beside an application should be small: the
+	// heap may grow by half between collections, not by all. GOGC in the environment wins.
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
 	os.Exit(run(os.Args[1:], os.Stderr))
 }
 

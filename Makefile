@@ -93,7 +93,7 @@ compat: deps ## the client libraries' own test suites, straight and through the 
 
 .PHONY: soak
 soak: ## hours of mixed traffic with faults, SOAKTIME long
-	$(GOTEST) -C proxy/proxytest/integration -race -timeout 0 -run '^TestSoak$$' ./...
+	SOAK=1 $(GOTEST) -C proxy/proxytest/integration -race -timeout 0 -run '^TestSoak$$' ./...
 
 .PHONY: demo
 demo: ## one message per connection over 50 ms, straight and pooled (BROKER=amqp://…: with yours)

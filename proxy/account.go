@@ -16,7 +16,8 @@ type accountKey struct{ user, secret string }
 
 // brokerInfo is what a broker's handshake told of it.
 type brokerInfo struct {
-	properties []byte // inside of server-properties
+	startFrame atomic.Pointer[[]byte] // connection.start for clients, made when first needed
+	properties []byte                 // inside of server-properties
 	mechanisms string
 	tune       amqp.Tune
 	confirms   bool
@@ -27,6 +28,8 @@ type account struct {
 	key accountKey
 	// info is that of the newest handshake of this account.
 	info atomic.Pointer[brokerInfo]
+	// props are the client-properties of the newest client that had other ones.
+	props atomic.Pointer[[]byte]
 
 	// Guarded by Server.logins.
 	refs   int // clients, and pools
@@ -82,7 +85,7 @@ func (s *Server) authenticate(c *client, key accountKey, props []byte) (*account
 		if f == nil {
 			f = &flight{done: make(chan struct{})}
 			a.flight = f
-			go s.verify(a, f, props)
+			s.spawn(func() { s.verify(a, f, props) })
 		}
 		l.mu.Unlock()
 		select {
@@ -102,8 +105,16 @@ func (s *Server) verify(a *account, f *flight, props []byte) {
 	l := &s.logins
 	l.mu.Lock()
 	a.flight = nil
+	if err == nil && s.ctx.Err() != nil {
+		s.endSpare(u)
+		err = errStopping
+	}
 	f.err = err
 	if err == nil {
+		if a.spare != nil {
+			s.endSpare(a.spare)
+		}
+		u.spare = true
 		a.known, a.spare = true, u
 		a.info.Store(u.serverInfo)
 		a.verified.Store(s.now())
@@ -137,16 +148,33 @@ func (s *Server) login(key accountKey, props []byte) (*upstream, *amqp.Error) {
 func (s *Server) dropSpare(a *account, u *upstream) {
 	l := &s.logins
 	l.mu.Lock()
-	mine := a.spare == u
-	if mine {
+	defer l.mu.Unlock()
+	if a.spare == u {
 		a.spare = nil
+		s.endSpare(u)
 	}
 	s.tidyLocked(a)
-	l.mu.Unlock()
-	if mine {
-		_ = u.conn.Close()
-		s.gate.give()
+}
+
+// dropSpares closes at most n connections that wait for their vhost to be named.
+func (s *Server) dropSpares(n int) {
+	l := &s.logins
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, a := range l.accounts {
+		if a.spare != nil && n > 0 {
+			s.endSpare(a.spare)
+			a.spare = nil
+			s.tidyLocked(a)
+			n--
+		}
 	}
+}
+
+// endSpare closes a connection on which no vhost was opened.
+func (s *Server) endSpare(u *upstream) {
+	go func() { _ = u.conn.Close() }() // with TLS it says goodbye first
+	s.gate.give()
 }
 
 // takeSpare takes the account's spare connection if it was opened with the given
@@ -231,7 +259,7 @@ func (s *Server) admitted(c *client, p *pool) *amqp.Error {
 		if p.verified != 0 && p.usableLocked() {
 			if s.now()-p.verified > int64(cfg.AuthTTL) && !p.rechecking {
 				p.rechecking = true
-				go p.recheck()
+				p.s.spawn(p.recheck)
 			}
 			p.mu.Unlock()
 			s.n.reuseHits.Add(1)
@@ -241,7 +269,7 @@ func (s *Server) admitted(c *client, p *pool) *amqp.Error {
 		if f == nil {
 			f = &flight{done: make(chan struct{})}
 			p.login = f
-			go p.firstLogin(f)
+			p.s.spawn(func() { p.firstLogin(f) })
 		}
 		p.mu.Unlock()
 		select {
@@ -281,7 +309,7 @@ func (p *pool) firstLogin(f *flight) {
 	f.err = err
 	p.login = nil
 	p.mu.Unlock()
-	if err != nil && refusal(err) {
+	if err != nil && refusal(err) && !limitReached(err) {
 		p.s.forget(p, err)
 	}
 	close(f.done)

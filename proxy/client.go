@@ -56,7 +56,6 @@ type client struct {
 	account   *account
 	pool      *pool
 	user      string
-	name      string // connection_name
 	props     []byte // client-properties as sent
 	caps      capabilities
 	frameMax  uint32
@@ -92,8 +91,9 @@ type client struct {
 	lately   lateChannel
 	owed     map[uint16]struct{} // channels of which a late close-ok may still come
 	run      run
+	few      runRoom
 	runSeq   uint64 // from 1: a binding's is 0 before its first run
-	s0, e0   int // the run is buf[s0:e0]
+	s0, e0   int    // the run is buf[s0:e0]
 	buf      []byte
 	begun    *channel  // whose publish begins with the frame that is being routed
 	gathered int       // publishes that begin in the run and are not whole
@@ -193,8 +193,8 @@ func (c *client) log(level slog.Level, msg string, args ...any) {
 	if c.pool != nil {
 		args = append(args, "vhost", c.pool.id.vhost)
 	}
-	if c.name != "" {
-		args = append(args, "name", c.name)
+	if name := c.name(); name != "" {
+		args = append(args, "name", name)
 	}
 	c.s.log.Log(bg, level, msg, args...)
 }

@@ -30,7 +30,7 @@ func (c *client) handshake() bool {
 		return false
 	}
 	info := c.s.brokerOrDefault()
-	c.send(amqp.AppendStart(nil, c.s.startProperties(info), mechanisms, "en_US"))
+	c.send(c.s.startFrame(info))
 
 	f, ok := c.expect(amqp.ConnectionStartOk)
 	if !ok || !c.startOk(f) {
@@ -182,7 +182,7 @@ func (c *client) end0(e *amqp.Error) {
 // startOk takes user, secret and client-properties, and gets the verdict on them.
 func (c *client) startOk(f amqp.Frame) bool {
 	a := amqp.ReadArgs(f)
-	c.props = c.s.clientProperties(a.LongStr())
+	c.props = a.LongStr() // in the read buffer still, see keepProperties
 	mechanism := string(a.Str())
 	response := a.LongStr()
 	if typ, caps, ok := amqp.Lookup(c.props, "capabilities"); ok && typ == 'F' {
@@ -192,7 +192,6 @@ func (c *client) startOk(f amqp.Frame) bool {
 			blocked:          amqp.LookupBool(caps, "connection.blocked"),
 		}
 	}
-	c.name = amqp.LookupString(c.props, "connection_name")
 	key, ok, known := parseResponse(mechanism, response)
 	if !known {
 		c.end0(amqp.Errorf(amqp.CommandInvalid, amqp.ConnectionStartOk,
@@ -208,6 +207,7 @@ func (c *client) startOk(f amqp.Frame) bool {
 	c.isSession = c.lst.Mode == PoolSession || (c.lst.Mode == PoolAuto && isBearerToken(key.secret)) ||
 		c.s.hasOffended(c)
 	if c.isSession {
+		c.props = bytes.Clone(c.props)
 		props = c.props
 	}
 	if e := c.s.waitPlace(c); e != nil {
@@ -223,8 +223,24 @@ func (c *client) startOk(f amqp.Frame) bool {
 		return false
 	}
 	c.account = account
+	c.user = account.key.user
+	c.keepProperties()
 	return true
 }
+
+// keepProperties takes the client-properties out of the read buffer. Clients of one
+// account mostly have the same ones: they share one copy.
+func (c *client) keepProperties() {
+	if shared := c.account.props.Load(); shared != nil && bytes.Equal(*shared, c.props) {
+		c.props = *shared
+		return
+	}
+	c.props = bytes.Clone(c.props)
+	c.account.props.Store(&c.props)
+}
+
+// name is the connection_name that the client gave itself, or "".
+func (c *client) name() string { return amqp.LookupString(c.props, "connection_name") }
 
 // refuseLogin ends a client whose login failed, as loudly as it can hear.
 func (c *client) refuseLogin(e *amqp.Error) {

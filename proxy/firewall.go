@@ -158,7 +158,7 @@ func (c *client) offender() offender {
 	if err != nil {
 		host = c.conn.RemoteAddr().String()
 	}
-	return offender{host, c.user, c.name}
+	return offender{host, c.user, c.name()}
 }
 
 // hasOffended tells whether the client, or one like it, must have a session.
@@ -193,7 +193,7 @@ func (u *upstream) blame(e *amqp.Error) {
 			s.offenders[c.offender()] = s.now() + int64(offenceTime)
 			s.offences.Store(int32(len(s.offenders)))
 			s.mu.Unlock()
-			attrs = append(attrs, "client", c.n, "address", c.conn.RemoteAddr().String(), "name", c.name)
+			attrs = append(attrs, "client", c.n, "address", c.conn.RemoteAddr().String(), "name", c.name())
 		}
 	}
 	s.log.Error("broker closed a connection for an error of a client", attrs...)
@@ -255,7 +255,7 @@ func (s *Server) lateError(u *upstream, ch *channel, e *amqp.Error) {
 	s.n.lateErrors.Add(1)
 	c := ch.c
 	s.log.Warn("late error for a channel that was closed already", "client", c.n,
-		"address", c.conn.RemoteAddr().String(), "name", c.name, "user", c.user, "vhost", u.vhost(),
+		"address", c.conn.RemoteAddr().String(), "name", c.name(), "user", c.user, "vhost", u.vhost(),
 		"upstream", u.n, "code", e.Code, "reason", e.Text, "method", e.Method.String())
 }
 

@@ -215,7 +215,7 @@ func (u *upstream) answerOverdue(now int64) {
 		}
 	}
 	for range crossed {
-		u.pool.release(u)
+		u.pool.lose(u)
 	}
 }
 

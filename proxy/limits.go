@@ -41,8 +41,8 @@ func (g *gate) take(p *pool) *amqp.Error {
 		setting, bound := "max_upstreams", cfg.MaxUpstreams
 		g.mu.Lock()
 		full := bound > 0 && g.used >= bound
-		if most := cfg.MaxUpstreamsPerIdentity; !full && p != nil && most > 0 && p.size() >= most {
-			full, setting, bound = true, "max_upstreams_per_identity", most
+		if !full && p != nil && !p.arrives(cfg.MaxUpstreamsPerIdentity) {
+			full, setting, bound = true, "max_upstreams_per_identity", cfg.MaxUpstreamsPerIdentity
 		}
 		if !full {
 			g.used++
@@ -65,8 +65,8 @@ func (g *gate) take(p *pool) *amqp.Error {
 		g.mu.Unlock()
 		if setting == "max_upstreams" {
 			g.s.evictIdle()
-		} else if u := p.oldestIdleSession(); u != nil {
-			u.close("its place is needed")
+		} else {
+			p.evictSession()
 		}
 		select {
 		case <-changed:
@@ -117,23 +117,32 @@ func (g *gate) waiting() (n int, longest time.Duration) {
 	return len(g.waits), longest
 }
 
-// size is how many upstreams the pool has.
-func (p *pool) size() int {
+// arrives counts an upstream that is about to be opened, unless there are as many as bound
+// (0: none) says, those being opened included.
+func (p *pool) arrives(bound int) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return len(p.ups)
+	if bound > 0 && len(p.ups)+p.opening >= bound && !p.rechecking {
+		return false
+	}
+	p.opening++
+	return true
 }
 
-// evictIdle closes the upstream that has been idle longest, of any identity.
+// evictIdle closes the upstream that has been idle longest, of any identity, or else a
+// connection that waits for its vhost to be named.
 func (s *Server) evictIdle() {
 	var oldest *upstream
+	var since time.Time
 	for _, p := range s.allPools() {
-		if u := p.oldestIdle(); u != nil && (oldest == nil || u.idleFrom.Before(oldest.idleFrom)) {
-			oldest = u
+		if u, t := p.oldestIdle(); u != nil && (oldest == nil || t.Before(since)) {
+			oldest, since = u, t
 		}
 	}
-	if oldest != nil {
-		oldest.retire()
+	switch {
+	case oldest == nil:
+		s.dropSpares(1)
+	case oldest.retireIdle():
 		oldest.close("its place is needed")
 	}
 }

@@ -30,6 +30,7 @@ type pool struct {
 
 	mu         sync.Mutex // guards all below and the pool's part of its upstreams
 	ups        []*upstream
+	opening    int // upstreams that are being opened
 	clients    int
 	waiting    int   // channels that wait for a place
 	verified   int64 // when the broker last accepted the identity, coarse clock; 0: never
@@ -59,26 +60,30 @@ func (p *pool) try(u *upstream, l lane) *upstream {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if u != nil && p.fitsLocked(u, l) {
-		u.load++
-		return u
+		return u.takenLocked(l)
 	}
 	for _, u := range p.ups {
 		if p.fitsLocked(u, l) {
-			if u.lane == laneNone {
-				u.lane = max(l, lanePublish)
-			}
-			u.load++
-			return u
+			return u.takenLocked(l)
 		}
 	}
 	return nil
+}
+
+// takenLocked counts a channel more, whose lane becomes that of an upstream that has none.
+func (u *upstream) takenLocked(l lane) *upstream {
+	if u.lane == laneNone {
+		u.lane = max(l, lanePublish)
+	}
+	u.load++
+	return u
 }
 
 func (p *pool) fitsLocked(u *upstream, l lane) bool {
 	// Channels that are being closed carry no client any more, but have their id until the
 	// broker's close-ok: a distant broker has many on their way.
 	if u.session || u.owner.Load() != nil || u.retired || u.crowded.Load() > 0 ||
-		u.load-int(u.closingN.Load()) >= p.s.cfg().MaxChannels || u.load >= int(u.ids.limit) {
+		u.load-int(u.closingN.Load()) >= p.s.cfg().MaxChannels || u.load+u.lost >= int(u.ids.limit) {
 		return false
 	}
 	if u.lane == laneNone {
@@ -117,7 +122,7 @@ func (p *pool) acquire(c *client, l lane) (*upstream, *amqp.Error) {
 		if f == nil {
 			f = &flight{done: make(chan struct{})}
 			p.dialling = f
-			go p.dialShared(f)
+			p.s.spawn(func() { p.dialShared(f) })
 		}
 		changed := p.changedLocked()
 		p.waiting++
@@ -164,12 +169,21 @@ func (p *pool) dialShared(f *flight) {
 
 // addLocked takes an upstream that the broker has just accepted.
 func (p *pool) addLocked(u *upstream) {
+	p.arrivedLocked(u)
 	p.ups = append(p.ups, u)
 	p.verified = p.s.now()
 	p.account.verified.Store(p.verified)
 	u.idleFrom = p.s.clock()
 	u.start(p)
 	p.notifyLocked()
+}
+
+// arrivedLocked ends the count of an upstream as one that is being opened.
+func (p *pool) arrivedLocked(u *upstream) {
+	if u.arriving {
+		u.arriving = false
+		p.opening--
+	}
 }
 
 // remove takes out an upstream that has ended.
@@ -200,6 +214,14 @@ func (p *pool) release(u *upstream) {
 	p.s.gate.pokeIfWaiting()
 }
 
+// lose gives back the place of a channel whose id can never be used again.
+func (p *pool) lose(u *upstream) {
+	p.mu.Lock()
+	u.lost++
+	p.mu.Unlock()
+	p.release(u)
+}
+
 // promise gives a session's channel its place.
 func (p *pool) promise(u *upstream) {
 	p.mu.Lock()
@@ -215,8 +237,7 @@ func (p *pool) idleSession(c *client) *upstream {
 	defer p.mu.Unlock()
 	for _, u := range p.ups {
 		if u.session && u.owner.Load() == nil && u.load == 0 && !u.retired &&
-			(!match || bytes.Equal(u.props, c.props)) {
-			u.owner.Store(c)
+			(!match || bytes.Equal(u.props, c.props)) && u.giveTo(c) {
 			return u
 		}
 	}
@@ -239,7 +260,11 @@ func (p *pool) giveBack(u *upstream) {
 func (p *pool) leave() {
 	p.mu.Lock()
 	p.clients--
+	forgotten := p.forgotten
 	p.mu.Unlock()
+	if forgotten {
+		p.leaveForgotten()
+	}
 }
 
 // tend retires what is old and closes what is idle. empty: nothing is left of the pool.
@@ -268,36 +293,66 @@ func (p *pool) emptyLocked() bool {
 	return len(p.ups) == 0 && p.clients == 0 && p.login == nil && p.dialling == nil && !p.rechecking
 }
 
-// oldestIdle is the upstream that has been idle longest, or nil.
-func (p *pool) oldestIdle() *upstream { return p.oldest(func(*upstream) bool { return true }) }
-
-// oldestIdleSession is the former session that has been idle longest, or nil.
-func (p *pool) oldestIdleSession() *upstream {
-	return p.oldest(func(u *upstream) bool { return u.session })
-}
-
-func (p *pool) oldest(fit func(*upstream) bool) *upstream {
+// oldestIdle is the upstream that has been idle longest and since when, or nil.
+func (p *pool) oldestIdle() (oldest *upstream, since time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	var oldest *upstream
 	for _, u := range p.ups {
-		if fit(u) && u.load == 0 && u.owner.Load() == nil && !u.retired && (oldest == nil || u.idleFrom.Before(oldest.idleFrom)) {
-			oldest = u
+		if u.idleLocked() && (oldest == nil || u.idleFrom.Before(since)) {
+			oldest, since = u, u.idleFrom
 		}
 	}
-	return oldest
+	return oldest, since
+}
+
+// evictSession closes a former session that is idle.
+func (p *pool) evictSession() {
+	p.mu.Lock()
+	i := slices.IndexFunc(p.ups, func(u *upstream) bool { return u.session && u.idleLocked() })
+	var u *upstream
+	if i >= 0 {
+		u = p.ups[i]
+		u.retired = true
+	}
+	p.mu.Unlock()
+	if u != nil {
+		u.close("its place is needed")
+	}
+}
+
+func (u *upstream) idleLocked() bool { return u.load == 0 && u.owner.Load() == nil && !u.retired }
+
+// retireIdle retires an upstream that is idle still. False: somebody has it now.
+func (u *upstream) retireIdle() bool {
+	u.pool.mu.Lock()
+	defer u.pool.mu.Unlock()
+	if !u.idleLocked() {
+		return false
+	}
+	u.retired = true
+	return true
 }
 
 // forget is called when the broker refuses the identity: who is connected stays, nobody
 // new comes in unless the broker accepts them.
 func (p *pool) forget() {
-	var ends []*upstream
 	p.mu.Lock()
 	p.forgotten, p.verified = true, 0
-	for _, u := range p.ups {
-		u.retired = true
-		if u.load == 0 && u.owner.Load() == nil {
-			ends = append(ends, u)
+	p.mu.Unlock()
+	p.leaveForgotten()
+}
+
+// leaveForgotten ends what is idle of a forgotten pool whose last client has left. Until
+// then its clients need the upstreams: the broker opens no others for them.
+func (p *pool) leaveForgotten() {
+	var ends []*upstream
+	p.mu.Lock()
+	if p.forgotten && p.clients == 0 {
+		for _, u := range p.ups {
+			u.retired = true
+			if u.load == 0 && u.owner.Load() == nil {
+				ends = append(ends, u)
+			}
 		}
 	}
 	p.mu.Unlock()
@@ -309,17 +364,25 @@ func (p *pool) forget() {
 // recheck verifies the identity anew, behind a login that was served already.
 func (p *pool) recheck() {
 	u, err := p.s.openUpstream(p, nil)
+	spare := false
 	p.mu.Lock()
 	p.rechecking = false
-	if err == nil {
+	switch {
+	case err != nil:
+	case p.usableLocked():
+		p.arrivedLocked(u)
 		p.verified = p.s.now()
 		p.account.verified.Store(p.verified)
 		u.start(p)
+		spare = true
+	default:
+		p.addLocked(u) // the place for it was made by closing the last one
 	}
 	p.mu.Unlock()
 	switch {
-	case err == nil:
+	case spare:
 		u.close("verified")
+	case err == nil:
 	case refusal(err) && !limitReached(err):
 		p.s.log.Warn("identity refused by the broker, no longer served", "user", p.id.user, "vhost", p.id.vhost,
 			"code", err.Code, "reason", err.Text)
@@ -333,7 +396,8 @@ func refusal(e *amqp.Error) bool { return e.Code == amqp.AccessRefused || e.Code
 // limitReached tells a verdict on numbers (of connections, of channels) from one on the
 // identity. RabbitMQ has one code for both; only its text differs.
 func limitReached(e *amqp.Error) bool {
-	return e.Code == amqp.NotAllowed && strings.Contains(e.Text, "limit")
+	return e.Code == amqp.NotAllowed &&
+		(strings.HasSuffix(e.Text, "is reached") || strings.Contains(e.Text, "has reached the maximum allowed"))
 }
 
 // openUpstream dials, logs in and opens the vhost. Places are bounded; props nil: the proxy's own.
@@ -350,9 +414,13 @@ func (s *Server) openUpstream(p *pool, props []byte) (*upstream, *amqp.Error) {
 		}
 	}
 	if err != nil {
+		p.mu.Lock()
+		p.opening--
+		p.mu.Unlock()
 		s.gate.give()
 		return nil, err
 	}
+	u.arriving = true
 	u.account = p.account
 	p.account.info.Store(u.serverInfo)
 	return u, nil

@@ -14,10 +14,10 @@ func (s *Server) brokerOrDefault() *brokerInfo {
 	if info := s.broker.Load(); info != nil {
 		return info
 	}
-	return defaultBroker
+	return s.noBroker
 }
 
-var defaultBroker = func() *brokerInfo {
+func defaultBroker() *brokerInfo {
 	var caps []byte
 	for _, name := range []string{"publisher_confirms", "exchange_exchange_bindings", "basic.nack",
 		"consumer_cancel_notify", "connection.blocked", "consumer_priorities",
@@ -29,16 +29,21 @@ var defaultBroker = func() *brokerInfo {
 	p = amqp.AppendStringField(p, "version", "3.10.8")
 	p = amqp.AppendStringField(p, "platform", "Erlang/OTP")
 	return &brokerInfo{properties: p, mechanisms: mechanisms, confirms: true}
-}()
-
-// startProperties is the inside of the server-properties for clients.
-func (s *Server) startProperties(info *brokerInfo) []byte {
-	p := append(make([]byte, 0, len(info.properties)+64), info.properties...)
-	return amqp.AppendStringField(p, proxyField, "amqproxysvc "+s.cfg().Version)
 }
 
-// clientProperties is the inside of a session's client-properties: the client's, and the proxy.
-func (s *Server) clientProperties(own []byte) []byte {
-	p := append(make([]byte, 0, len(own)+64), own...)
+// startFrame is connection.start for clients: the broker's, and the proxy's field.
+func (s *Server) startFrame(info *brokerInfo) []byte {
+	if f := info.startFrame.Load(); f != nil {
+		return *f
+	}
+	p := s.withProxy(info.properties)
+	f := amqp.AppendStart(nil, p, mechanisms, "en_US")
+	info.startFrame.Store(&f)
+	return f
+}
+
+// withProxy is a copy of properties with the field that names this proxy.
+func (s *Server) withProxy(properties []byte) []byte {
+	p := append(make([]byte, 0, len(properties)+64), properties...)
 	return amqp.AppendStringField(p, proxyField, "amqproxysvc "+s.cfg().Version)
 }

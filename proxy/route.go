@@ -359,10 +359,18 @@ func (c *client) bind(ch *channel, l lane) *binding {
 		b, prefix, failed := u.bind(ch, c.run.prefix)
 		if failed != nil {
 			c.pool.release(u)
-			if failed == errNoID && u == c.session && c.awaitID(u) {
-				continue
+			switch {
+			case c.phase.Load() != phaseRunning:
+				return nil
+			case u != c.session:
+				c.dropUpstream(u)
+			case failed != errNoID:
+				c.die(u.why())
+				return nil
+			case !c.awaitID(u):
+				c.die(amqp.Errorf(amqp.ConnectionForced, 0, "the broker closes no channel within %v", c.s.cfg().CloseTimeout))
+				return nil
 			}
-			c.dropUpstream(u)
 			continue
 		}
 		c.run.u, c.run.prefix = u, prefix

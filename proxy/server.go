@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"os"
 	"sync"
@@ -36,7 +37,9 @@ type Server struct {
 	budget budget
 	logins logins
 	broker atomic.Pointer[brokerInfo] // of the newest handshake
-	down   atomic.Pointer[outage]
+	// noBroker stands in before the first one: RabbitMQ's values.
+	noBroker *brokerInfo
+	down     atomic.Pointer[outage]
 
 	rests     atomic.Int64 // clients that came to rest lately
 	restsSeen int64        // the janitor's
@@ -82,6 +85,7 @@ func New(cfg Config) (*Server, error) {
 		s.log = slog.Default()
 	}
 	s.host, _ = os.Hostname()
+	s.noBroker = defaultBroker()
 	s.ctx, s.stop = context.WithCancel(bg)
 	s.gate.s = s
 	s.logins.accounts = make(map[accountKey]*account)
@@ -183,6 +187,8 @@ func (s *Server) admit(conn net.Conn, lst *Listener) {
 	c.n = s.n.clientsTotal.Add(1)
 	c.started = s.now()
 	c.lastRead.Store(c.started)
+	c.run.init(&c.few)
+	c.chans.few = c.few.chans[:0]
 	c.out.Init(&c.mu, conn, &s.coarse, c.broken)
 	c.rd.Init(make([]byte, clientBuffer), handshakeFrame)
 	s.mu.Lock()
@@ -228,6 +234,23 @@ func (s *Server) upstreamUp(u *upstream) bool {
 	s.mu.Unlock()
 	s.n.upstreamsTotal.Add(1)
 	return true
+}
+
+// spawn runs f in a goroutine that the server waits for at its end. The locks of pools and
+// logins may be held.
+func (s *Server) spawn(f func()) {
+	s.mu.Lock()
+	owned := !s.ended
+	if owned {
+		s.owners.Add(1)
+	}
+	s.mu.Unlock()
+	go func() {
+		if owned {
+			defer s.owners.Done()
+		}
+		f()
+	}()
 }
 
 func (s *Server) readerGone(u *upstream) {
@@ -291,6 +314,7 @@ func (s *Server) Reload(cfg Config) (needRestart []string, err error) {
 	if moved {
 		// What stands is used up; what comes goes to the new broker.
 		s.down.Store(nil)
+		s.dropSpares(math.MaxInt)
 		for _, p := range s.allPools() {
 			p.retireAll()
 		}
@@ -409,6 +433,7 @@ func (s *Server) end(err error) {
 	}
 	s.mu.Unlock()
 	s.stop()
+	s.dropSpares(math.MaxInt)
 	for _, ln := range listeners {
 		_ = ln.Close()
 	}

@@ -76,7 +76,7 @@ func (c *client) admittedSession() *amqp.Error {
 		p.mu.Lock()
 		if c.s.now()-p.verified > int64(c.s.cfg().AuthTTL) && !p.rechecking {
 			p.rechecking = true
-			go p.recheck()
+			c.s.spawn(p.recheck)
 		}
 		p.mu.Unlock()
 		c.s.n.reuseHits.Add(1)
@@ -326,7 +326,7 @@ func (c *client) awaitID(u *upstream) bool {
 	for {
 		c.pool.mu.Lock()
 		changed := c.pool.changedLocked()
-		free := u.load < int(u.ids.limit)
+		free := u.load+u.lost < int(u.ids.limit)
 		c.pool.mu.Unlock()
 		if free {
 			return true

@@ -46,6 +46,7 @@ type upstream struct {
 	pool       *pool  // nil before connection.open
 	props      []byte // client-properties it was opened with
 	own        bool   // these are the proxy's own
+	spare      bool   // it has waited for its vhost to be named
 	session    bool   // opened with a client's own properties
 	tune       amqp.Tune
 	serverInfo *brokerInfo
@@ -75,6 +76,8 @@ type upstream struct {
 	// Guarded by pool.mu.
 	lane     lane
 	load     int  // ids in use or promised
+	lost     int  // ids that are neither in use nor can be used again
+	arriving bool // counted in pool.opening
 	retired  bool // takes no new channels, ends with its last
 	idleFrom time.Time
 
@@ -153,6 +156,18 @@ type run struct {
 type closing struct {
 	b      *binding
 	silent bool
+}
+
+// runRoom is where the slices of a run and of a channel set begin: most clients need no more.
+type runRoom struct {
+	prefix [48]byte // open, qos and confirm.select
+	bs     [1]*binding
+	closes [1]closing
+	chans  [1]*channel
+}
+
+func (r *run) init(room *runRoom) {
+	r.prefix, r.bs, r.closes = room.prefix[:0], room.bs[:0], room.closes[:0]
 }
 
 func (r *run) reset() {
@@ -362,6 +377,7 @@ func (u *upstream) vhost() string {
 // close ends the upstream politely: connection.close, and the socket when the broker
 // answered or after a while.
 func (u *upstream) close(reason string) {
+	u.retire()
 	u.mu.Lock()
 	if u.failed != nil || u.closing {
 		u.mu.Unlock()
@@ -376,6 +392,27 @@ func (u *upstream) close(reason string) {
 	time.AfterFunc(u.s.cfg().CloseTimeout, func() {
 		u.fail(&amqp.Error{Code: amqp.ConnectionForced, Text: "CONNECTION_FORCED - closed"}, false)
 	})
+}
+
+// giveTo makes the client the owner of an upstream that nobody has. False: it has ended.
+func (u *upstream) giveTo(c *client) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.failed != nil || u.closing {
+		return false
+	}
+	u.owner.Store(c)
+	return true
+}
+
+// why is the error of an upstream that has ended or is about to.
+func (u *upstream) why() *amqp.Error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if e, ok := u.failed.(*amqp.Error); ok {
+		return e
+	}
+	return amqp.Errorf(amqp.ConnectionForced, 0, "%v", errUpstreamGone)
 }
 
 // alive tells whether channels may be bound here.

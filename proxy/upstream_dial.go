@@ -131,12 +131,16 @@ func (u *upstream) logIn(key accountKey) *amqp.Error {
 	if err != nil {
 		return u.s.unreachable(err)
 	}
+	props := u.props
+	if !u.own {
+		props = u.s.withProxy(props)
+	}
 	mechanism, response := "PLAIN", []byte("\x00"+key.user+"\x00"+key.secret)
 	if !hasWord(info.mechanisms, mechanism) && hasWord(info.mechanisms, "AMQPLAIN") {
 		mechanism = "AMQPLAIN"
 		response = amqp.AppendStringField(amqp.AppendStringField(nil, "LOGIN", key.user), "PASSWORD", key.secret)
 	}
-	if _, err := u.conn.Write(amqp.AppendStartOk(nil, u.props, mechanism, response, "en_US")); err != nil {
+	if _, err := u.conn.Write(amqp.AppendStartOk(nil, props, mechanism, response, "en_US")); err != nil {
 		return u.s.unreachable(err)
 	}
 	f, err = u.next()
@@ -175,7 +179,23 @@ func refusedLogin(mechanism string) *amqp.Error {
 // open is the second half: tune-ok and connection.open in one go.
 func (u *upstream) open(ctx context.Context, vhost string) *amqp.Error {
 	stop := context.AfterFunc(ctx, func() { _ = u.conn.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
+	e := u.opens(vhost)
+	if !stop() && e == nil {
+		e = u.broke(ctx.Err())
+	}
+	return e
+}
+
+// broke is the error of a handshake that did not come to its end. A connection that has
+// waited for its vhost may have died meanwhile: that is no outage of the broker.
+func (u *upstream) broke(err error) *amqp.Error {
+	if u.spare {
+		return amqp.Errorf(amqp.ConnectionForced, 0, "the connection to the broker was lost: %v", err)
+	}
+	return u.s.unreachable(err)
+}
+
+func (u *upstream) opens(vhost string) *amqp.Error {
 	t := u.serverInfo.tune
 	if want := u.s.cfg().Heartbeat; want > 0 && (t.Heartbeat == 0 || int(want/time.Second) < int(t.Heartbeat)) {
 		t.Heartbeat = uint16(want / time.Second)
@@ -188,11 +208,11 @@ func (u *upstream) open(ctx context.Context, vhost string) *amqp.Error {
 	}
 	p := amqp.AppendOpen(amqp.AppendTune(nil, amqp.ConnectionTuneOk, t), vhost)
 	if _, err := u.conn.Write(p); err != nil {
-		return u.s.unreachable(err)
+		return u.broke(err)
 	}
 	f, err := u.next()
 	if err != nil {
-		return u.s.unreachable(err)
+		return u.broke(err)
 	}
 	switch f.Method() {
 	case amqp.ConnectionClose:

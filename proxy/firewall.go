@@ -6,7 +6,6 @@ package proxy
 
 import (
 	"bytes"
-	"encoding/base64"
 	"net"
 	"strconv"
 	"strings"
@@ -67,7 +66,7 @@ func ownHazard(m amqp.Method, f amqp.Frame, bits byte) bool {
 	case amqp.QueueDeclare: // 541 for a reply-to address that is none, and for values these cannot take
 		a := amqp.ReadArgs(f)
 		a.Short()
-		return bytes.HasPrefix(a.Str(), []byte(replyTo)) || hasField(f, "hsb", "x-max-age", "x-queue-master-locator")
+		return bytes.HasPrefix(a.Str(), []byte("amq.rabbitmq.reply-to.")) || hasField(f, "hsb", "x-max-age", "x-queue-master-locator")
 	case amqp.BasicConsume: // 541 likewise
 		return hasField(f, "hssb", "x-stream-offset", "x-stream-filter", "x-credit")
 	}
@@ -99,52 +98,12 @@ func hasField(f amqp.Frame, fields string, names ...string) bool {
 	return false
 }
 
-const replyTo = "amq.rabbitmq.reply-to."
-
 // badReplyTo tells whether a publish goes to a direct reply-to address that cannot be one:
-// RabbitMQ closes the connection with 541 over it. The address is base64 of an Erlang
-// process id in external term format, a dot, and a key.
+// RabbitMQ closes the connection with 541 over it.
 func badReplyTo(f amqp.Frame) bool {
 	a := amqp.ReadArgs(f)
 	a.Short()
-	if len(a.Str()) != 0 {
-		return false
-	}
-	key := a.Str()
-	if !bytes.HasPrefix(key, []byte(replyTo)) {
-		return false
-	}
-	code, _, ok := strings.Cut(string(key[len(replyTo):]), ".")
-	if !ok {
-		return false // without a dot RabbitMQ finds no queue, and no fault
-	}
-	p, err := base64.StdEncoding.DecodeString(code)
-	if err != nil || len(p) < 3 || p[0] != 131 {
-		return true
-	}
-	rest := 0
-	switch p[1] {
-	case 88: // NEW_PID_EXT
-		rest = 12
-	case 103: // PID_EXT
-		rest = 9
-	default:
-		return true
-	}
-	atom := p[2:]
-	switch atom[0] {
-	case 'w', 's':
-		if len(atom) < 2 {
-			return true
-		}
-		return len(atom) != 2+int(atom[1])+rest
-	case 'd', 'v':
-		if len(atom) < 3 {
-			return true
-		}
-		return len(atom) != 3+int(atom[1])<<8+int(atom[2])+rest
-	}
-	return true
+	return len(a.Str()) == 0 && amqp.BadReplyTo(a.Str())
 }
 
 // offender is what a client whose method closed a shared connection is remembered by.

@@ -22,8 +22,6 @@ const (
 	upstreamLow  = 64 << 10
 	// throughMin is the size from which a run is written from the read buffer, uncopied.
 	throughMin = 4 << 10
-	// crossedWait is how long the close-ok of a crossed close is waited for; some brokers never send it.
-	crossedWait = 5 * time.Second
 )
 
 // lane says what kind of work a shared upstream carries: RabbitMQ in an alarm stops
@@ -413,11 +411,4 @@ func (u *upstream) why() *amqp.Error {
 		return e
 	}
 	return amqp.Errorf(amqp.ConnectionForced, 0, "%v", errUpstreamGone)
-}
-
-// alive tells whether channels may be bound here.
-func (u *upstream) alive() bool {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	return u.failed == nil && !u.closing
 }

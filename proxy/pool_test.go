@@ -1,0 +1,390 @@
+package proxy
+
+import (
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/proxytest"
+)
+
+func TestVerdictsComeWhereTheBrokerGivesThem(t *testing.T) {
+	bc := proxytest.BrokerConfig{Users: map[string]string{"guest": "guest", "bob": "x"}, Access: map[string][]string{"bob": {}}}
+	withBroker(t, bc, nil, func(r *rig) {
+		c := r.connect(proxytest.ClientConfig{Password: "wrong"})
+		r.hears(c.Start(), amqp.AccessRefused, "ACCESS_REFUSED - Login was refused using authentication mechanism PLAIN")
+		_ = c.Hangup()
+
+		c = r.connect(proxytest.ClientConfig{Password: "wrong", Properties: amqp.AppendStringField(nil, "product", "old")})
+		if err := c.Start(); err == nil || strings.Contains(err.Error(), "403") {
+			t.Errorf("a client without authentication_failure_close got %v, want the end of the connection", err)
+		}
+		_ = c.Hangup()
+
+		for vhost, words := range map[string]string{"nowhere": "vhost nowhere not found", "/": "access to vhost '/' refused for user 'bob'"} {
+			c = r.connect(proxytest.ClientConfig{User: "bob", Password: "x", VHost: vhost})
+			r.must(c.Start())
+			r.must(c.TuneOk())
+			r.hears(c.Open(), amqp.NotAllowed, words)
+			_ = c.Hangup()
+		}
+	})
+}
+
+// Many logins of one identity at once are one login to the broker.
+func TestSingleFlight(t *testing.T) {
+	withBroker(t, proxytest.BrokerConfig{}, nil, func(r *rig) {
+		var wg sync.WaitGroup
+		for range 40 {
+			wg.Go(func() {
+				if c, err := r.login(proxytest.ClientConfig{}); err != nil {
+					t.Error(err)
+				} else {
+					_ = c.Close()
+				}
+			})
+		}
+		wg.Wait()
+		if n := r.b.Counts(); n.Accepted != 1 || n.Opened != 1 {
+			t.Errorf("the broker saw %d connections, %d opened; want 1 and 1", n.Accepted, n.Opened)
+		}
+	})
+}
+
+// A changed password is refused after at most auth_ttl and one login more.
+func TestRevokedSecretIsRefused(t *testing.T) {
+	withBroker(t, proxytest.BrokerConfig{}, nil, func(r *rig) {
+		held := r.client(proxytest.ClientConfig{})
+		r.b.SetUser("guest", "new")
+		c, err := r.login(proxytest.ClientConfig{})
+		r.must(err)
+		_ = c.Close()
+		time.Sleep(31 * time.Second)
+		c, err = r.login(proxytest.ClientConfig{})
+		r.must(err)
+		_ = c.Close()
+		synctest.Wait()
+		_, err = r.login(proxytest.ClientConfig{})
+		r.hears(err, amqp.AccessRefused)
+		c, err = r.login(proxytest.ClientConfig{Password: "new"})
+		r.must(err)
+		_ = c.Close()
+		// Who was connected stays.
+		_, err = held.DeclareQueue(1, "q", 0)
+		r.must(err)
+		r.must(held.Close())
+		r.eventually(10*time.Second, func() bool { return r.s.Stats().Identities == 1 })
+		if n := r.s.Stats().Identities; n != 1 {
+			t.Errorf("%d identities are kept, want the new one alone", n)
+		}
+	})
+}
+
+// Refused logins leave nothing behind.
+func TestRefusedIdentitiesAreForgotten(t *testing.T) {
+	withBroker(t, proxytest.BrokerConfig{}, nil, func(r *rig) {
+		for i := range 20 {
+			_, err := r.login(proxytest.ClientConfig{User: fmt.Sprint("u", i)})
+			r.hears(err, amqp.AccessRefused)
+			_, err = r.login(proxytest.ClientConfig{VHost: fmt.Sprint("v", i)})
+			r.hears(err, amqp.NotAllowed)
+		}
+		time.Sleep(12 * time.Second)
+		r.s.logins.mu.Lock()
+		defer r.s.logins.mu.Unlock()
+		if n := len(r.s.logins.accounts) + len(r.s.orphans); n != 0 {
+			t.Errorf("%d accounts and pools are left", n)
+		}
+	})
+}
+
+func TestBrokerDown(t *testing.T) {
+	withBroker(t, proxytest.BrokerConfig{}, nil, func(r *rig) {
+		r.to.Refuse(fmt.Errorf("connection refused"))
+		_, err := r.login(proxytest.ClientConfig{})
+		r.hears(err, amqp.ConnectionForced, "the broker at broker:5672 cannot be reached", "refused")
+		r.to.Refuse(nil)
+		begin := time.Now()
+		_, err = r.login(proxytest.ClientConfig{})
+		r.hears(err, amqp.ConnectionForced, "cannot be reached")
+		if took := time.Since(begin); took > 100*time.Millisecond {
+			t.Errorf("failing fast took %v", took)
+		}
+		time.Sleep(1100 * time.Millisecond)
+		c, err := r.login(proxytest.ClientConfig{})
+		r.must(err)
+		_ = c.Close()
+	})
+}
+
+// A broker that accepts and says nothing: a clear 320 within connect_timeout.
+func TestSilentBroker(t *testing.T) {
+	withScript(t, 0, nil, func(r *rig) {
+		begin := time.Now()
+		_, err := r.login(proxytest.ClientConfig{})
+		r.hears(err, amqp.ConnectionForced, "no answer within connect_timeout")
+		if took := time.Since(begin); took > 5500*time.Millisecond {
+			t.Errorf("it took %v, want about 5 s", took)
+		}
+	})
+}
+
+func TestIdleAndOldUpstreamsEnd(t *testing.T) {
+	withBroker(t, proxytest.BrokerConfig{}, nil, func(r *rig) {
+		r.must(r.client(proxytest.ClientConfig{}).Close())
+		time.Sleep(299 * time.Second)
+		if n := r.s.Stats().Upstreams; n != 1 {
+			t.Fatalf("%d upstreams before idle_timeout, want 1", n)
+		}
+		time.Sleep(3 * time.Second)
+		if n, open := r.s.Stats().Upstreams, r.b.Counts().Open; n != 0 || open != 0 {
+			t.Fatalf("%d upstreams after idle_timeout, %d at the broker, want none", n, open)
+		}
+		// An old one ends when its last channel does.
+		c := r.client(proxytest.ClientConfig{})
+		_, err := c.DeclareQueue(1, "q", 0)
+		r.must(err)
+		time.Sleep(time.Hour + time.Second)
+		if n := r.b.Counts().Open; n != 1 {
+			t.Fatalf("%d connections at the broker after max_lifetime with a channel open, want 1", n)
+		}
+		d := r.client(proxytest.ClientConfig{})
+		_, err = d.DeclareQueue(1, "q", 0)
+		r.must(err)
+		if n := r.b.Counts().Open; n != 2 {
+			t.Errorf("%d connections at the broker, want a fresh one beside the old", n)
+		}
+		r.must(c.CloseChannel(1))
+		if !r.eventually(2*time.Second, func() bool { return r.b.Counts().Open == 1 }) {
+			t.Error("the old upstream stays though its last channel is closed")
+		}
+		r.must(c.Close())
+		r.must(d.Close())
+	})
+}
+
+func TestBounds(t *testing.T) {
+	for _, setting := range []string{"max_upstreams", "max_upstreams_per_identity"} {
+		withBroker(t, proxytest.BrokerConfig{}, func(c *Config) {
+			c.Listeners[0].Mode = PoolSession
+			if setting == "max_upstreams" {
+				c.MaxUpstreams = 2
+			} else {
+				c.MaxUpstreamsPerIdentity = 2
+			}
+		}, func(r *rig) {
+			var wg sync.WaitGroup
+			var served, refused atomic.Int32
+			var most int
+			begin := time.Now()
+			for i := range 10 {
+				wg.Go(func() {
+					c, err := r.login(proxytest.ClientConfig{Name: fmt.Sprint(i)})
+					if err != nil {
+						refused.Add(1)
+						r.hears(err, amqp.ConnectionForced, "no connection to the broker is free: "+setting+" = 2 are in use")
+						return
+					}
+					served.Add(1)
+					time.Sleep(8 * time.Second)
+					_ = c.Close()
+				})
+			}
+			stop, watched := make(chan struct{}), make(chan struct{})
+			go func() {
+				defer close(watched)
+				for {
+					select {
+					case <-stop:
+						return
+					case <-time.After(50 * time.Millisecond):
+						most = max(most, r.b.Counts().Open)
+					}
+				}
+			}()
+			wg.Wait()
+			close(stop)
+			<-watched
+			if most > 2 {
+				t.Errorf("%s: the broker saw %d connections at once, want at most 2", setting, most)
+			}
+			if served.Load() != 2 || refused.Load() != 8 {
+				t.Errorf("%s: %d served, %d refused in %v; want 2 and 8", setting, served.Load(), refused.Load(), time.Since(begin))
+			}
+			// With a place free again, whoever comes is served at once, an idle one is evicted.
+			c, err := r.login(proxytest.ClientConfig{User: "guest", Name: "later"})
+			r.must(err)
+			_ = c.Close()
+		})
+	}
+}
+
+// With one place in all, identities take turns: the idle one makes room.
+func TestIdleUpstreamIsEvicted(t *testing.T) {
+	withBroker(t, proxytest.BrokerConfig{Users: map[string]string{"a": "a", "b": "b"}}, func(c *Config) { c.MaxUpstreams = 1 }, func(r *rig) {
+		for range 6 {
+			for _, user := range []string{"a", "b"} {
+				begin := time.Now()
+				c := r.client(proxytest.ClientConfig{User: user, Password: user})
+				_, err := c.DeclareQueue(1, "q", 0)
+				r.must(err)
+				r.must(c.Close())
+				if took := time.Since(begin); took > time.Second {
+					t.Errorf("%s waited %v", user, took)
+				}
+			}
+		}
+		// A login that never names a vhost keeps its place for a moment only.
+		time.Sleep(40 * time.Second) // nobody is trusted unasked any more
+		c := r.connect(proxytest.ClientConfig{User: "a", Password: "a"})
+		r.must(r.connect(proxytest.ClientConfig{User: "b", Password: "b"}).Start())
+		r.must(c.Start())
+		r.must(c.TuneOk())
+		r.must(c.Open())
+		_ = c.Close()
+		time.Sleep(11 * time.Second) // the other one's handshake ends
+	})
+}
+
+func TestMaxClients(t *testing.T) {
+	withBroker(t, proxytest.BrokerConfig{}, func(c *Config) { c.MaxClients = 1 }, func(r *rig) {
+		a := r.client(proxytest.ClientConfig{})
+		_, err := r.login(proxytest.ClientConfig{})
+		r.hears(err, amqp.ConnectionForced, "max_clients = 1")
+		done := make(chan error)
+		go func() {
+			c, err := r.login(proxytest.ClientConfig{})
+			if err == nil {
+				_ = c.Close()
+			}
+			done <- err
+		}()
+		time.Sleep(2 * time.Second)
+		r.must(a.Close())
+		r.must(<-done)
+	})
+}
+
+// Logins that end before they name a vhost leave no connection and no place behind,
+// and one that died while it waited is not an outage.
+func TestSpareLogins(t *testing.T) {
+	withBroker(t, proxytest.BrokerConfig{}, func(c *Config) { c.AuthTTL = time.Second }, func(r *rig) {
+		for range 4 {
+			c := r.connect(proxytest.ClientConfig{})
+			r.must(c.Start())
+			_ = c.Hangup()
+			time.Sleep(1200 * time.Millisecond)
+		}
+		if !r.eventually(15*time.Second, func() bool {
+			r.s.gate.mu.Lock()
+			defer r.s.gate.mu.Unlock()
+			return r.s.gate.used == 0
+		}) {
+			t.Errorf("%d connections to the broker are counted with nobody there", r.s.gate.used)
+		}
+		c := r.connect(proxytest.ClientConfig{})
+		r.must(c.Start())
+		synctest.Wait()
+		r.b.Cut()
+		r.must(c.TuneOk())
+		r.must(c.Open())
+		_ = c.Close()
+
+		time.Sleep(30 * time.Second)
+		r.b.Cut()
+		time.Sleep(time.Second)
+		r.must(r.connect(proxytest.ClientConfig{}).Start()) // Close finds a spare one
+	})
+}
+
+// A lane is taken also by the channel that comes back to an idle upstream it knows.
+func TestLaneIsTakenAnew(t *testing.T) {
+	withBroker(t, proxytest.BrokerConfig{}, nil, func(r *rig) {
+		c := r.client(proxytest.ClientConfig{})
+		_, err := c.DeclareQueue(1, "q", 0)
+		r.must(err)
+		r.must(c.Publish(1, "", "q", []byte("1")))
+		r.must(c.CloseChannel(1))
+		time.Sleep(time.Second)
+		r.must(c.OpenChannel(1))
+		r.must(c.Publish(1, "", "q", []byte("2")))
+		synctest.Wait()
+		d := r.client(proxytest.ClientConfig{})
+		_, err = d.Get(1, "q", true)
+		r.must(err)
+		lanes := map[lane]int{}
+		for _, p := range r.s.allPools() {
+			p.mu.Lock()
+			for _, u := range p.ups {
+				lanes[u.lane]++
+			}
+			p.mu.Unlock()
+		}
+		if lanes[lanePublish] != 1 || lanes[laneRead] != 1 {
+			t.Errorf("upstreams by lane: %v, want a publishing and a reading one", lanes)
+		}
+		r.must(c.Close())
+		r.must(d.Close())
+	})
+}
+
+// Ids that can never be used again make an upstream full, and no reader spin.
+func TestLostIDsFillAnUpstream(t *testing.T) {
+	withScript(t, 0, func(c *Config) { c.Heartbeat = 0 }, func(r *rig) {
+		done := make(chan *proxytest.Client)
+		go func() {
+			c, err := r.login(proxytest.ClientConfig{})
+			if err != nil {
+				t.Error(err)
+			}
+			done <- c
+		}()
+		p := r.sc.Accept()
+		tune := amqp.Tune{ChannelMax: 1, FrameMax: 131072}
+		p.OpenTuned(tune)
+		c := <-done
+		r.must(c.OpenChannel(1))
+		r.must(c.Confirm(1))
+		r.must(c.Publish(1, "", "q", nil)) // never confirmed: its close is not quiet
+		p.Expect(amqp.ChannelOpen)
+		r.must(c.SendMethod(1, amqp.ChannelClose, 200, "", 0, 0))
+		r.sc.Wait("channel.close", func(rs []proxytest.Record) bool { return proxytest.Count(rs, amqp.ChannelClose) == 1 })
+		p.Send(proxytest.CloseBytes(1, 404, "NOT_FOUND", 0)) // crosses; close-ok never comes
+		_, err := c.Await(1, amqp.ChannelCloseOk)
+		if err != nil {
+			_, err = c.Await(1, amqp.ChannelCloseOk)
+		}
+		r.must(err)
+		time.Sleep(10 * time.Second)
+		r.must(c.OpenChannel(1))
+		r.must(c.Publish(1, "", "q", nil))
+		q := r.sc.Accept()
+		q.OpenTuned(tune)
+		if q.OpenChannel() != 1 {
+			t.Error("the channel went elsewhere")
+		}
+		_ = c.Hangup()
+	})
+}
+
+func TestLimitIsNoVerdictOnTheIdentity(t *testing.T) {
+	for text, want := range map[string]bool{
+		"NOT_ALLOWED - access to vhost '/' refused for user 'u': connection limit (5) is reached":                 true,
+		"NOT_ALLOWED - connection refused for user 'u': user connection limit (1) is reached":                     true,
+		"NOT_ALLOWED - number of channels opened for user 'u' has reached the maximum allowed user limit of (10)": true,
+		"NOT_ALLOWED - access to vhost 'limits' refused for user 'limit'":                                         false,
+		"NOT_ALLOWED - vhost limited not found":                                                                   false,
+	} {
+		if got := limitReached(&amqp.Error{Code: amqp.NotAllowed, Text: text}); got != want {
+			t.Errorf("%q: got %v, want %v", text, got, want)
+		}
+	}
+	if limitReached(&amqp.Error{Code: amqp.AccessRefused, Text: "limit is reached"}) {
+		t.Error("403 is no limit")
+	}
+}

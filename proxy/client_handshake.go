@@ -235,8 +235,9 @@ func (c *client) keepProperties() {
 		c.props = *shared
 		return
 	}
-	c.props = bytes.Clone(c.props)
-	c.account.props.Store(&c.props)
+	own := bytes.Clone(c.props) // a variable of its own: the client must not be kept by it
+	c.props = own
+	c.account.props.Store(&own)
 }
 
 // name is the connection_name that the client gave itself, or "".

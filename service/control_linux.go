@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -84,6 +85,9 @@ func lastWords(ctx context.Context, name string) string {
 	}
 	return "see journalctl -u " + name
 }
+
+// templateInstance is an instance of the packages' template unit.
+var templateInstance = regexp.MustCompile(`^amqproxysvc@[A-Za-z0-9][A-Za-z0-9_.-]*$`)
 
 func checkControlName(name string) error {
 	if templateInstance.MatchString(name) {

@@ -28,7 +28,7 @@ func Control(ctx context.Context, name, action string) error {
 	if err != nil {
 		return err
 	}
-	defer m.Disconnect()
+	defer ignore(m.Disconnect)
 	s, err := m.OpenService(name)
 	if errors.Is(err, windows.ERROR_SERVICE_DOES_NOT_EXIST) {
 		return fmt.Errorf("%s: %w", name, ErrNotInstalled)
@@ -36,7 +36,7 @@ func Control(ctx context.Context, name, action string) error {
 	if err != nil {
 		return fmt.Errorf("the service %s cannot be opened: %w", name, err)
 	}
-	defer s.Close()
+	defer ignore(s.Close)
 	switch action {
 	case "start":
 		return startAndWait(ctx, s)
@@ -158,7 +158,7 @@ func stopOrKill(ctx context.Context, s *mgr.Service, timeout time.Duration) erro
 	if perr != nil {
 		return errors.Join(err, perr)
 	}
-	defer windows.CloseHandle(p)
+	defer ignore(func() error { return windows.CloseHandle(p) })
 	if perr := windows.TerminateProcess(p, ExitFailed); perr != nil {
 		return errors.Join(err, perr)
 	}
@@ -198,7 +198,7 @@ func Query(_ context.Context, name string) (Report, error) {
 	if err != nil {
 		return r, fmt.Errorf("the service control manager cannot be reached: %w", err)
 	}
-	defer windows.CloseServiceHandle(h)
+	defer ignore(func() error { return windows.CloseServiceHandle(h) })
 	sh, err := windows.OpenService(h, name16, windows.SERVICE_QUERY_CONFIG|windows.SERVICE_QUERY_STATUS)
 	if errors.Is(err, windows.ERROR_SERVICE_DOES_NOT_EXIST) {
 		r.State = StateNotInstalled
@@ -208,7 +208,7 @@ func Query(_ context.Context, name string) (Report, error) {
 		return r, fmt.Errorf("the service %s cannot be opened: %w", name, err)
 	}
 	s := &mgr.Service{Name: name, Handle: sh}
-	defer s.Close()
+	defer ignore(s.Close)
 	st, err := s.Query()
 	if err != nil {
 		return r, err

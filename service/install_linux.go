@@ -87,19 +87,9 @@ func Install(ctx context.Context, o InstallOptions) (err error) {
 	if err := reachable(o.Executable); err != nil {
 		return err
 	}
-	group := o.User
-	if o.User == "" {
-		o.User, group = unitUser, unitUser
-	} else {
-		u, err := user.Lookup(o.User)
-		if err != nil {
-			return fmt.Errorf("the user %q does not exist: make it, or leave --user away for %s", o.User, unitUser)
-		}
-		g, err := user.LookupGroupId(u.Gid)
-		if err != nil {
-			return err
-		}
-		group = g.Name
+	group, err := o.account()
+	if err != nil {
+		return err
 	}
 	text, err := renderUnit(unitParams{Executable: o.Executable, Config: o.Config, User: o.User, Group: group})
 	if err != nil {
@@ -162,6 +152,25 @@ func Install(ctx context.Context, o InstallOptions) (err error) {
 		o.say("start it with: systemctl start %s", o.Name)
 	}
 	return nil
+}
+
+// account fills in the user that runs the service and gives its group.
+func (o *InstallOptions) account() (group string, err error) {
+	if o.User == "" {
+		o.User = unitUser
+	}
+	if o.User == unitUser {
+		return unitUser, nil // made when it is not there
+	}
+	u, err := user.Lookup(o.User)
+	if err != nil {
+		return "", fmt.Errorf("the user %q does not exist: make it, or leave --user away for %s", o.User, unitUser)
+	}
+	g, err := user.LookupGroupId(u.Gid)
+	if err != nil {
+		return "", err
+	}
+	return g.Name, nil
 }
 
 // configFor provides the configuration so that root may write and the service only read it.
@@ -237,6 +246,13 @@ func Uninstall(ctx context.Context, o UninstallOptions) error {
 	if o.Timeout <= 0 {
 		o.Timeout = defaultTimeout
 	}
+	// A socket unit beside it would start the service again with the next client.
+	socket := filepath.Join(etcUnits, o.Name+".socket")
+	if _, err := os.Stat(socket); err == nil {
+		if err := errors.Join(systemctl(ctx, "disable", "--now", o.Name+".socket"), os.Remove(socket)); err != nil {
+			return err
+		}
+	}
 	if err := stopOrKill(ctx, o.Name, o.Timeout); err != nil {
 		return err
 	}
@@ -263,7 +279,10 @@ func Uninstall(ctx context.Context, o UninstallOptions) error {
 		err = nil
 	}
 	_ = os.Remove(filepath.Dir(o.Config)) // only when empty
-	return errors.Join(err, os.RemoveAll(filepath.Join("/var/log", o.Name)), os.RemoveAll(filepath.Join("/var/lib", o.Name)))
+	for _, dir := range []string{"/var/log/" + o.Name, "/var/lib/" + o.Name, unit + ".d"} {
+		err = errors.Join(err, os.RemoveAll(dir))
+	}
+	return err
 }
 
 // stopOrKill leaves no process of the unit.

@@ -19,6 +19,12 @@ import (
 	"golang.org/x/sys/windows/svc/mgr"
 )
 
+// localService runs the service where a virtual account cannot be had.
+const localService = `NT AUTHORITY\LocalService`
+
+// ignore ends what needs no word when its end fails.
+func ignore(end func() error) { _ = end() }
+
 // dataDir is the program's own directory under ProgramData.
 func dataDir() string {
 	base, err := windows.KnownFolderPath(windows.FOLDERID_ProgramData, 0)
@@ -62,10 +68,10 @@ func Install(ctx context.Context, o InstallOptions) (err error) {
 	if err != nil {
 		return err
 	}
-	defer m.Disconnect()
+	defer ignore(m.Disconnect)
 	exists := false
 	if s, err := m.OpenService(o.Name); err == nil {
-		s.Close()
+		ignore(s.Close)
 		exists = true
 	}
 	if exists && !o.Force {
@@ -102,11 +108,14 @@ func Install(ctx context.Context, o InstallOptions) (err error) {
 	if err != nil {
 		return err
 	}
-	defer s.Close()
+	defer ignore(s.Close)
 	if err := o.configure(s, account); err != nil {
 		return err
 	}
 	o.say("service: %s (automatic, delayed; account %s)", o.Name, account)
+	if filepath.Dir(o.Config) != dataDir() {
+		o.say("the account must be able to read the configuration: icacls \"%s\" /grant \"%s:R\"", o.Config, account)
+	}
 	if !o.Start {
 		o.say("start it with: amqproxysvc start --name %s", o.Name)
 		return nil
@@ -157,12 +166,12 @@ func Configure(_ context.Context, o InstallOptions) error {
 	if err != nil {
 		return err
 	}
-	defer m.Disconnect()
+	defer ignore(m.Disconnect)
 	s, err := m.OpenService(o.Name)
 	if err != nil {
 		return fmt.Errorf("%s: %w", o.Name, ErrNotInstalled)
 	}
-	defer s.Close()
+	defer ignore(s.Close)
 	var none undo
 	if err := o.makeDirs(&none); err != nil {
 		return err
@@ -295,7 +304,7 @@ func Uninstall(ctx context.Context, o UninstallOptions) error {
 	if err != nil {
 		return err
 	}
-	defer m.Disconnect()
+	defer ignore(m.Disconnect)
 	s, err := m.OpenService(o.Name)
 	if err != nil {
 		return fmt.Errorf("%s: %w", o.Name, ErrNotInstalled)
@@ -304,7 +313,7 @@ func Uninstall(ctx context.Context, o UninstallOptions) error {
 		o.Timeout = defaultTimeout
 	}
 	err = stopOrKill(ctx, s, o.Timeout)
-	s.Close()
+	ignore(s.Close)
 	if err != nil {
 		return err
 	}

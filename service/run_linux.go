@@ -25,7 +25,7 @@ func (s *supervisor) run() error {
 				case unix.SIGHUP:
 					s.requestReload()
 				case unix.SIGUSR1:
-					s.requestReopen()
+					offer(s.reopen)
 				default:
 					s.requestStop()
 				}

@@ -194,6 +194,6 @@ func (h *handler) report(id int, text string) {
 	if err != nil {
 		return // nowhere left to say it; the exit code still tells
 	}
-	defer log.Close()
+	defer ignore(log.Close)
 	_ = log.Error(uint32(id), text)
 }

@@ -71,9 +71,6 @@ func scmDisplayName(name string) string {
 // virtualAccount is the account that Windows keeps for a service by itself.
 func virtualAccount(name string) string { return `NT SERVICE\` + name }
 
-// localService is used where a virtual account cannot be had.
-const localService = `NT AUTHORITY\LocalService`
-
 // commandLine quotes as CommandLineToArgvW reads, the program's path in any case.
 func commandLine(executable string, args []string) string {
 	var b strings.Builder

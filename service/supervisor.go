@@ -113,7 +113,6 @@ func (s *supervisor) requestStop() {
 }
 
 func (s *supervisor) requestReload() { offer(s.reload) }
-func (s *supervisor) requestReopen() { offer(s.reopen) }
 
 // offer leaves one request pending; a second one says nothing that the first does not.
 func offer(c chan struct{}) {

@@ -69,8 +69,6 @@ func renderUnit(p unitParams) (string, error) {
 var (
 	accountName  = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]*$`)
 	instanceName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]*$`)
-	// templateInstance is an instance of the packages' template unit.
-	templateInstance = regexp.MustCompile(`^amqproxysvc@[A-Za-z0-9][A-Za-z0-9_.-]*$`)
 )
 
 // checkName tells whether name can be a service's on both systems.

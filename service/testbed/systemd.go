@@ -520,7 +520,12 @@ func (l *life) several() {
 func (l *life) removing() {
 	l.step("uninstall leaves no process, unit or link, and keeps the configuration", func(s *step) {
 		pid := l.pid(s)
+		socket, err := os.ReadFile("service/amqproxysvc.socket")
+		s.check(err)
+		s.check(os.WriteFile(l.m.path("/etc/systemd/system/amqproxysvc.socket"), socket, 0o644))
+		l.sh(s, "systemctl", "enable", "amqproxysvc.socket")
 		s.contains(l.sh(s, prog, "uninstall"), "kept: "+config)
+		l.gone(s, "/etc/systemd/system/amqproxysvc.socket", "/etc/systemd/system/sockets.target.wants/amqproxysvc.socket")
 		l.gone(s, "/proc/"+strconv.Itoa(pid))
 		l.unregistered(s, unit)
 		l.fails(s, 4, prog, "status")

@@ -26,12 +26,12 @@ func run(name string) error {
 	if err != nil {
 		return err
 	}
-	defer m.Disconnect()
+	defer func() { _ = m.Disconnect() }()
 	s, err := m.OpenService(name)
 	if err != nil {
 		return err
 	}
-	defer s.Close()
+	defer func() { _ = s.Close() }()
 	st, err := s.Control(svc.Interrogate)
 	fmt.Println(states[st.State], st.CheckPoint, st.WaitHint)
 	return err

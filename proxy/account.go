@@ -298,7 +298,7 @@ func (p *pool) usableLocked() bool {
 
 // firstLogin opens the pool's first upstream, on the connection that verified the account if it is there.
 func (p *pool) firstLogin(f *flight) {
-	u, err := p.openSpare()
+	u, err := p.openSpare(nil)
 	if u == nil && err == nil {
 		u, err = p.s.openUpstream(p, nil)
 	}
@@ -315,18 +315,24 @@ func (p *pool) firstLogin(f *flight) {
 	close(f.done)
 }
 
-// openSpare opens the vhost on the account's spare connection. Nil and nil: there is none that works.
-func (p *pool) openSpare() (*upstream, *amqp.Error) {
-	u := p.s.takeSpare(p.account, nil)
+// openSpare opens the vhost on the account's spare connection, see takeSpare. Nil and nil: there is none that works.
+func (p *pool) openSpare(props []byte) (*upstream, *amqp.Error) {
+	if !p.arrives(p.s.cfg().MaxUpstreamsPerIdentity) {
+		return nil, nil
+	}
+	u := p.s.takeSpare(p.account, props)
 	if u == nil {
+		p.stayedAway()
 		return nil, nil
 	}
 	ctx, cancel := p.s.connectContext()
 	defer cancel()
 	err := u.open(ctx, p.id.vhost)
 	if err == nil {
+		u.arriving = true
 		return u, nil
 	}
+	p.stayedAway()
 	_ = u.conn.Close()
 	p.s.gate.give()
 	if refusal(err) {

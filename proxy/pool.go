@@ -186,6 +186,15 @@ func (p *pool) arrivedLocked(u *upstream) {
 	}
 }
 
+// stayedAway ends the count of an upstream that could not be opened.
+func (p *pool) stayedAway() {
+	p.mu.Lock()
+	p.opening--
+	p.notifyLocked()
+	p.mu.Unlock()
+	p.s.gate.pokeIfWaiting()
+}
+
 // remove takes out an upstream that has ended.
 func (p *pool) remove(u *upstream) {
 	p.mu.Lock()
@@ -414,9 +423,7 @@ func (s *Server) openUpstream(p *pool, props []byte) (*upstream, *amqp.Error) {
 		}
 	}
 	if err != nil {
-		p.mu.Lock()
-		p.opening--
-		p.mu.Unlock()
+		p.stayedAway()
 		s.gate.give()
 		return nil, err
 	}

@@ -82,22 +82,13 @@ func (c *client) admittedSession() *amqp.Error {
 		c.s.n.reuseHits.Add(1)
 		return nil
 	}
-	if u := c.s.takeSpare(c.account, c.props); u != nil {
-		ctx, cancel := c.s.connectContext()
-		defer cancel()
-		e := u.open(ctx, p.id.vhost)
-		if e == nil {
-			c.adopt(u)
-			c.session = u
-			return nil
-		}
-		_ = u.conn.Close()
-		c.s.gate.give()
-		if refusal(e) {
-			return e
-		}
+	u, e := p.openSpare(c.props)
+	switch {
+	case u != nil:
+		c.adopt(u)
+	case e == nil:
+		u, e = c.openSession()
 	}
-	u, e := c.openSession()
 	c.session = u
 	return e
 }

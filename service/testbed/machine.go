@@ -32,22 +32,31 @@ type machine struct {
 	private bool
 }
 
+// suite is the Debian release that is booted: SUITE, or the one whose systemd (252) RHEL 9
+// has too.
+func suite() string {
+	if s := os.Getenv("SUITE"); s != "" {
+		return s
+	}
+	return "bookworm"
+}
+
 // cachedRoot is the tarball of a fresh root, made when it is not there.
 func cachedRoot(ctx context.Context) (string, error) {
-	tarball := filepath.Join(rabbit.CacheDir(), "bookworm-systemd.tar")
+	tarball := filepath.Join(rabbit.CacheDir(), suite()+"-systemd.tar")
 	if _, err := os.Stat(tarball); err == nil {
 		return tarball, nil
 	}
 	if err := os.MkdirAll(rabbit.CacheDir(), 0o755); err != nil {
 		return "", err
 	}
-	dir, err := os.MkdirTemp(rabbit.CacheDir(), "bookworm-systemd-")
+	dir, err := os.MkdirTemp(rabbit.CacheDir(), suite()+"-systemd-")
 	if err != nil {
 		return "", err
 	}
 	defer os.RemoveAll(dir)
 	for _, args := range [][]string{
-		{"debootstrap", "--variant=minbase", "--include=systemd,systemd-sysv,dbus", "bookworm", dir},
+		{"debootstrap", "--variant=minbase", "--include=systemd,systemd-sysv,dbus", suite(), dir},
 		{"chmod", "755", dir},
 		{"sh", "-c", "rm -rf " + dir + "/var/cache/apt/archives/*.deb " + dir + "/var/lib/apt/lists/*"},
 		{"tar", "-C", dir, "-cf", tarball + ".new", "."},

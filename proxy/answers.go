@@ -30,15 +30,25 @@ func (c *client) qos(ch *channel, f amqp.Frame, bits byte) bool {
 		return true
 	}
 	ch.qosSet, ch.prefetch = true, prefetch
-	c.reply(ch, amqp.BasicQosOk)
+	atOnce := ch.mayAnswer()
+	if atOnce {
+		c.reply(ch, amqp.BasicQosOk)
+	}
 	if ch.cur.Load() == nil {
 		return false // goes out with the prelude
 	}
-	if !c.pass(ch, f, laneRead, false) {
+	if !c.pass(ch, f, laneRead, !atOnce) {
 		return false
 	}
-	c.expectQos(ch.cur.Load(), true)
+	c.expectQos(ch.cur.Load(), atOnce)
 	return true
+}
+
+// mayAnswer tells whether an answer of the proxy's own may go out on the channel now: no
+// earlier call waits for the broker's, and no content can be half way to the client.
+func (ch *channel) mayAnswer() bool {
+	b := ch.cur.Load()
+	return b == nil || (!ch.hears && b.calls.Load() == 0)
 }
 
 func (c *client) expectQos(b *binding, own bool) {
@@ -63,18 +73,19 @@ func (c *client) confirmSelect(ch *channel, f amqp.Frame, wait bool) bool {
 		return true
 	}
 	ch.confirm = true
-	if wait {
+	atOnce := ch.mayAnswer()
+	if wait && atOnce {
 		c.reply(ch, amqp.ConfirmSelectOk)
 	}
 	if b == nil {
 		return false
 	}
-	if !c.pass(ch, f, lanePublish, false) {
+	if !c.pass(ch, f, lanePublish, wait && !atOnce) {
 		return false
 	}
 	if wait {
 		b.u.mu.Lock()
-		b.selectOwn.push(true)
+		b.selectOwn.push(atOnce)
 		b.u.mu.Unlock()
 	}
 	return true

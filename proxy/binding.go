@@ -59,6 +59,7 @@ type channel struct {
 	// (a return may come at any time), a rollback of acks.
 	neverQuiet bool
 
+	hears     bool   // got, consumed or published mandatorily: content may come for it
 	stateful  bool   // published, got, consumed or acked: it can move no more
 	published uint64 // in confirm mode: the tag of the last publish
 	acked     tagSet // delivery tags that the client has settled
@@ -104,6 +105,7 @@ type binding struct {
 
 	// The upstream's reader only.
 	confirms tagSet
+	answered int32  // calls answered by what is gathered and not delivered yet
 	held     []byte // a method whose content header has not come yet
 	dropping bool   // the rest of this content is dropped
 

@@ -22,9 +22,8 @@ const (
 	// clientBuffer holds what an idle client sends in one go; busy ones borrow more.
 	clientBuffer = 512
 	// sessionHigh is how much may wait for the owner of a session before the broker's
-	// socket is left alone, sessionLow when it is read again.
+	// socket is left alone; it is read again at a quarter of that.
 	sessionHigh = 256 << 10
-	sessionLow  = 64 << 10
 	// closeGrace is how long a client has to answer connection.close, and how long the
 	// socket is drained after close-ok.
 	closeGrace = time.Second
@@ -68,6 +67,7 @@ type client struct {
 	reading    atomic.Bool   // in Read: silence is the client's own
 	closeAt    atomic.Int64  // when the socket is closed for good, 0: not closing
 	pubs       atomic.Bool   // has published
+	crowding   atomic.Bool   // much waits for it; written under mu
 	hoards     atomic.Bool   // holds room of the message buffer for a publish that is not whole
 	rested     atomic.Bool   // the reader has a fresh stack since the last bytes came
 	hasSession atomic.Bool   // session is not nil
@@ -76,8 +76,7 @@ type client struct {
 
 	mu          sync.Mutex // guards the outbox, the channels' states and all below
 	out         outbox.Box
-	crowding    bool // counted in crowdedAt.crowded
-	crowdedAt   *upstream
+	crowdedAt   *upstream // in whose crowded the client counts while crowding
 	blockedBy   *upstream // whose alarm the client is told of
 	blockedSaid bool      // connection.blocked was sent
 	goneOnce    bool
@@ -277,9 +276,12 @@ func (c *client) deliver(b *binding, p []byte) bool {
 func (c *client) measureLocked(u *upstream) {
 	waiting := c.out.LenLocked()
 	limit := c.s.cfg().ClientQueue
-	if waiting > sessionHigh && !c.crowding {
-		c.crowding, c.crowdedAt = true, u
+	if high := min(sessionHigh, limit/2); waiting > high && !c.crowding.Load() {
+		c.crowding.Store(true)
+		c.crowdedAt = u
 		u.crowded.Add(1)
+	} else if waiting <= high/4 {
+		c.uncrowdLocked()
 	}
 	if waiting <= limit || c.phase.Load() == phaseClosing || u.soleTenant() == c {
 		return
@@ -293,10 +295,20 @@ func (c *client) measureLocked(u *upstream) {
 }
 
 func (c *client) uncrowdLocked() {
-	if c.crowding {
+	if c.crowding.Load() {
 		c.crowdedAt.crowded.Add(-1)
-		c.crowding, c.crowdedAt = false, nil
+		c.crowding.Store(false)
+		c.crowdedAt = nil
 	}
+}
+
+// relievedLocked tells whether little waits for the client, and notes it.
+func (c *client) relievedLocked() bool {
+	if c.out.LenLocked() > min(sessionHigh, c.s.cfg().ClientQueue/2)/4 && c.out.ErrLocked() == nil {
+		return false
+	}
+	c.uncrowdLocked()
+	return true
 }
 
 // wake sends what deliver queued.
@@ -320,8 +332,7 @@ func (c *client) wakeAlone() {
 func (c *client) waitRoom(cancel <-chan struct{}) {
 	for {
 		c.mu.Lock()
-		if c.out.LenLocked() <= sessionLow || c.out.ErrLocked() != nil {
-			c.uncrowdLocked()
+		if c.relievedLocked() {
 			c.mu.Unlock()
 			return
 		}

@@ -81,6 +81,9 @@ func (c *client) due() bool {
 	if c.phase.Load() == phaseHandshake {
 		return now-c.started >= int64(c.s.cfg().HandshakeTimeout)
 	}
+	if c.crowding.Load() {
+		return true
+	}
 	if !c.rested.Load() && now-c.lastRead.Load() >= int64(restAfter) {
 		return true
 	}
@@ -116,6 +119,11 @@ func (c *client) tend() {
 			"handshake_timeout", c.s.cfg().HandshakeTimeout)
 		c.closeSocket()
 		return
+	}
+	if c.crowding.Load() {
+		c.mu.Lock()
+		c.relievedLocked()
+		c.mu.Unlock()
 	}
 	silent := now - c.lastRead.Load()
 	if silent >= int64(restAfter) {

@@ -215,7 +215,7 @@ func (c *client) method(ch *channel, id uint16, f amqp.Frame) bool {
 		c.readYourWrites()
 		ch.wantsAcks = ch.wantsAcks || bits&1 == 0
 		c.ready(ch)
-		ch.stateful = true
+		ch.stateful, ch.hears = true, true
 		return c.pass(ch, f, laneRead, true)
 
 	case amqp.BasicConsume:
@@ -469,6 +469,7 @@ func (c *client) beginPublish(ch *channel, f amqp.Frame, mandatory bool) bool {
 	}
 	ch.stateful = true
 	ch.mandatory = mandatory
+	ch.hears = ch.hears || mandatory
 	ch.content, ch.discard = wantHeader, false
 	ch.inRun = true
 	c.begun = ch

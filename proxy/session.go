@@ -120,7 +120,7 @@ func (c *client) ready(ch *channel) {
 	case b == nil:
 	case c.session != nil:
 		c.move(ch, c.session)
-	case b.u.laneNow() == lanePublish:
+	case b.movable() && !b.u.turnToReaders():
 		c.move(ch, nil)
 	}
 }
@@ -162,7 +162,7 @@ func (c *client) consume(ch *channel, f amqp.Frame, bits byte, wait bool) bool {
 		at.Store(c)
 	}
 	b.consuming.Add(1)
-	ch.stateful = true
+	ch.stateful, ch.hears = true, true
 	ch.wantsAcks = ch.wantsAcks || !noAck
 	if wait {
 		b.calls.Add(1)
@@ -257,10 +257,15 @@ func (u *upstream) retire() {
 	u.pool.mu.Unlock()
 }
 
-func (u *upstream) laneNow() lane {
+// turnToReaders tells whether the upstream is one for readers, which it becomes when the
+// caller's channel is the only one there.
+func (u *upstream) turnToReaders() bool {
 	u.pool.mu.Lock()
 	defer u.pool.mu.Unlock()
-	return u.lane
+	if u.load == 1 {
+		u.lane = laneRead
+	}
+	return u.lane != lanePublish
 }
 
 // soleTenant is the client that has the upstream for itself: the session's owner, or,

@@ -119,6 +119,10 @@ func (u *upstream) pass(d *delivery, to int) {
 			d.touch(c)
 		}
 	}
+	if n := d.b.answered; n != 0 {
+		d.b.answered = 0
+		d.b.calls.Add(-n) // only now: an answer of the proxy's own must not overtake these
+	}
 	d.b = nil
 }
 
@@ -197,13 +201,13 @@ func (u *upstream) method(b *binding, f amqp.Frame, d *delivery, at int) bool {
 	ch := b.ch
 	m := f.Method()
 	b.dropping = false
+	answers := m.Spec().Reply
 	switch m {
 	case amqp.BasicDeliver:
 		if p := f.Args(); len(p) > 8 && len(p) >= 9+int(p[0]) {
 			b.lastTag.Store(binary.BigEndian.Uint64(p[1+int(p[0]):]))
 		}
 	case amqp.BasicGetOk:
-		b.calls.Add(-1)
 		if p := f.Args(); len(p) >= 8 {
 			b.lastTag.Store(binary.BigEndian.Uint64(p))
 		}
@@ -226,9 +230,7 @@ func (u *upstream) method(b *binding, f amqp.Frame, d *delivery, at int) bool {
 		if own {
 			return false
 		}
-		b.calls.Add(-1)
 	case amqp.BasicConsumeOk:
-		b.calls.Add(-1)
 		a := amqp.ReadArgs(f)
 		u.consumerNamed(b, string(a.Str()))
 	case amqp.BasicCancel:
@@ -238,14 +240,12 @@ func (u *upstream) method(b *binding, f amqp.Frame, d *delivery, at int) bool {
 			return false
 		}
 	case amqp.QueueDeclareOk:
-		b.calls.Add(-1)
 		a := amqp.ReadArgs(f)
 		name := string(a.Str())
 		u.mu.Lock()
 		b.lastQueue = name
 		u.mu.Unlock()
 	case amqp.TxCommitOk:
-		b.calls.Add(-1)
 		u.mu.Lock()
 		b.commits.Add(-1)
 		u.wakeAnsweredLocked()
@@ -258,16 +258,18 @@ func (u *upstream) method(b *binding, f amqp.Frame, d *delivery, at int) bool {
 		u.pass(d, at)
 		u.closeAnswered(b, d)
 		return false
-	default:
-		if m.Spec().Reply {
-			b.calls.Add(-1)
-		}
 	}
-	if ch.c.frameMax < u.tune.FrameMax && ch.c.frameMax != 0 && m.Spec().Content {
+	if ch.c.frameMax != 0 && (ch.c.frameMax < u.tune.FrameMax || u.tune.FrameMax == 0) && m.Spec().Content {
 		// The header may not fit the client: nothing of this content leaves before it is known.
 		f.SetChannel(ch.id)
 		b.held = append([]byte(nil), f...)
+		if answers {
+			b.calls.Add(-1)
+		}
 		return false
+	}
+	if answers {
+		b.answered++
 	}
 	f.SetChannel(ch.id)
 	return true
@@ -382,11 +384,11 @@ func (u *upstream) control(f amqp.Frame) *amqp.Error {
 // backPressure waits while the sole tenant's queue is too full; TCP then tells the broker.
 // A tenant that comes meanwhile ends the wait.
 func (u *upstream) backPressure() {
-	if u.crowded.Load() == 0 {
-		return
+	c := u.owner.Load()
+	if c == nil && u.crowded.Load() > 0 {
+		c = u.soleTenant()
 	}
-	c := u.soleTenant()
-	if c == nil {
+	if c == nil || !c.crowding.Load() {
 		return
 	}
 	cancel := make(chan struct{})

@@ -1,0 +1,178 @@
+package proxy
+
+import (
+	"bytes"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/proxytest"
+)
+
+// An answer of the proxy's own must neither overtake an earlier one of the broker's nor
+// fall into the content of a delivery.
+func TestOwnAnswersKeepTheOrder(t *testing.T) {
+	for _, m := range []struct {
+		name    string
+		request []byte
+		reply   amqp.Method
+	}{
+		{"qos", amqp.AppendQos(nil, 1, 7, false), amqp.BasicQosOk},
+		{"select", proxytest.Method(1, amqp.ConfirmSelect, 0), amqp.ConfirmSelectOk},
+	} {
+		withScript(t, 0, nil, func(r *rig) {
+			c, p := r.pair(proxytest.ClientConfig{})
+			r.must(c.Send(proxytest.Method(1, amqp.QueueDeclare, 0, "q", 0, nil), m.request))
+			p.OpenChannel()
+			p.Expect(amqp.QueueDeclare)
+			p.Expect(amqp.Frame(m.request).Method())
+			if f, err := c.NextWithin(time.Second); err == nil {
+				t.Fatalf("%s: %s came before declare-ok", m.name, proxytest.Describe(f))
+			}
+			p.SendMethod(1, amqp.QueueDeclareOk, "q", 0, 0)
+			p.SendMethod(1, m.reply)
+			_, err := c.Expect(amqp.QueueDeclareOk)
+			r.must(err)
+			_, err = c.Expect(m.reply)
+			r.must(err)
+			// With nothing under way it is answered at once, and the broker's answer swallowed.
+			r.must(c.Send(m.request))
+			_, err = c.Expect(m.reply)
+			r.must(err)
+			p.Expect(amqp.Frame(m.request).Method())
+			p.SendMethod(1, m.reply)
+			if f, err := c.NextWithin(time.Second); err == nil {
+				t.Fatalf("%s: answered twice: %s", m.name, proxytest.Describe(f))
+			}
+
+			r.must(c.Qos(1, 5))
+			p.Expect(amqp.BasicQos)
+			p.SendMethod(1, amqp.BasicQosOk)
+			done := make(chan error)
+			go func() { _, err := c.Consume(1, "q", "t", false); done <- err }()
+			id := p.Expect(amqp.BasicConsume).Channel() // alone there: it needs not move
+			p.SendMethod(id, amqp.BasicConsumeOk, "t")
+			r.must(<-done)
+			body := bytes.Repeat([]byte("b"), 100)
+			deliver := proxytest.Method(id, amqp.BasicDeliver, "t", 1, 0, "", "q")
+			p.Send(deliver, proxytest.Header(id, 200), proxytest.Body(id, body))
+			synctest.Wait()
+			r.must(c.Send(m.request))
+			synctest.Wait()
+			p.Send(proxytest.Body(id, body))
+			synctest.Wait()
+			p.SendMethod(id, m.reply)
+			for i, want := range []byte{amqp.FrameMethod, amqp.FrameHeader, amqp.FrameBody, amqp.FrameBody, amqp.FrameMethod} {
+				f, err := c.Next()
+				r.must(err)
+				if f.Type() != want || (i == 4 && f.Method() != m.reply) {
+					t.Fatalf("%s: frame %d is %s", m.name, i, proxytest.Describe(f))
+				}
+			}
+			_ = c.Hangup()
+		})
+	}
+}
+
+// A client that does not read crowds its upstream only until it has caught up.
+func TestCrowdedUpstreamIsOpenAgain(t *testing.T) {
+	for _, queue := range []int{64 << 10, 16 << 20} {
+		withScript(t, 0, func(c *Config) { c.ClientQueue, c.WriteTimeout = queue, time.Hour }, func(r *rig) {
+			c, p := r.pair(proxytest.ClientConfig{})
+			d := r.client(proxytest.ClientConfig{})
+			gets := func(c *proxytest.Client) uint16 {
+				r.must(c.Send(proxytest.Method(1, amqp.BasicGet, 0, "q", 1)))
+				id := p.OpenChannel()
+				p.Expect(amqp.BasicGet)
+				return id
+			}
+			id := gets(c)
+			gets(d)
+			u := r.s.allPools()[0].ups[0]
+			const more = 600 << 10 // than the client's socket holds, 256 KiB
+			size := min(queue/2+256<<10+1000, more)
+			p.Send(proxytest.Method(id, amqp.BasicGetOk, 1, 0, "", "q", 0), proxytest.Header(id, uint64(size)))
+			for left := size; left > 0; left -= 10_000 {
+				p.Send(proxytest.Body(id, make([]byte, min(left, 10_000))))
+				synctest.Wait()
+			}
+			if n := u.crowded.Load(); n != 1 {
+				t.Fatalf("client_queue %d: crowded is %d with a client that does not read, want 1", queue, n)
+			}
+			if _, err := c.Await(1, amqp.BasicGetOk); err != nil {
+				t.Fatal(err)
+			}
+			for got := 0; got < size; {
+				f, err := c.Next()
+				r.must(err)
+				if f.Type() == amqp.FrameBody {
+					got += len(f.Payload())
+				}
+			}
+			time.Sleep(time.Second)
+			if n := u.crowded.Load(); n != 0 {
+				t.Errorf("client_queue %d: crowded is %d with everything read, want 0", queue, n)
+			}
+			_ = c.Hangup()
+			_ = d.Hangup()
+		})
+	}
+}
+
+// A client that reads too slowly on a shared upstream ends alone; one that is alone there
+// is waited for, and gets everything.
+func TestSlowReaders(t *testing.T) {
+	for _, alone := range []bool{true, false} {
+		withScript(t, 0, func(c *Config) { c.ClientQueue, c.WriteTimeout = 1<<20, time.Hour }, func(r *rig) {
+			c, p := r.pair(proxytest.ClientConfig{})
+			r.must(c.Send(proxytest.Method(1, amqp.BasicGet, 0, "q", 1)))
+			id := p.OpenChannel()
+			p.Expect(amqp.BasicGet)
+			d := c
+			if !alone {
+				d = r.client(proxytest.ClientConfig{})
+				r.must(d.Send(proxytest.Method(1, amqp.BasicGet, 0, "q", 1)))
+				p.OpenChannel()
+				p.Expect(amqp.BasicGet)
+			}
+			const size = 4 << 20
+			sent := make(chan struct{})
+			go func() {
+				defer close(sent)
+				p.Send(proxytest.Method(id, amqp.BasicGetOk, 1, 0, "", "q", 0), proxytest.Header(id, size))
+				for range size / (64 << 10) {
+					p.Send(proxytest.Body(id, make([]byte, 64<<10)))
+				}
+			}()
+			synctest.Wait()
+			if !alone {
+				<-sent // nobody waited for the slow one
+				e, err := c.Closed(0)
+				r.must(err)
+				r.hears(e, amqp.ResourceError, "client_queue")
+				p.SendMethod(2, amqp.BasicGetEmpty, "")
+				_, err = d.Await(1, amqp.BasicGetEmpty)
+				r.must(err)
+				_ = d.Hangup()
+				return
+			}
+			select {
+			case <-sent:
+				t.Error("4 MiB went into a queue of 1 MiB")
+			default:
+			}
+			_, err := c.Await(1, amqp.BasicGetOk)
+			r.must(err)
+			for got := 0; got < size; {
+				f, err := c.Next()
+				r.must(err)
+				if f.Type() == amqp.FrameBody {
+					got += len(f.Payload())
+				}
+			}
+			<-sent
+			_ = c.Hangup()
+		})
+	}
+}

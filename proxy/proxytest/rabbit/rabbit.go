@@ -474,3 +474,23 @@ func (b *Broker) Log(lines int) string {
 	}
 	return strings.Join(last, "\n")
 }
+
+// CtlScript writes a program that is rabbitmqctl for this broker, for test suites of
+// others that want to call one, and returns its path.
+func (b *Broker) CtlScript(dir string) (string, error) {
+	quote := func(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
+	line := []string{"exec"}
+	switch {
+	case b.root != "":
+		line = append(line, "chroot", fmt.Sprintf("--userspec=%d:%d", b.user.Uid, b.user.Gid), quote(b.root))
+	case b.user != nil:
+		line = append(line, "setpriv", fmt.Sprintf("--reuid=%d", b.user.Uid), fmt.Sprintf("--regid=%d", b.user.Gid), "--clear-groups")
+	}
+	line = append(line, "env", "-i")
+	for _, v := range b.environ() {
+		line = append(line, quote(v))
+	}
+	line = append(line, bin+"rabbitmqctl", "-n", b.Node, `"$@"`)
+	path := filepath.Join(dir, "rabbitmqctl-"+string(b.Version))
+	return path, os.WriteFile(path, []byte("#!/bin/sh\n"+strings.Join(line, " ")+"\n"), 0o700)
+}

@@ -54,7 +54,7 @@ func (b *bench) measure(ctx context.Context, p *peer, r row, profile string) (s 
 			_, _ = ask("stop") // its error is the one that is already told
 		}
 	}()
-	if err := pause(ctx, warmUp); err != nil {
+	if err := pause(ctx, warmUp+time.Duration(w.Clients)*200*time.Microsecond); err != nil {
 		return s, err
 	}
 	profiled := make(chan error, 1)
@@ -111,7 +111,11 @@ func (b *bench) measure(ctx context.Context, p *peer, r row, profile string) (s 
 func (b *bench) measureRow(ctx context.Context, r row) error {
 	samples := make([][]sample, len(b.peers))
 	failed := make([]error, len(b.peers))
-	for round := range b.o.rounds {
+	rounds := b.o.rounds
+	if r.work.Clients >= 1000 {
+		rounds = 1 // to connect them all takes longer than to measure
+	}
+	for round := range rounds {
 		for i, p := range b.peers {
 			if p.address(r.tls) == "" || failed[i] != nil {
 				continue
@@ -162,7 +166,6 @@ const (
 	memoryGoal  = 15 << 10 // kB with nobody connected
 	idleGoal    = 8.0      // kB for a client with a channel
 	idleClients = 10_000
-	idlePause   = 3 * time.Second // what is given back after a moment does not count
 )
 
 // memory looks at fresh processes, alone and with idle clients, and starts them afresh after it.
@@ -235,12 +238,16 @@ func (b *bench) idle(ctx context.Context, p *peer, clients, base int) (m idling,
 		}
 		return pause(ctx, then)
 	}
+	rest := 3 * time.Second // what is given back after a moment does not count
+	if b.o.quick {
+		rest = 2 * time.Second
+	}
 	grown := func() float64 { return float64(residentKB(p.procs[0])-base) / float64(m.clients) }
-	if err := step("start", idlePause); err != nil {
+	if err := step("start", rest); err != nil {
 		return m, err
 	}
 	m.each = grown()
-	if err := step("touch", idlePause); err != nil {
+	if err := step("touch", rest); err != nil {
 		return m, err
 	}
 	m.touched = grown()
@@ -248,5 +255,5 @@ func (b *bench) idle(ctx context.Context, p *peer, clients, base int) (m idling,
 		return m, err
 	}
 	m.upstreams = after.Open - before.Open
-	return m, step("stop", time.Second)
+	return m, step("stop", settle+time.Duration(m.clients)*100*time.Microsecond)
 }

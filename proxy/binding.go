@@ -64,6 +64,8 @@ type channel struct {
 	published uint64 // in confirm mode: the tag of the last publish
 	acked     tagSet // delivery tags that the client has settled
 	wantsAcks bool   // some delivery must be acked
+	noAcks    bool   // some delivery needs no ack
+	unheard   bool   // a declaration without an answer went to the current binding
 
 	bodySize  uint64 // of the current publish, as announced
 	lastQueue string // after a move: the queue last declared before it

@@ -144,6 +144,7 @@ func (c *client) read() bool {
 			if !c.chunk() {
 				return false
 			}
+			c.lastRead.Store(c.s.now()) // what came while the reader was held up was not silence
 		}
 		if err != nil {
 			if !errors.Is(err, os.ErrDeadlineExceeded) || c.phase.Load() != phaseRunning {

@@ -11,7 +11,8 @@ import (
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
 )
 
-// tick is the resolution of the coarse clock and with it of every timeout here.
+// tick is the resolution of the coarse clock and with it of every timeout here: what a
+// peer must not hear too early has one more.
 const tick = 100 * time.Millisecond
 
 func (s *Server) janitor() {
@@ -88,7 +89,7 @@ func (c *client) due() bool {
 		return true
 	}
 	hb := int64(c.heartbeat)
-	if hb != 0 && (now-c.out.LastWrite.Load() >= hb/2 || now-c.lastRead.Load() >= 2*hb) {
+	if hb != 0 && (now-c.out.LastWrite.Load() >= hb/2 || now-c.lastRead.Load() > 2*hb+int64(tick)) {
 		return true
 	}
 	if c.hoarding(now) {
@@ -115,8 +116,9 @@ func (c *client) tend() {
 	}
 	if c.phase.Load() == phaseHandshake {
 		// Waiting for the broker's verdict is not the client's fault, but bounded all the same.
-		c.log(slog.LevelInfo, "client closed: its handshake took too long",
-			"handshake_timeout", c.s.cfg().HandshakeTimeout)
+		// What it has told of itself is still its reader's, which log would read.
+		c.s.log.Info("client closed: its handshake took too long", "client", c.n,
+			"address", c.conn.RemoteAddr().String(), "handshake_timeout", c.s.cfg().HandshakeTimeout)
 		c.closeSocket()
 		return
 	}
@@ -145,7 +147,7 @@ func (c *client) tend() {
 	if hb == 0 {
 		return
 	}
-	if silent >= 2*hb && c.reading.Load() {
+	if silent > 2*hb+int64(tick) && c.reading.Load() {
 		c.s.n.heartbeatTimeouts.Add(1)
 		c.log(slog.LevelInfo, "client closed: no heartbeat", "silent_for", time.Duration(silent), "heartbeat", c.heartbeat)
 		c.closeSocket()
@@ -168,7 +170,7 @@ func (u *upstream) tend() {
 	now := u.s.now()
 	hb := int64(u.heartbeat)
 	if hb != 0 {
-		if silent := now - u.lastRead.Load(); silent >= 2*hb && !u.halted.Load() {
+		if silent := now - u.lastRead.Load(); silent > 2*hb+int64(tick) && !u.halted.Load() {
 			u.s.n.heartbeatTimeouts.Add(1)
 			u.fail(amqp.Errorf(amqp.ConnectionForced, 0, "the broker has been silent for %v, its heartbeat is %v",
 				time.Duration(silent).Round(time.Millisecond), u.heartbeat), true)
@@ -204,12 +206,16 @@ func (u *upstream) answerOverdue(now int64) {
 		if !b.silent {
 			b.silent = true
 			overdue = append(overdue, b)
+		} else if b.ticket != nil {
+			u.pool.closes.finish(b.ticket) // nobody needs to wait for it any more
 		}
 		if b.state == bCrossed {
 			b.state = bFree
 			u.setLocked(b.id, nil)
 			u.closingN.Add(-1)
-			u.s.n.bindings.Add(-1)
+			if u.failed == nil { // else fail has counted it
+				u.s.n.bindings.Add(-1)
+			}
 			if b.ticket != nil {
 				u.pool.closes.finish(b.ticket)
 			}

@@ -163,7 +163,10 @@ func (c *client) method(ch *channel, id uint16, f amqp.Frame) bool {
 	m := f.Method()
 	spec := m.Spec()
 	if ch != nil && ch.content != noContent {
-		return c.strayContent(ch, f)
+		if ch.state.Load() == chOpen {
+			return c.strayContent(ch, f)
+		}
+		c.abandon(ch) // the client heard of the close half way through
 	}
 	unopened := ch == nil && m != amqp.ChannelOpen && spec.Name != ""
 	if e := c.admit(m, spec, f); e != nil && !unopened {
@@ -213,9 +216,8 @@ func (c *client) method(ch *channel, id uint16, f amqp.Frame) bool {
 
 	case amqp.BasicGet:
 		c.readYourWrites()
-		ch.wantsAcks = ch.wantsAcks || bits&1 == 0
 		c.ready(ch)
-		ch.stateful, ch.hears = true, true
+		ch.hearing(bits&1 != 0)
 		return c.pass(ch, f, laneRead, true)
 
 	case amqp.BasicConsume:
@@ -300,10 +302,13 @@ func (c *client) pass(ch *channel, f amqp.Frame, l lane, called bool) bool {
 	if b == nil {
 		return false
 	}
+	m := f.Method()
 	if called {
 		b.calls.Add(1)
+		ch.unheard = false // its answer will speak for those before it
+	} else if l == laneNone && m.Spec().Sync {
+		ch.unheard = true
 	}
-	m := f.Method()
 	if at := &b.u.senders[m.Index()]; at.Load() != c {
 		at.Store(c)
 	}
@@ -422,6 +427,8 @@ func (c *client) openChannel(id uint16) {
 // afterChannelClose takes a method on a channel that either side has closed.
 func (c *client) afterChannelClose(ch *channel, m amqp.Method, st channelState) bool {
 	switch {
+	case m == amqp.ChannelOpen && st == chRefused:
+		return c.refuse(amqp.ChannelError, m, "second 'channel.open' seen")
 	case m == amqp.ChannelCloseOk && st == chRefused:
 		c.closed(ch)
 	case m == amqp.ChannelClose && st == chRefused:
@@ -571,6 +578,16 @@ func (c *client) published(ch *channel) {
 	}
 }
 
+// abandon forgets a publish that its client does not finish.
+func (c *client) abandon(ch *channel) {
+	c.dropSpill(ch)
+	if ch.inRun {
+		ch.inRun = false
+		c.gathered--
+	}
+	ch.content = noContent
+}
+
 // settled notes what basic.ack, nack or reject settles.
 func (c *client) settled(ch *channel, f amqp.Frame, multiple bool) {
 	tag := binary.BigEndian.Uint64(f.Args())
@@ -579,8 +596,33 @@ func (c *client) settled(ch *channel, f amqp.Frame, multiple bool) {
 			tag = b.lastTag.Load()
 		}
 	}
-	ch.acked.add(tag, multiple)
+	if !ch.neverQuiet {
+		ch.acked.add(tag, multiple)
+		if len(ch.acked.above) > maxAbove {
+			ch.untracked()
+		}
+	}
 	if ch.tx {
 		ch.txDirty = true
 	}
 }
+
+// maxAbove bounds the deliveries that are settled out of order.
+const maxAbove = 1 << 16
+
+// hearing notes that deliveries may come, which need acks or do not. Where both do, which
+// of them are settled cannot be told.
+func (ch *channel) hearing(noAck bool) {
+	ch.stateful, ch.hears = true, true
+	if noAck {
+		ch.noAcks = true
+	} else {
+		ch.wantsAcks = true
+	}
+	if ch.noAcks && ch.wantsAcks {
+		ch.untracked()
+	}
+}
+
+// untracked gives up on knowing which deliveries are settled.
+func (ch *channel) untracked() { ch.neverQuiet, ch.acked = true, tagSet{} }

@@ -110,6 +110,10 @@ func (c *client) move(ch *channel, to *upstream) {
 	ch.cur.Store(nil)
 	c.mu.Unlock()
 	b.u.closeBinding(b)
+	if ch.unheard {
+		ch.unheard = false
+		c.readYourWrites() // the declaration goes first
+	}
 }
 
 // ready has the channel where readers are, before its first get or consume: it may have
@@ -162,8 +166,7 @@ func (c *client) consume(ch *channel, f amqp.Frame, bits byte, wait bool) bool {
 		at.Store(c)
 	}
 	b.consuming.Add(1)
-	ch.stateful, ch.hears = true, true
-	ch.wantsAcks = ch.wantsAcks || !noAck
+	ch.hearing(noAck)
 	if wait {
 		b.calls.Add(1)
 	}

@@ -67,6 +67,7 @@ type upstream struct {
 	blockedReason string
 	blockedTold   map[*client]struct{}
 	failed        error         // why it ended
+	lastWords     *amqp.Error   // the broker's connection.close
 	closing       bool          // connection.close was sent
 	answered      chan struct{} // closed when the broker answers a tx.commit or closes a channel
 	unhalt        chan struct{} // ends the reader's wait for its sole tenant
@@ -298,7 +299,9 @@ func (u *upstream) freeLocked(b *binding) {
 	u.wakeAnsweredLocked()
 	u.setLocked(b.id, nil)
 	u.ids.free(b.id)
-	u.s.n.bindings.Add(-1)
+	if u.failed == nil { // else fail has counted it
+		u.s.n.bindings.Add(-1)
+	}
 	if b.ticket != nil {
 		u.pool.closes.finish(b.ticket)
 	}
@@ -311,6 +314,9 @@ func (u *upstream) fail(e *amqp.Error, lost bool) {
 	if u.failed != nil {
 		u.mu.Unlock()
 		return
+	}
+	if u.lastWords != nil {
+		e = u.lastWords // the broker's own say more than what befell the socket then
 	}
 	u.failed = e
 	lost = lost && !u.closing

@@ -26,6 +26,10 @@ func (u *upstream) read() {
 	defer u.s.readerGone(u)
 	defer u.rd.Release()
 	var d delivery
+	if e := u.chunk(&d); e != nil { // what came behind open-ok
+		u.fail(e, true)
+		return
+	}
 	for {
 		n, err := u.rd.Fill(u.conn)
 		if n > 0 {
@@ -361,6 +365,7 @@ func (u *upstream) control(f amqp.Frame) *amqp.Error {
 		e := amqp.ParseClose(f)
 		_ = u.conn.SetWriteDeadline(time.Now().Add(closeGrace))
 		u.mu.Lock()
+		u.lastWords = e
 		u.out.AppendLocked(amqp.AppendMethod(nil, 0, amqp.ConnectionCloseOk))
 		u.mu.Unlock()
 		u.out.Flush()

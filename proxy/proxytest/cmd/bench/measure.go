@@ -238,10 +238,7 @@ func (b *bench) idle(ctx context.Context, p *peer, clients, base int) (m idling,
 		}
 		return pause(ctx, then)
 	}
-	rest := 3 * time.Second // what is given back after a moment does not count
-	if b.o.quick {
-		rest = 2 * time.Second
-	}
+	const rest = 3 * time.Second // what is given back after a moment does not count
 	grown := func() float64 { return float64(residentKB(p.procs[0])-base) / float64(m.clients) }
 	if err := step("start", rest); err != nil {
 		return m, err

@@ -55,7 +55,7 @@ func (b *bench) php(ctx context.Context) error {
 		}
 		straight, pooled := 10, 500
 		if b.o.quick {
-			straight, pooled = 3, 100
+			straight, pooled = 2, 60
 		}
 		cells := make([]string, len(b.peers))
 		met := "NO"

@@ -71,6 +71,11 @@ func firewallCases() []hazard {
 	add("content body after a whole body", message(1, "", "hz.none", "abc"), body(1, "d"))
 	add("content body beyond the announced size", publish(1, "", "hz.none", 0), header(1, 3), body(1, "abcd"))
 	add("empty body frames amid a body", publish(1, "", "hz.none", 0), header(1, 3), body(1, ""), body(1, "abc"))
+	crumbs := cat(publish(1, "", "hz.crumbs", 0), header(1, 12000))
+	for range 12000 {
+		crumbs = append(crumbs, body(1, "x")...)
+	}
+	with("a body in frames of one octet", l(declare(1, "hz.crumbs", durable, expires)), crumbs, method(1, amqp.BasicGet, short(0), str("hz.crumbs"), octet(1)))
 	add("second content header", publish(1, "", "hz.none", 0), header(1, 3), header(1, 3))
 	add("body instead of a content header", publish(1, "", "hz.none", 0), body(1, "abc"))
 	add("a method instead of a content header", publish(1, "", "hz.none", 0), declare(1, "hz.x", 1))

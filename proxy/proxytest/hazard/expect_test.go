@@ -88,7 +88,11 @@ func exceptionOf(name string) (exception, bool) {
 	if e, ok := proxied[name]; ok {
 		return e, true
 	}
-	if strings.Contains(name, "reply-to of one dot") || strings.Contains(name, "reply-to of an empty pid") || strings.Contains(name, "reply-to of three parts") {
+	if name == "CC reply-to of a term that is no pid" {
+		return exception{`connection.close(ch 0) 502 by 60.40 "SYNTAX_ERROR"`, ignored}, true
+	}
+	if strings.Contains(name, "reply-to of one dot") || strings.Contains(name, "reply-to of an empty pid") || strings.Contains(name, "reply-to of three parts") ||
+		strings.Contains(name, "reply-to of a term that is no pid") {
 		return exception{`connection.close(ch 0) 541 by 0.0 "INTERNAL_ERROR"`, ignored}, true
 	}
 	if strings.HasSuffix(name, " deep") && !strings.Contains(name, "64") {

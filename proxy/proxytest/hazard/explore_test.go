@@ -628,6 +628,7 @@ func (w *world) finish() {
 			case ch.open && !ch.owes:
 				a.send(w.declareApp(id))
 				w.answerAll()
+				w.waitOut()
 				if w.broken == "" && ch.open && ch.calls > 0 {
 					w.violation("channel %d answers no more", id)
 				}
@@ -652,15 +653,13 @@ func (w *world) finish() {
 			a.send(method(0, amqp.ConnectionClose, short(200), str("bye"), long(0)))
 		}
 		w.answerAll()
+		w.waitOut()
 		if !a.over {
 			w.violation("connection.close was never answered")
 		}
 	}
 	w.answerAll()
-	if !w.crossed { // a close-ok that never comes is waited for a while
-		time.Sleep(10 * time.Second)
-		w.answerAll()
-	}
+	w.waitOut()
 	if got := w.srv.Stats(); got.Bindings != 1 || got.Channels != 1 {
 		w.violation("%d bindings and %d channels are left beside the canary's, want none", got.Bindings-1, got.Channels-1)
 	}
@@ -670,6 +669,14 @@ func (w *world) finish() {
 				w.violation("broker#%d: channel %d is still open", c.n, id)
 			}
 		}
+	}
+}
+
+// waitOut lets the time pass in which a close-ok that never comes is waited for.
+func (w *world) waitOut() {
+	if !w.crossed {
+		time.Sleep(10 * time.Second)
+		w.answerAll()
 	}
 }
 
@@ -715,16 +722,37 @@ func explore(t *testing.T, crossed bool, length int, pick func(n int) int) (w *w
 	return w
 }
 
-func (w *world) report(t *testing.T, picks []int) {
+// findings are the distinct violations of many runs, each with the first run that showed it.
+type findings struct {
+	count map[string]int
+	first map[string]string
+}
+
+func (fs *findings) add(w *world, picks []int) {
+	if w.broken == "" {
+		return
+	}
+	if fs.count == nil {
+		fs.count, fs.first = map[string]int{}, map[string]string{}
+	}
+	if fs.count[w.broken]++; fs.count[w.broken] == 1 {
+		fs.first[w.broken] = fmt.Sprintf("choices %v, crossing closes answered: %v\n%s", picks, w.crossed, strings.Join(w.trace, "\n"))
+	}
+}
+
+func (fs *findings) report(t *testing.T) {
 	t.Helper()
-	t.Errorf("%s\nchoices %v, crossing closes answered: %v\n%s", w.broken, picks, w.crossed, strings.Join(w.trace, "\n"))
+	for what, n := range fs.count {
+		t.Errorf("%d runs: %s\n%s", n, what, fs.first[what])
+	}
 }
 
 // Every sequence of a few steps.
 func TestCloseProtocolExhaustively(t *testing.T) {
 	for _, crossed := range []bool{true, false} {
 		var picks, width []int
-		runs, failed := 0, 0
+		runs := 0
+		var found findings
 		for {
 			at := 0
 			w := explore(t, crossed, *exploreDepth, func(n int) int {
@@ -736,12 +764,7 @@ func TestCloseProtocolExhaustively(t *testing.T) {
 				return picks[at-1] % n
 			})
 			runs++
-			if w.broken != "" {
-				w.report(t, picks)
-				if failed++; failed == 5 {
-					t.Fatal("that is enough")
-				}
-			}
+			found.add(w, picks)
 			picks, width = picks[:at], width[:at]
 			for len(picks) > 0 && picks[len(picks)-1]+1 >= width[len(picks)-1] {
 				picks, width = picks[:len(picks)-1], width[:len(picks)-1]
@@ -751,13 +774,15 @@ func TestCloseProtocolExhaustively(t *testing.T) {
 			}
 			picks[len(picks)-1]++
 		}
+		found.report(t)
 		t.Logf("crossing closes answered: %v: %d sequences of %d steps", crossed, runs, *exploreDepth)
 	}
 }
 
 // Long random sequences, in which channel ids come round.
 func TestCloseProtocolAtRandom(t *testing.T) {
-	failed, most := 0, 0
+	most := 0
+	var found findings
 	for run := range *exploreRuns {
 		rng := rand.New(rand.NewPCG(*exploreSeed, uint64(run)))
 		var picks []int
@@ -769,14 +794,9 @@ func TestCloseProtocolAtRandom(t *testing.T) {
 		for _, n := range w.reused {
 			most = max(most, n)
 		}
-		if w.broken != "" {
-			t.Logf("run %d", run)
-			w.report(t, picks)
-			if failed++; failed == 5 {
-				t.Fatal("that is enough")
-			}
-		}
+		found.add(w, picks)
 	}
+	found.report(t)
 	t.Logf("%d sequences, an upstream's channel id was used up to %d times", *exploreRuns, most)
 	if *exploreRuns >= 1000 && most < 3 {
 		t.Error("no id was ever reused: the sequences show nothing about reuse")

@@ -60,8 +60,8 @@ reboot_root() {
 
 # inside COMMAND: runs it in the booted root.
 inside() {
-    nsenter --target "$INIT" --mount --uts --ipc --pid --cgroup --root --wd=/ \
-        env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C DEBIAN_FRONTEND=noninteractive "$@"
+    nsenter --target "$INIT" --mount --uts --ipc --pid --cgroup --root \
+        env -i -C / PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C DEBIAN_FRONTEND=noninteractive "$@"
 }
 
 # halt ROOT: ends it; PID 1 ignores TERM, and a hanging one is killed.

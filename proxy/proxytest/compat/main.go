@@ -1,0 +1,135 @@
+// Command compat runs client libraries' own test suites against RabbitMQ, straight and
+// through the proxy, compares them test by test and prints a table. Its exit code is 1
+// when a test that passes straight fails through the proxy for no reason known.
+
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/proxytest/rabbit"
+)
+
+// modes are the pool modes that suites are run in.
+var modes = []string{"session", "auto"}
+
+type options struct {
+	suites, brokers, modes []string
+	only                   string // a unit of a suite: a test, a file
+	sources                string
+	keep                   bool
+	reruns                 int
+}
+
+func main() {
+	os.Exit(run())
+}
+
+func run() int {
+	var o options
+	names := make([]string, len(suites))
+	for i, s := range suites {
+		names[i] = s.name
+	}
+	list := flag.String("suites", strings.Join(names, ","), "suites to run, comma-separated")
+	versions := flag.String("brokers", "3.10,4.0", "releases of RabbitMQ to run them on")
+	pools := flag.String("modes", strings.Join(modes, ","), "pool modes to run them in; none: straight only")
+	quick := flag.Bool("quick", false, "what CI runs: amqp091-go and php-amqp on RabbitMQ 3.10")
+	flag.StringVar(&o.only, "only", "", "run this `UNIT` of the suite alone: a test of Go's, a file of the others'")
+	flag.StringVar(&o.sources, "sources", os.Getenv("COMPAT_SOURCES"),
+		"`DIR` with unpacked sources named like their suites, for those that no registry carries here")
+	flag.BoolVar(&o.keep, "keep", false, "keep logs and working copies, and say where they are")
+	flag.IntVar(&o.reruns, "reruns", 3, "how often tests that differ are repeated, straight and through")
+	flag.Parse()
+	if *quick {
+		*list, *versions = "amqp091-go,php-amqp", "3.10"
+	}
+	o.suites, o.brokers, o.modes = split(*list), split(*versions), split(*pools)
+	for _, s := range o.suites {
+		if !slices.Contains(names, s) {
+			fmt.Fprintf(os.Stderr, "compat: no suite is called %q; there are %s\n", s, strings.Join(names, ", "))
+			return 2
+		}
+	}
+	o.modes = slices.DeleteFunc(o.modes, func(m string) bool { return m == "none" })
+	for _, m := range o.modes {
+		if !slices.Contains(modes, m) {
+			fmt.Fprintf(os.Stderr, "compat: no mode is called %q; there are %s and none\n", m, strings.Join(modes, ", "))
+			return 2
+		}
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	rows, err := compare(ctx, o)
+	fmt.Print(table(rows))
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "compat:", err)
+		return 1
+	}
+	for _, r := range rows {
+		if r.unexplained() > 0 || r.missing != "" && os.Getenv("CI") == "true" {
+			return 1
+		}
+	}
+	return 0
+}
+
+func split(s string) []string {
+	return strings.FieldsFunc(s, func(r rune) bool { return r == ',' })
+}
+
+// compare runs the suites wanted on the brokers wanted.
+func compare(ctx context.Context, o options) ([]*row, error) {
+	work, err := os.MkdirTemp("", "amqproxysvc-compat-")
+	if err != nil {
+		return nil, err
+	}
+	if o.keep {
+		fmt.Fprintln(os.Stderr, "compat: working in", work)
+	} else {
+		defer os.RemoveAll(work)
+	}
+	program := filepath.Join(work, "amqproxysvc")
+	if _, err := command(ctx, "", nil, "go", "build", "-o", program,
+		"github.com/amqproxysvc/amqproxysvc/cmd/amqproxysvc"); err != nil {
+		return nil, fmt.Errorf("the proxy does not build: %w", err)
+	}
+	var rows []*row
+	for _, version := range o.brokers {
+		broker, err := rabbit.Start(rabbit.Version(version))
+		if err != nil {
+			if os.Getenv("CI") == "true" {
+				return rows, err
+			}
+			fmt.Fprintln(os.Stderr, "SKIPPED LOUDLY:", err)
+			continue
+		}
+		b := &bench{ctx: ctx, options: o, work: work, program: program, broker: broker}
+		if err := b.manage(); err != nil {
+			broker.Close()
+			return rows, err
+		}
+		for _, s := range suites {
+			if !slices.Contains(o.suites, s.name) || ctx.Err() != nil {
+				continue
+			}
+			r := b.suite(s)
+			rows = append(rows, r)
+			if r.missing != "" {
+				fmt.Fprintf(os.Stderr, "SKIPPED LOUDLY: %s: %s\n", s.name, r.missing)
+			}
+		}
+		broker.Close()
+	}
+	return rows, ctx.Err()
+}

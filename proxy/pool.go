@@ -80,10 +80,7 @@ func (u *upstream) takenLocked(l lane) *upstream {
 }
 
 func (p *pool) fitsLocked(u *upstream, l lane) bool {
-	// Channels that are being closed carry no client any more, but have their id until the
-	// broker's close-ok: a distant broker has many on their way.
-	if u.session || u.owner.Load() != nil || u.retired || u.crowded.Load() > 0 ||
-		u.load-int(u.closingN.Load()) >= p.s.cfg().MaxChannels || u.load+u.lost >= int(u.ids.limit) {
+	if !p.roomLocked(u) {
 		return false
 	}
 	if u.lane == laneNone {
@@ -97,6 +94,27 @@ func (p *pool) fitsLocked(u *upstream, l lane) bool {
 		return p.publishersBlockedLocked()
 	}
 	return u.lane == l
+}
+
+// roomLocked tells whether a shared upstream takes a channel more, whatever its lane.
+func (p *pool) roomLocked(u *upstream) bool {
+	// Channels that are being closed carry no client any more, but have their id until the
+	// broker's close-ok: a distant broker has many on their way.
+	return !u.session && u.owner.Load() == nil && !u.retired && u.crowded.Load() == 0 &&
+		u.load-int(u.closingN.Load()) < p.s.cfg().MaxChannels && u.load+u.lost < int(u.ids.limit)
+}
+
+// tryAnyLane takes a place beside readers or publishers, where no upstream more can be had:
+// the user's limit of connections is reached, say, or the password has been changed.
+func (p *pool) tryAnyLane() *upstream {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, u := range p.ups {
+		if p.roomLocked(u) {
+			return u.takenLocked(laneNone)
+		}
+	}
+	return nil
 }
 
 func (p *pool) publishersBlockedLocked() bool {
@@ -130,9 +148,6 @@ func (p *pool) acquire(c *client, l lane) (*upstream, *amqp.Error) {
 		select {
 		case <-f.done:
 			p.noLongerWaiting()
-			if f.err != nil {
-				return nil, f.err
-			}
 		case <-changed:
 			p.noLongerWaiting()
 		case <-c.gone:
@@ -141,6 +156,17 @@ func (p *pool) acquire(c *client, l lane) (*upstream, *amqp.Error) {
 		case <-timer.C:
 			p.noLongerWaiting()
 			return nil, amqp.Errorf(amqp.ConnectionForced, 0, "no place on a connection to the broker within %v", timeout)
+		}
+		select {
+		case <-f.done:
+			if f.err == nil {
+				continue
+			}
+			if u := p.tryAnyLane(); u != nil {
+				return u, nil
+			}
+			return nil, f.err
+		default:
 		}
 	}
 }
@@ -162,9 +188,9 @@ func (p *pool) dialShared(f *flight) {
 	}
 	f.err = err
 	p.dialling = nil
+	close(f.done) // before the others are woken: they look for an error
 	p.notifyLocked()
 	p.mu.Unlock()
-	close(f.done)
 }
 
 // addLocked takes an upstream that the broker has just accepted.

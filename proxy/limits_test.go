@@ -1,0 +1,67 @@
+package proxy
+
+import (
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/proxytest"
+)
+
+// Who reads where nobody publishes needs a second connection. When the broker gives none,
+// the client works on the one there is, and the broker is asked once, not over and over.
+func TestNoSecondConnection(t *testing.T) {
+	for name, refuse := range map[string]func(*rig){
+		"password changed":   func(r *rig) { r.b.SetUser("guest", "new") },
+		"broker unreachable": func(r *rig) { r.to.Refuse(errors.New("connection refused")) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			withBroker(t, proxytest.BrokerConfig{}, nil, func(r *rig) {
+				c := r.client(proxytest.ClientConfig{})
+				_, err := c.DeclareQueue(1, "q", 0)
+				r.must(err)
+				r.must(c.Confirm(1))
+				r.must(c.Publish(1, "", "q", []byte("first")))
+				r.must(c.WaitConfirms(1))
+				refuse(r)
+				before, began := r.b.Counts(), time.Now()
+				r.must(c.OpenChannel(2))
+				r.must(c.Qos(2, 10))
+				_, err = c.Consume(2, "q", "t", false)
+				r.must(err)
+				m, err := c.Delivery(2)
+				r.must(err)
+				r.must(c.Ack(2, m.Tag, false))
+				if took := time.Since(began); took > time.Second {
+					t.Errorf("the consumer was served only after %v", took)
+				}
+				if n := r.b.Counts().Refused - before.Refused; n > 1 {
+					t.Errorf("the broker was asked %d times", n)
+				}
+			})
+		})
+	}
+}
+
+// Without any connection the client hears why, at once.
+func TestNoConnection(t *testing.T) {
+	withBroker(t, proxytest.BrokerConfig{}, func(c *Config) { c.MaxChannels = 1 }, func(r *rig) {
+		c := r.client(proxytest.ClientConfig{})
+		_, err := c.DeclareQueue(1, "q", 0)
+		r.must(err)
+		r.b.SetUser("guest", "new")
+		before, began := r.b.Counts(), time.Now()
+		r.must(c.OpenChannel(2))
+		_, err = c.DeclareQueue(2, "q", 0)
+		r.hears(err, amqp.AccessRefused, "ACCESS_REFUSED - Login was refused")
+		if took := time.Since(began); took > time.Second {
+			t.Errorf("the client heard it only after %v", took)
+		}
+		synctest.Wait()
+		if n := r.b.Counts().Refused - before.Refused; n != 1 {
+			t.Errorf("the broker was asked %d times, want once", n)
+		}
+	})
+}

@@ -1,6 +1,8 @@
 // What test runners report, read into results: go test -json, JUnit's XML (phpunit,
 // pytest, node), rspec's JSON and the lines of PHP's run-tests.
 
+//go:build linux
+
 package main
 
 import (

@@ -1,5 +1,7 @@
 // Results of a suite, compared test by test, and the table they become.
 
+//go:build linux
+
 package main
 
 import (

@@ -1,5 +1,7 @@
 // The suites: where each comes from, what it needs, how its tests are run.
 
+//go:build linux
+
 package main
 
 import (

@@ -17,9 +17,8 @@ import (
 
 const (
 	// upstreamHigh is how many bytes may wait for the broker's socket before the clients
-	// that feed it are no longer read; they are again at upstreamLow.
+	// that feed it are no longer read.
 	upstreamHigh = 256 << 10
-	upstreamLow  = 64 << 10
 	// throughMin is the size from which a run is written from the read buffer, uncopied.
 	throughMin = 4 << 10
 )
@@ -176,12 +175,13 @@ func (r *run) reset() {
 }
 
 // send passes a run to the broker, less the frames of channels that are no longer open.
-// It writes at once when nobody else does, appends otherwise, and waits when too much waits.
+// When too much waits already it waits its turn; then it writes at once when nobody else
+// does, and appends otherwise.
 // The error is that of a dead upstream, whose clients are being told, or of a wait that the
 // client's end (gone) cut short.
 func (u *upstream) send(r *run, gone <-chan struct{}) error {
 	u.mu.Lock()
-	if err := u.failed; err != nil {
+	if err := u.out.AwaitRoomLocked(upstreamHigh, gone); err != nil {
 		u.mu.Unlock()
 		return err
 	}
@@ -204,12 +204,9 @@ func (u *upstream) send(r *run, gone <-chan struct{}) error {
 	}
 	u.out.AppendLocked(prefix)
 	u.out.AppendLocked(body)
-	waiting := u.out.LenLocked()
+	u.out.PassRoomLocked(upstreamHigh)
 	u.mu.Unlock()
 	u.out.Flush()
-	if waiting > upstreamHigh {
-		return u.out.WaitRoom(upstreamLow, gone)
-	}
 	return nil
 }
 

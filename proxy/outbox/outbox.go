@@ -51,6 +51,7 @@ type Box struct {
 	busy    bool
 	err     error
 	turns   []chan struct{} // who waits to be the one that writes, first come first served
+	waiters []chan struct{} // who waits for room to append, likewise
 	room    chan struct{}   // closed when pending has been taken, or on an error
 }
 
@@ -245,22 +246,50 @@ func (b *Box) WaitTurn(cancel <-chan struct{}) error {
 	return err
 }
 
-// WaitRoom waits until at most limit bytes wait, an error, or until cancel is closed.
-func (b *Box) WaitRoom(limit int, cancel <-chan struct{}) error {
-	for {
-		b.mu.Lock()
-		if b.err != nil || len(b.pending) <= limit {
-			err := b.err
-			b.mu.Unlock()
-			return err
+// AwaitRoomLocked waits until at most the given number of bytes wait, an error, or until
+// cancel is closed; who came first is woken first. The lock is not held meanwhile, and is again
+// afterwards. Who has appended then calls PassRoomLocked.
+func (b *Box) AwaitRoomLocked(most int, cancel <-chan struct{}) error {
+	for first := true; b.err == nil && (len(b.pending) > most || first && len(b.waiters) > 0); first = false {
+		w := make(chan struct{})
+		if first {
+			b.waiters = append(b.waiters, w)
+		} else {
+			b.waiters = slices.Insert(b.waiters, 0, w) // others were quicker: its turn is not lost
 		}
-		room := b.roomLocked()
+		canceled := false
 		b.mu.Unlock()
 		select {
-		case <-room:
+		case <-w:
 		case <-cancel:
+			canceled = true
+		}
+		b.mu.Lock()
+		if canceled {
+			if i := slices.Index(b.waiters, w); i >= 0 {
+				b.waiters = slices.Delete(b.waiters, i, i+1)
+			} else {
+				b.PassRoomLocked(most) // woken at the same moment
+			}
 			return ErrCanceled
 		}
+	}
+	return b.err
+}
+
+// PassRoomLocked wakes the next that waits for room, if there is still some.
+func (b *Box) PassRoomLocked(most int) {
+	if len(b.pending) <= most {
+		b.wakeWaiterLocked()
+	}
+}
+
+// wakeWaiterLocked wakes one: it wakes the next, so that there is never a crowd.
+func (b *Box) wakeWaiterLocked() {
+	if len(b.waiters) > 0 {
+		w := b.waiters[0]
+		b.waiters = slices.Delete(b.waiters, 0, 1)
+		close(w)
 	}
 }
 
@@ -294,6 +323,10 @@ func (b *Box) FailLocked(err error) {
 		close(t)
 	}
 	b.turns = nil
+	for _, w := range b.waiters {
+		close(w)
+	}
+	b.waiters = nil
 }
 
 func (b *Box) wakeLocked() {
@@ -308,6 +341,7 @@ func (b *Box) takeLocked() []byte {
 	b.pending = nil
 	b.flying = len(p)
 	b.wakeLocked()
+	b.wakeWaiterLocked()
 	return p
 }
 
@@ -346,6 +380,7 @@ func (b *Box) nextLocked() {
 	default:
 		b.busy = false
 		b.wakeLocked()
+		b.wakeWaiterLocked()
 	}
 }
 

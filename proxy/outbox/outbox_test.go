@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -164,6 +165,43 @@ func TestTurns(t *testing.T) {
 	})
 }
 
+// Everybody who waits for room gets some, one after the other: what waits stays in its bound.
+func TestRoomInTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const most, each, n = 100, 60, 50
+		o := newOwned()
+		o.s.set(true, nil)
+		o.kick("-")
+		synctest.Wait()
+		var wg sync.WaitGroup
+		for i := range n {
+			p := fmt.Sprintf("<%0*d>", each-2, i)
+			wg.Go(func() {
+				o.locked(func() {
+					if err := o.out.AwaitRoomLocked(most, nil); err != nil {
+						t.Error(err)
+					}
+					o.out.AppendLocked([]byte(p))
+					if got := o.out.LenLocked(); got > most+each+1 {
+						t.Errorf("%d bytes wait, want at most %d", got, most+each+1)
+					}
+					o.out.PassRoomLocked(most)
+				})
+				o.out.Flush()
+			})
+			synctest.Wait()
+		}
+		o.s.set(false, nil)
+		wg.Wait()
+		synctest.Wait()
+		for i := range n {
+			if p := fmt.Sprintf("<%0*d>", each-2, i); strings.Count(o.s.bytes(), p) != 1 {
+				t.Errorf("%q was not written once", p)
+			}
+		}
+	})
+}
+
 func TestWaitsEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for _, how := range []string{"cancel", "fail", "write error"} {
@@ -176,7 +214,11 @@ func TestWaitsEnd(t *testing.T) {
 			errs := make(chan error, 3)
 			go func() { errs <- o.out.WaitTurn(cancel) }()
 			go func() { errs <- o.out.WaitTurn(cancel) }()
-			go func() { errs <- o.out.WaitRoom(2, cancel) }()
+			go func() {
+				o.mu.Lock()
+				defer o.mu.Unlock()
+				errs <- o.out.AwaitRoomLocked(2, cancel)
+			}()
 			synctest.Wait()
 			if len(errs) != 0 {
 				t.Fatalf("%s: a wait ended early", how)
@@ -293,10 +335,11 @@ func TestStress(t *testing.T) {
 					_ = o.out.Through(first, p)
 				case 2:
 					o.locked(func() {
+						_ = o.out.AwaitRoomLocked(bigBuffer, nil)
 						o.out.SetBufferLocked(append(o.out.BufferLocked(len(p)), p...))
+						o.out.PassRoomLocked(bigBuffer)
 						o.out.KickLocked()
 					})
-					_ = o.out.WaitRoom(bigBuffer, nil)
 				default:
 					o.locked(func() { o.out.AppendLocked(p); o.out.KickLocked() })
 				}

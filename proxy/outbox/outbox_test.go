@@ -182,8 +182,9 @@ func TestRoomInTurn(t *testing.T) {
 						t.Error(err)
 					}
 					o.out.AppendLocked([]byte(p))
-					if got := o.out.LenLocked(); got > most+each+1 {
-						t.Errorf("%d bytes wait, want at most %d", got, most+each+1)
+					// As much again may be on its way.
+					if got := o.out.LenLocked(); got > 2*(most+each) {
+						t.Errorf("%d bytes wait or fly, want at most %d", got, 2*(most+each))
 					}
 					o.out.PassRoomLocked(most)
 				})

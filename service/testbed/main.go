@@ -93,6 +93,9 @@ type bed struct {
 	broker *rabbit.Broker
 	began  time.Time
 
+	// lastWords, if not nil, is what the service said lately; shown with a failure.
+	lastWords func() string
+
 	passed   int
 	failed   []string
 	cleanups []func()
@@ -150,6 +153,9 @@ func (b *bed) step(name string, f func(s *step)) {
 	fmt.Println()
 	if err != nil {
 		fmt.Printf("     %s\n", strings.ReplaceAll(err.Error(), "\n", "\n     "))
+		if b.lastWords != nil {
+			fmt.Printf("     | %s\n", strings.ReplaceAll(b.lastWords(), "\n", "\n     | "))
+		}
 	}
 }
 
@@ -198,6 +204,19 @@ func (s *step) contains(text string, words ...string) {
 		if !strings.Contains(text, w) {
 			s.fail("%q is not in:\n%s", w, text)
 		}
+	}
+}
+
+// fill makes a log file so long that two more lines take it over 1 MiB.
+func (s *step) fill(path string) {
+	f, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0)
+	s.check(err)
+	defer f.Close()
+	info, err := f.Stat()
+	s.check(err)
+	if room := (1<<20 - 100) - int(info.Size()); room > 0 {
+		_, err = f.WriteString(strings.Repeat("x", room) + "\n")
+		s.check(err)
 	}
 }
 

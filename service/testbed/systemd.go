@@ -119,6 +119,10 @@ func systemdBed(b *bed) {
 		s.check(l.m.boot(b.ctx))
 		s.note("%s", strings.SplitN(l.sh(s, "systemctl", "--version"), "\n", 2)[0])
 	})
+	b.lastWords = func() string {
+		out, _ := l.m.run(b.ctx, "journalctl", "--quiet", "--no-pager", "-o", "short-precise", "-n", "25", "-u", "amqproxysvc*")
+		return strings.TrimSpace(out)
+	}
 	l.installing()
 	l.running()
 	l.reloading()
@@ -220,12 +224,13 @@ func (l *life) running() {
 	})
 	l.step("kill -9: back within 3 s", func(s *step) {
 		pid := l.pid(s)
-		l.sh(s, "systemctl", "kill", "--signal=SIGKILL", unit)
+		l.sh(s, "systemctl", "kill", "--kill-who=main", "--signal=SIGKILL", unit)
 		took := s.until("listening again", 3*time.Second, func() bool { return l.pid(s) != pid && l.pid(s) != 0 && accepts(l.port) })
 		s.note("after %.1f s", took.Seconds())
 		s.traffic(l.port, 5)
 	})
 	l.step("SIGSTOP: the watchdog (30 s) restarts it", func(s *step) {
+		s.until("active", 10*time.Second, func() bool { return l.show(s, "ActiveState") == "active" })
 		pid := l.pid(s)
 		l.sh(s, "systemctl", "kill", "--kill-who=main", "--signal=SIGSTOP", unit)
 		took := s.until("another process that listens", 50*time.Second, func() bool {
@@ -460,11 +465,7 @@ func (l *life) sandboxed() {
 			return set(set(text, "log", "max_size", `"1MiB"`), "log", "level", `"debug"`)
 		})
 		l.sh(s, prog, "stop")
-		f, err := os.OpenFile(filepath.Join(dir, "amqproxysvc.log"), os.O_APPEND|os.O_WRONLY, 0)
-		s.check(err)
-		_, err = f.WriteString(strings.Repeat("filled by the test ........................................\n", (1<<20)/60-5))
-		s.check(err)
-		s.check(f.Close())
+		s.fill(filepath.Join(dir, "amqproxysvc.log"))
 		l.sh(s, prog, "start")
 		s.traffic(l.port, 30)
 		s.until("a second file", 5*time.Second, func() bool { files, _ := filepath.Glob(dir + "/amqproxysvc-*"); return len(files) > 0 })

@@ -48,6 +48,10 @@ func wineBed(b *bed) {
 	}
 	w := &winLife{bed: b, prefix: filepath.Join(b.work, "prefix"), port: ports[0], http: ports[1], port2: ports[2], http2: ports[3]}
 	w.must("a fresh Windows (Wine)", w.prepare)
+	b.lastWords = func() string {
+		text, _ := os.ReadFile(w.path(winLog(unit)))
+		return last(string(text), 10)
+	}
 	w.installing()
 	w.running()
 	w.reloading()
@@ -343,13 +347,7 @@ func (w *winLife) stopping() {
 		w.change(s, func(text string) string {
 			return set(set(text, "log", "max_size", `"1MiB"`), "log", "level", `"debug"`)
 		})
-		f, err := os.OpenFile(w.path(winLog(unit)), os.O_APPEND|os.O_WRONLY, 0)
-		s.check(err)
-		info, err := f.Stat()
-		s.check(err)
-		_, err = f.WriteString(strings.Repeat("filled by the test ........................................\n", int((1<<20)-info.Size())/60-5))
-		s.check(err)
-		s.check(f.Close())
+		s.fill(w.path(winLog(unit)))
 		w.ok(s, "start")
 		s.traffic(w.port, 30)
 		var files []string

@@ -86,6 +86,11 @@ type brokerChan struct {
 	gotClose  bool // and has not answered
 	content   int  // frames of a publish still to come
 	dead      bool // closed by the proxy; nothing may come but open
+	selects   int  // confirm.select not answered
+	confirms  bool
+	published uint64
+	acked     uint64
+	serial    string // of the app's channel that publishes here
 }
 
 type brokerConn struct {
@@ -105,6 +110,11 @@ type appChan struct {
 	sentClose bool
 	owes      bool // close-ok
 	refused   bool // the server's close came
+	serial    string
+	selects   int
+	confirms  bool
+	published uint64
+	acked     uint64
 }
 
 type appConn struct {
@@ -113,7 +123,6 @@ type appConn struct {
 	chans map[uint16]*appChan
 	ended bool // connection.close was sent
 	over  bool // and answered
-	acks  int
 }
 
 // world is one run.
@@ -131,6 +140,9 @@ type world struct {
 	broken  string
 	crossed bool // the broker answers a close that crosses its own, as RabbitMQ does
 	reused  map[string]int
+	serials int
+	chanMax uint16          // small, so that ids come round
+	refused map[string]bool // serials of channels that the broker closed
 }
 
 func (w *world) note(format string, args ...any) {
@@ -201,7 +213,7 @@ func (w *world) atBroker(c *brokerConn, f amqp.Frame) (answered bool) {
 	if id == 0 {
 		switch f.Method() {
 		case amqp.ConnectionStartOk:
-			c.send(amqp.AppendTune(nil, amqp.ConnectionTune, amqp.Tune{ChannelMax: 3, FrameMax: 131072}))
+			c.send(amqp.AppendTune(nil, amqp.ConnectionTune, amqp.Tune{ChannelMax: w.chanMax, FrameMax: 131072}))
 		case amqp.ConnectionTuneOk:
 		case amqp.ConnectionOpen:
 			c.send(amqp.AppendMethod(nil, 0, amqp.ConnectionOpenOk, 0))
@@ -238,7 +250,12 @@ func (w *world) atBroker(c *brokerConn, f amqp.Frame) (answered bool) {
 		if (f.Type() == amqp.FrameHeader) != (ch.content == 2) || m != 0 {
 			w.violation("broker#%d: %s amid content (505 for all)", c.n, words(f))
 		}
-		ch.content--
+		if ch.content--; ch.content == 0 {
+			ch.serial = string(f.Payload())
+			if !ch.sentClose {
+				ch.published++
+			}
+		}
 	case ch.sentClose && m == amqp.ChannelClose:
 		if ch.dead {
 			w.violation("broker#%d: a second channel.close on %d", c.n, id)
@@ -265,10 +282,14 @@ func (w *world) atBroker(c *brokerConn, f amqp.Frame) (answered bool) {
 	case m == amqp.ChannelCloseOk:
 		w.violation("broker#%d: close-ok on %d that nobody asked for (503 for all)", c.n, id)
 	case m == amqp.QueueDeclare:
+		args := amqp.ReadArgs(f)
+		args.Short()
+		ch.serial = string(args.Str())
 		ch.calls++
 	case m == amqp.BasicPublish:
 		ch.content = 2
-	case m == amqp.BasicAck, m == amqp.BasicQos, m == amqp.ConfirmSelect:
+	case m == amqp.ConfirmSelect:
+		ch.selects++
 	default:
 		w.violation("broker#%d: %s unasked for", c.n, words(f))
 	}
@@ -318,6 +339,18 @@ func (w *world) atApp(a *appConn, f amqp.Frame) {
 			w.violation("%s got close-ok unasked", a.name)
 		}
 		ch.sentClose = false
+		if (ch.calls > 0 || ch.selects > 0) && !w.refused[ch.serial] {
+			w.violation("%s got close-ok before the answer to its call", a.name)
+		}
+		if ch.acked < ch.published && ch.confirms && !ch.refused {
+			for _, c := range w.brokers {
+				for id, b := range c.chans {
+					if b.serial == ch.serial && b.open && b.gotClose && !c.gone {
+						w.violation("%s got close-ok with %d publishes unconfirmed, before the broker closed channel %d", a.name, ch.published-ch.acked, id)
+					}
+				}
+			}
+		}
 		if !ch.owes {
 			*ch = appChan{}
 		} else {
@@ -329,7 +362,30 @@ func (w *world) atApp(a *appConn, f amqp.Frame) {
 		if ch.calls--; ch.calls < 0 {
 			w.violation("%s got declare-ok unasked", a.name)
 		}
-	case m == amqp.BasicReturn, m == 0:
+	case m == amqp.ConfirmSelectOk:
+		if ch.selects--; ch.selects < 0 {
+			w.violation("%s got confirm.select-ok unasked", a.name)
+		}
+	case m == amqp.BasicAck:
+		args := amqp.ReadArgs(f)
+		tag := args.LongLong()
+		ch.acked = max(ch.acked, tag)
+		sent := uint64(0)
+		for _, c := range w.brokers {
+			for _, b := range c.chans {
+				if b.serial == ch.serial {
+					sent = max(sent, b.acked)
+				}
+			}
+		}
+		if tag > ch.published || tag > sent {
+			w.violation("%s got a confirm of %d, published %d, confirmed by the broker %d", a.name, tag, ch.published, sent)
+		}
+	case m == amqp.BasicReturn, f.Type() == amqp.FrameHeader:
+	case f.Type() == amqp.FrameBody:
+		if got := string(f.Payload()); got != ch.serial {
+			w.violation("%s got what is for %q on its channel %q", a.name, got, ch.serial)
+		}
 	default:
 		w.violation("%s got %s", a.name, words(f))
 	}
@@ -440,13 +496,14 @@ func (w *world) start() {
 }
 
 func (w *world) openApp(id uint16) {
-	w.app.chans[id] = &appChan{open: true, unopened: true}
+	w.serials++
+	w.app.chans[id] = &appChan{open: true, unopened: true, serial: fmt.Sprintf("%03d", w.serials)}
 	w.app.send(chanOpen(id))
 }
 
 func (w *world) declareApp(id uint16) []byte {
 	w.app.chans[id].calls++
-	return declare(id, "q", 0)
+	return declare(id, w.app.chans[id].serial, 0)
 }
 
 // step is one thing that one of them may do now.
@@ -486,7 +543,17 @@ func (w *world) steps() (all []step) {
 				add(fmt.Sprintf("app declares on %d", id), func() { a.send(w.declareApp(id)) })
 			}
 			if id == 1 {
-				add(fmt.Sprintf("app publishes on %d", id), func() { a.send(message(id, "", "q", "abc")) })
+				add(fmt.Sprintf("app publishes on %d", id), func() {
+					ch.published++
+					a.send(message(id, "", "q", ch.serial))
+				})
+				if !ch.confirms && ch.published == 0 {
+					add(fmt.Sprintf("app selects confirms on %d", id), func() {
+						ch.confirms = true
+						ch.selects++
+						a.send(method(id, amqp.ConfirmSelect, octet(0)))
+					})
+				}
 			}
 			add(fmt.Sprintf("app closes %d", id), func() {
 				ch.sentClose = true
@@ -515,7 +582,7 @@ func (w *world) steps() (all []step) {
 		if c.gone || c.closing {
 			continue
 		}
-		for id := uint16(1); id <= 3; id++ {
+		for id := uint16(1); id <= w.chanMax; id++ {
 			ch := c.chans[id]
 			if ch == nil || !ch.open || w.canarys(c, id) {
 				continue
@@ -527,15 +594,23 @@ func (w *world) steps() (all []step) {
 			if ch.calls > 0 {
 				add(fmt.Sprintf("%s answers declare on %d", who, id), func() { w.answer(c, id) })
 			}
+			if ch.confirms && ch.acked < ch.published {
+				add(fmt.Sprintf("%s confirms on %d", who, id), func() {
+					w.opened(c, id)
+					ch.acked = ch.published
+					c.send(method(id, amqp.BasicAck, longlong(ch.acked), octet(1)))
+				})
+			}
 			if ch.gotClose {
-				add(fmt.Sprintf("%s sends something late on %d", who, id), func() { w.opened(c, id); c.send(returned(id)) })
+				add(fmt.Sprintf("%s sends something late on %d", who, id), func() { w.opened(c, id); c.send(returned(id, ch.serial)) })
 				add(fmt.Sprintf("%s answers close of %d", who, id), func() { w.answerClose(c, id) })
 				continue
 			}
-			add(fmt.Sprintf("%s returns on %d", who, id), func() { w.opened(c, id); c.send(returned(id)) })
+			add(fmt.Sprintf("%s returns on %d", who, id), func() { w.opened(c, id); c.send(returned(id, ch.serial)) })
 			add(fmt.Sprintf("%s closes %d", who, id), func() {
 				w.opened(c, id)
 				ch.sentClose = true
+				w.refused[ch.serial] = true
 				c.send(amqp.AppendClose(nil, id, &amqp.Error{Code: 404, Text: "NOT_FOUND - x", Method: amqp.QueueDeclare}))
 			})
 		}
@@ -546,14 +621,19 @@ func (w *world) steps() (all []step) {
 // canarys tells whether the channel is the canary's: its is the first that was opened.
 func (w *world) canarys(c *brokerConn, id uint16) bool { return c.n == 1 && id == 1 }
 
-func returned(id uint16) []byte {
-	return cat(method(id, amqp.BasicReturn, short(312), str("NO_ROUTE"), str(""), str("q")), header(id, 1), body(id, "x"))
+// returned is a message that says whose it is.
+func returned(id uint16, serial string) []byte {
+	return cat(method(id, amqp.BasicReturn, short(312), str("NO_ROUTE"), str(""), str("q")), header(id, 3), body(id, serial))
 }
 
 func (w *world) opened(c *brokerConn, id uint16) {
 	if ch := c.chans[id]; ch.unopened {
 		ch.unopened = false
 		c.send(method(id, amqp.ChannelOpenOk, long(0)))
+	}
+	for ch := c.chans[id]; ch.selects > 0; ch.selects-- {
+		ch.confirms = true
+		c.send(method(id, amqp.ConfirmSelectOk))
 	}
 }
 
@@ -580,14 +660,14 @@ func (w *world) answerAll() {
 			if c.gone || c.closing {
 				continue
 			}
-			for id := uint16(1); id <= 3; id++ {
+			for id := uint16(1); id <= w.chanMax; id++ {
 				ch := c.chans[id]
 				switch {
 				case ch == nil || !ch.open || ch.sentClose:
 				case ch.gotClose:
 					w.answerClose(c, id)
 					busy = true
-				case ch.calls > 0 || ch.unopened:
+				case ch.calls > 0 || ch.unopened || ch.selects > 0:
 					w.answer(c, id)
 					busy = true
 				}
@@ -625,6 +705,8 @@ func (w *world) finish() {
 				w.violation("close-ok of channel %d never came", id)
 			case ch.open && ch.calls > 0:
 				w.violation("declare-ok on channel %d never came", id)
+			case ch.open && ch.selects > 0:
+				w.violation("confirm.select-ok on channel %d never came", id)
 			case ch.open && !ch.owes:
 				a.send(w.declareApp(id))
 				w.answerAll()
@@ -681,10 +763,10 @@ func (w *world) waitOut() {
 }
 
 // explore makes one run; pick chooses among n things.
-func explore(t *testing.T, crossed bool, length int, pick func(n int) int) (w *world) {
+func explore(t *testing.T, crossed bool, chanMax uint16, length int, pick func(n int) int) (w *world) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		w = &world{t: t, crossed: crossed, reused: map[string]int{}}
+		w = &world{t: t, crossed: crossed, chanMax: chanMax, reused: map[string]int{}, refused: map[string]bool{}}
 		w.start()
 		for range length {
 			if w.broken != "" {
@@ -736,7 +818,7 @@ func (fs *findings) add(w *world, picks []int) {
 		fs.count, fs.first = map[string]int{}, map[string]string{}
 	}
 	if fs.count[w.broken]++; fs.count[w.broken] == 1 {
-		fs.first[w.broken] = fmt.Sprintf("choices %v, crossing closes answered: %v\n%s", picks, w.crossed, strings.Join(w.trace, "\n"))
+		fs.first[w.broken] = fmt.Sprintf("choices %v, crossing closes answered: %v, channel_max %d\n%s", picks, w.crossed, w.chanMax, strings.Join(w.trace, "\n"))
 	}
 }
 
@@ -755,7 +837,7 @@ func TestCloseProtocolExhaustively(t *testing.T) {
 		var found findings
 		for {
 			at := 0
-			w := explore(t, crossed, *exploreDepth, func(n int) int {
+			w := explore(t, crossed, 3, *exploreDepth, func(n int) int {
 				if at == len(picks) {
 					picks, width = append(picks, 0), append(width, n)
 				}
@@ -786,7 +868,7 @@ func TestCloseProtocolAtRandom(t *testing.T) {
 	for run := range *exploreRuns {
 		rng := rand.New(rand.NewPCG(*exploreSeed, uint64(run)))
 		var picks []int
-		w := explore(t, run%4 != 0, 4+rng.IntN(40), func(n int) int {
+		w := explore(t, run%4 != 0, 2+uint16(run%3), 4+rng.IntN(40), func(n int) int {
 			p := rng.IntN(n)
 			picks = append(picks, p)
 			return p

@@ -7,7 +7,7 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
-	"path/filepath"
+	"path"
 	"regexp"
 	"strings"
 	"unicode"
@@ -81,18 +81,18 @@ func checkName(name string) error {
 
 // unitQuote writes a path as one word of a unit's command line. An argument also expands
 // variables, the program's own path does not.
-func unitQuote(path string, argument bool) (string, error) {
-	if !filepath.IsAbs(path) {
-		return "", fmt.Errorf("%q is not absolute", path)
+func unitQuote(file string, argument bool) (string, error) {
+	if !path.IsAbs(file) {
+		return "", fmt.Errorf("%q is not absolute", file)
 	}
-	if strings.ContainsFunc(path, unicode.IsControl) {
+	if strings.ContainsFunc(file, unicode.IsControl) {
 		return "", errors.New("it contains a control character")
 	}
-	out := strings.NewReplacer(`%`, `%%`, `\`, `\\`, `"`, `\"`).Replace(path)
+	out := strings.NewReplacer(`%`, `%%`, `\`, `\\`, `"`, `\"`).Replace(file)
 	if argument {
 		out = strings.ReplaceAll(out, `$`, `$$`)
 	}
-	if strings.ContainsAny(path, " '\"\\;") {
+	if strings.ContainsAny(file, " '\"\\;") {
 		out = `"` + out + `"`
 	}
 	return out, nil

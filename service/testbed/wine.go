@@ -52,6 +52,18 @@ func wineBed(b *bed) {
 		text, _ := os.ReadFile(w.path(winLog(unit)))
 		return last(string(text), 10)
 	}
+	w.step("unit tests of the SCM handler and settings pass on it", func(s *step) {
+		build := exec.CommandContext(w.ctx, "go", "test", "-c", "-o", w.path(`C:\service.test.exe`), "./service")
+		build.Env = append(os.Environ(), "GOOS=windows", "CGO_ENABLED=0")
+		if out, err := build.CombinedOutput(); err != nil {
+			s.fail("%w: %s", err, out)
+		}
+		out, code := w.run(s, `C:\service.test.exe`, "-test.timeout=60s", "-test.v", "-test.run=Handler|SCM|CommandLine|SID|AccessLists|Unit|Drain|Watchdog")
+		if code != 0 {
+			s.fail("exit code %d: %s", code, last(out, 40))
+		}
+		s.note("%d tests", strings.Count(out, "--- PASS"))
+	})
 	w.installing()
 	w.running()
 	w.reloading()

@@ -41,6 +41,8 @@ type target struct {
 	name string // straight, session, auto
 	port int
 	log  string // what the suite printed
+	// quick leaves out what takes minutes by itself.
+	quick bool
 }
 
 // suite runs one suite straight and in every mode. What it lacks is told in the row.
@@ -84,7 +86,7 @@ func (b *bench) suite(s *suite) *row {
 		if err := b.reset(); err != nil {
 			return nil, err
 		}
-		t := target{name: mode, port: b.broker.Port}
+		t := target{name: mode, port: b.broker.Port, quick: b.quick}
 		t.log = filepath.Join(b.work, fmt.Sprintf("%s-%s-%s-%d.log", s.name, b.broker.Version, mode, n))
 		if mode != straight {
 			p, err := b.startProxy(mode, strings.TrimSuffix(t.log, ".log")+".proxy.log")
@@ -155,6 +157,7 @@ func (b *bench) manage() error {
 	// A broker answers AMQP a little before it says that it runs.
 	for deadline := time.Now().Add(proxyTimeout); ; time.Sleep(200 * time.Millisecond) {
 		out, err := b.broker.Eval(fmt.Sprintf(`begin
+			application:set_env(rabbit, collect_statistics_interval, 1000),
 			application:set_env(rabbitmq_management, tcp_config, [{port, %d}, {ip, "127.0.0.1"}]),
 			rabbit_plugins:ensure(rabbit_plugins:enabled_plugins_file()) end.`, b.management))
 		if err == nil && strings.HasPrefix(out, "{ok,") {

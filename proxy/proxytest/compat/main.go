@@ -27,7 +27,7 @@ type options struct {
 	suites, brokers, modes []string
 	only                   string // a unit of a suite: a test, a file
 	sources                string
-	keep                   bool
+	keep, quick            bool
 	reruns                 int
 }
 
@@ -44,14 +44,14 @@ func run() int {
 	list := flag.String("suites", strings.Join(names, ","), "suites to run, comma-separated")
 	versions := flag.String("brokers", "3.10,4.0", "releases of RabbitMQ to run them on")
 	pools := flag.String("modes", strings.Join(modes, ","), "pool modes to run them in; none: straight only")
-	quick := flag.Bool("quick", false, "what CI runs: amqp091-go and php-amqp on RabbitMQ 3.10")
+	flag.BoolVar(&o.quick, "quick", false, "what CI runs: amqp091-go but for its recovery tests, and php-amqp, on RabbitMQ 3.10")
 	flag.StringVar(&o.only, "only", "", "run this `UNIT` of the suite alone: a test of Go's, a file of the others'")
 	flag.StringVar(&o.sources, "sources", os.Getenv("COMPAT_SOURCES"),
 		"`DIR` with unpacked sources named like their suites, for those that no registry carries here")
 	flag.BoolVar(&o.keep, "keep", false, "keep logs and working copies, and say where they are")
 	flag.IntVar(&o.reruns, "reruns", 3, "how often tests that differ are repeated, straight and through")
 	flag.Parse()
-	if *quick {
+	if o.quick {
 		*list, *versions = "amqp091-go,php-amqp", "3.10"
 	}
 	o.suites, o.brokers, o.modes = split(*list), split(*versions), split(*pools)

@@ -496,3 +496,66 @@ func TestGarbageFromTheBroker(t *testing.T) {
 		})
 	}
 }
+
+// A client that ends while its frames wait for the broker leaves no channel open there,
+// and closes none that it had not opened.
+func TestClientEndsWhileItsRunWaits(t *testing.T) {
+	withScript(t, 4<<10, func(c *Config) { c.MaxUpstreams = 1 }, func(r *rig) {
+		done := make(chan *proxytest.Client)
+		go func() {
+			c, err := r.login(proxytest.ClientConfig{})
+			if err != nil {
+				t.Error(err)
+			}
+			done <- c
+		}()
+		p := r.sc.Accept()
+		p.OpenTuned(amqp.Tune{ChannelMax: 100, FrameMax: 131072})
+		a := <-done
+		r.must(a.OpenChannel(1))
+		b := r.client(proxytest.ClientConfig{Heartbeat: 2})
+		c := r.client(proxytest.ClientConfig{Heartbeat: 2})
+		d := r.client(proxytest.ClientConfig{})
+		r.must(c.Publish(1, "", "q", []byte("before"))) // its channel is bound before the jam
+		p.OpenChannel()
+		p.ExpectContent(amqp.BasicPublish)
+		p.Hold()
+		small := proxytest.PublishBytes(1, "", "q", make([]byte, 20_000), 0)
+		r.must(a.Send(small)) // its reader writes, and waits
+		synctest.Wait()
+		for range 20 {
+			r.must(d.Send(small)) // this one fills the queue
+			synctest.Wait()
+		}
+		r.must(b.Publish(1, "", "q", []byte("opened late")))
+		r.must(c.Send(proxytest.PublishBytes(1, "", "q", []byte("closed late"), 0), proxytest.Method(1, amqp.ChannelClose, 200, "", 0, 0)))
+		synctest.Wait()
+		b.Abort()
+		c.Abort()
+		time.Sleep(5 * time.Second) // a heartbeat cannot be written
+		p.Read()
+		if n := r.s.Stats().Clients; n > 3 {
+			t.Errorf("%d clients", n)
+		}
+		r.sc.Wait("two closes", func(rs []proxytest.Record) bool { return proxytest.Count(rs, amqp.ChannelClose) == 2 })
+		synctest.Wait()
+		open := map[uint16]bool{}
+		for _, rec := range r.sc.Records() {
+			f := rec.Frame
+			if f.Channel() == 0 {
+				continue
+			}
+			switch isOpen := isMethod(amqp.ChannelOpen)(f); {
+			case isOpen:
+				open[f.Channel()] = true
+			case !open[f.Channel()]:
+				t.Fatalf("%v on a channel that is not open\n%s", rec, r.sc.Log())
+			case isMethod(amqp.ChannelClose)(f):
+				delete(open, f.Channel())
+			}
+		}
+		r.bodies(r.sc.Records())
+		_ = a.Hangup()
+		_ = d.Hangup()
+	})
+}

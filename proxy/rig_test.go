@@ -139,6 +139,18 @@ func (r *rig) settled() {
 	ok := r.eventually(20*time.Second, func() bool { return s.n.bindings.Load() == 0 })
 	if !ok {
 		r.t.Errorf("%d bindings are left when all clients have gone", s.n.bindings.Load())
+		s.mu.Lock()
+		for u := range s.upstreams {
+			for id := range uint16(65535) {
+				if b := u.lookup(id); b != nil {
+					u.mu.Lock()
+					r.t.Errorf("upstream %d: id %d is bound to channel %d of client %d, binding state %d, silent %v, channel state %d, calls %d",
+						u.n, id, b.ch.id, b.ch.c.n, b.state, b.silent, b.ch.state.Load(), b.calls.Load())
+					u.mu.Unlock()
+				}
+			}
+		}
+		s.mu.Unlock()
 	}
 	if n := s.n.channels.Load(); n != 0 {
 		r.t.Errorf("%d channels are counted when all clients have gone", n)

@@ -181,7 +181,9 @@ func (r *run) reset() {
 // client's end (gone) cut short.
 func (u *upstream) send(r *run, gone <-chan struct{}) error {
 	u.mu.Lock()
-	if err := u.out.AwaitRoomLocked(upstreamHigh, gone); err != nil {
+	// Who is gone waits no longer, but its run leaves all the same: it opens channels that
+	// are about to be closed, and closes others that nobody else will close.
+	if err := u.out.AwaitRoomLocked(upstreamHigh, gone); err != nil && !errors.Is(err, outbox.ErrCanceled) {
 		u.mu.Unlock()
 		return err
 	}

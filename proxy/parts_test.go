@@ -1,0 +1,268 @@
+package proxy
+
+import (
+	"context"
+	"encoding/base64"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/proxytest"
+)
+
+// tagSet against a plain set: every tag up to low is in, and none that was not added.
+func TestTagSet(t *testing.T) {
+	for seed := range uint64(50) {
+		rnd := rand.New(rand.NewPCG(seed, 3))
+		var s tagSet
+		want := map[uint64]bool{}
+		for range 300 {
+			tag, multiple := uint64(1+rnd.IntN(60)), rnd.IntN(12) == 0
+			s.add(tag, multiple)
+			want[tag] = true
+			for x := uint64(1); multiple && x < tag; x++ {
+				want[x] = true
+			}
+			for x := uint64(1); x <= 62; x++ {
+				_, above := s.above[x]
+				if in := x <= s.low || above; in != want[x] {
+					t.Fatalf("seed %d: tag %d in the set: %v, want %v (low %d)", seed, x, in, want[x], s.low)
+				}
+				if above && x <= s.low+1 {
+					t.Fatalf("seed %d: tag %d is kept though low is %d", seed, x, s.low)
+				}
+			}
+		}
+	}
+	var s tagSet
+	s.add(0, true)
+	s.add(0, false)
+	if s.low != 0 || len(s.above) != 0 {
+		t.Errorf("tag 0 counted: %+v", s)
+	}
+}
+
+// Ids come fresh first, then the oldest freed; never twice, never 0, never over the limit.
+func TestIDs(t *testing.T) {
+	a := ids{limit: 3000}
+	used := map[uint16]bool{}
+	var freed []uint16
+	rnd := rand.New(rand.NewPCG(1, 4))
+	for step := range 60_000 {
+		if rnd.IntN(2) == 0 || len(used) == 0 {
+			id, ok := a.take()
+			if !ok {
+				if len(used) != 3000 {
+					t.Fatalf("step %d: no id though only %d are used", step, len(used))
+				}
+				continue
+			}
+			if id == 0 || id > 3000 || used[id] {
+				t.Fatalf("step %d: got id %d, used %v", step, id, used[id])
+			}
+			if a.fresh == 3000 && len(freed) > 0 && step > 10_000 && freed[0] != id && len(used)+len(freed) == 3000 {
+				t.Fatalf("step %d: got id %d, the oldest freed is %d", step, id, freed[0])
+			}
+			if len(freed) > 0 && freed[0] == id {
+				freed = freed[1:]
+			}
+			used[id] = true
+		} else {
+			for id := range used {
+				delete(used, id)
+				a.free(id)
+				freed = append(freed, id)
+				break
+			}
+		}
+	}
+	full := ids{limit: 65535}
+	for range 65535 {
+		if _, ok := full.take(); !ok {
+			t.Fatal("ids end early")
+		}
+	}
+	if id, ok := full.take(); ok {
+		t.Errorf("a 65536th id was given: %d", id)
+	}
+}
+
+func TestBitQueue(t *testing.T) {
+	var q bitQueue
+	if q.pop() {
+		t.Error("an empty queue gives true")
+	}
+	for _, v := range []bool{true, false, true} {
+		q.push(v)
+	}
+	if !q.pop() || q.pop() || !q.pop() || q.pop() || q != nil {
+		t.Errorf("out of order, or kept: %v", q)
+	}
+}
+
+// Room is given in the order of asking; who gives up lets the next one in.
+func TestBudget(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := &budget{}
+		g.resize(100)
+		if !g.try(60) || g.try(60) {
+			t.Fatal("60 of 100 once, not twice")
+		}
+		var mu sync.Mutex
+		var order []int
+		ask := func(ctx context.Context, who int, n int64) {
+			go func() {
+				if g.acquire(ctx, n) {
+					mu.Lock()
+					order = append(order, who)
+					mu.Unlock()
+				}
+			}()
+			synctest.Wait()
+		}
+		short, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		ask(short, 1, 70)
+		ask(t.Context(), 2, 30)
+		ask(t.Context(), 3, 30)
+		if g.try(1) || !g.wanted() {
+			t.Error("a newcomer was served before those who wait")
+		}
+		time.Sleep(2 * time.Second) // the first gives up
+		synctest.Wait()
+		mu.Lock()
+		if len(order) != 1 || order[0] != 2 {
+			t.Errorf("served %v, want the second, now first", order)
+		}
+		mu.Unlock()
+		g.release(60)
+		synctest.Wait()
+		if g.used != 60 || g.wanted() {
+			t.Errorf("used %d, waits %v; want 60 and nobody", g.used, g.wanted())
+		}
+		g.release(60)
+		ask(t.Context(), 4, 1000) // larger than all: alone
+		if g.used != 1000 {
+			t.Errorf("one that is larger than all was not served alone")
+		}
+		g.release(1000)
+		ended, cancel := context.WithCancel(t.Context())
+		cancel()
+		g.try(100)
+		if g.acquire(ended, 5) {
+			t.Error("room was given to who had given up")
+		}
+		g.release(100)
+		if g.used != 0 {
+			t.Errorf("used %d at the end", g.used)
+		}
+	})
+}
+
+func TestPendingCloses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var p pendingCloses
+		u := &upstream{}
+		b := &binding{u: u}
+		first, second := p.add(b), p.add(b)
+		done := make(chan time.Duration, 1)
+		wait := func() {
+			begin := time.Now()
+			go func() { p.wait(5*time.Second, nil); done <- time.Since(begin) }()
+			synctest.Wait()
+		}
+		wait()
+		third := p.add(b) // came later: not waited for
+		p.finish(first)
+		p.finish(first)
+		synctest.Wait()
+		if len(done) != 0 {
+			t.Fatal("the wait ended with a close under way")
+		}
+		p.finish(second)
+		if d := <-done; d != 0 {
+			t.Errorf("the wait took %v", d)
+		}
+		wait()
+		if d := <-done; d != 5*time.Second {
+			t.Errorf("the wait took %v, want its bound of 5 s", d)
+		}
+		u.blocked.Store(true)
+		wait()
+		if d := <-done; d != 0 {
+			t.Errorf("a close behind an alarm was waited for, %v", d)
+		}
+		p.finish(third)
+		if p.n.Load() != 0 || len(p.open) != 0 {
+			t.Errorf("%d closes are left", p.n.Load())
+		}
+	})
+}
+
+func TestChannelLimitIsReadFromTheText(t *testing.T) {
+	for text, want := range map[string]int{
+		"NOT_ALLOWED - number of channels opened for user 'u' has reached the maximum allowed user limit of (10)":  10,
+		"NOT_ALLOWED - number of channels opened for user 'u' has reached the maximum allowed user limit of (0)\n": 0,
+		"NOT_ALLOWED - number of channels opened (2047) has reached the negotiated channel_max (2047)":             -1,
+		"NOT_ALLOWED - number of channels opened for user 'u' has reached the maximum allowed user limit of (":     -1,
+		"NOT_ALLOWED - number of channels opened for user 'u' is 99999999999999999999999999":                       -1,
+		"": -1,
+	} {
+		n, ok := channelLimit(&amqp.Error{Code: amqp.NotAllowed, Text: text})
+		if ok != (want >= 0) || (ok && n != want) {
+			t.Errorf("%q: got %d, %v; want %d", text, n, ok, want)
+		}
+	}
+}
+
+func TestBadReplyTo(t *testing.T) {
+	pid := append([]byte{131, 88, 'w', 3}, "a@b"...)
+	pid = append(pid, make([]byte, 12)...)
+	good := replyToPrefix + base64.StdEncoding.EncodeToString(pid) + ".key=="
+	for key, want := range map[string]bool{
+		"q": false, good: false, replyToPrefix + "AAAA.key": true, replyToPrefix + "!!.key": true,
+		replyToPrefix + base64.StdEncoding.EncodeToString(pid[:9]) + ".key":                      true,
+		replyToPrefix + base64.StdEncoding.EncodeToString([]byte{131, 88, 'd', 255, 255}) + ".k": true,
+		"amq.rabbitmq.reply-to": false,
+	} {
+		if got := badReplyTo(proxytest.Method(1, amqp.BasicPublish, 0, "", key, 0)); got != want {
+			t.Errorf("%q: got %v, want %v", key, got, want)
+		}
+		if badReplyTo(proxytest.Method(1, amqp.BasicPublish, 0, "x", key, 0)) {
+			t.Errorf("%q: judged though it goes to an exchange", key)
+		}
+	}
+}
+
+const replyToPrefix = "amq.rabbitmq.reply-to."
+
+func TestIsBearerToken(t *testing.T) {
+	for secret, want := range map[string]bool{
+		"eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2ln": true, "guest": false, "": false, "eyJ": false, "a.b.c": false, "eyJ.b": false, "eyJ.b.c.d": false,
+	} {
+		if got := isBearerToken(secret); got != want {
+			t.Errorf("%q: got %v, want %v", secret, got, want)
+		}
+	}
+}
+
+func TestParseResponse(t *testing.T) {
+	table := amqp.AppendStringField(amqp.AppendStringField(nil, "LOGIN", "u"), "PASSWORD", "p")
+	for _, tc := range []struct {
+		mechanism string
+		response  string
+		ok, known bool
+	}{
+		{"PLAIN", "\x00u\x00p", true, true}, {"PLAIN", "z\x00u\x00p", true, true}, {"PLAIN", "u", false, true}, {"PLAIN", "", false, true},
+		{"PLAIN", "\x00u", false, true}, {"AMQPLAIN", string(table), true, true}, {"AMQPLAIN", string(table[:9]), false, true},
+		{"AMQPLAIN", "", false, true}, {"AMQPLAIN", string(table[:len(table)/2]), false, true}, {"EXTERNAL", "", false, false},
+	} {
+		key, ok, known := parseResponse(tc.mechanism, []byte(tc.response))
+		if ok != tc.ok || known != tc.known || (ok && (key.user != "u" || key.secret != "p")) {
+			t.Errorf("%s %q: got %+v, %v, %v", tc.mechanism, tc.response, key, ok, known)
+		}
+	}
+}

@@ -125,7 +125,7 @@ func extraCases() []hazard {
 		publish(1, "amq.headers", "", 0), props(1, 1, 1<<13, table(field("a", "V"), field("b", "S\x00\x00\x00\x00"), field("c", "F\x00\x00\x00\x00"), field("d", "A\x00\x00\x00\x00"))), body(1, "x"))
 	add("exchange named with 255 octets", method(1, amqp.ExchangeDeclare, short(0), str(strings.Repeat("x", 255)), str("direct"), octet(xAutoDelete), table()))
 	add("exchange named \\r\\n", method(1, amqp.ExchangeDeclare, short(0), str("\r\n"), str("direct"), octet(xAutoDelete), table()))
-	add("publish to an exchange of 255 octets", message(1, strings.Repeat("x", 255), strings.Repeat("y", 255), "x"))
+	add("publish to an exchange of 255 octets", message(1, strings.Repeat("z", 255), strings.Repeat("y", 255), "x"))
 	add("soft error with a long name", declare(1, strings.Repeat("q", 255), 1))
 	add("unbind what is not bound", method(1, amqp.QueueUnbind, short(0), str("hz.missing"), str("amq.direct"), str("k"), table()))
 	add("bind to a missing queue", method(1, amqp.QueueBind, short(0), str("hz.missing"), str("amq.direct"), str("k"), octet(0), table()))

@@ -28,6 +28,7 @@ import (
 
 var (
 	update = flag.Bool("update", false, "record what the brokers answer in testdata/answers.txt")
+	mode   = flag.String("mode", string(proxy.PoolAuto), "pool_mode of the proxy under test")
 	only   = flag.String("case", "", "run the cases whose names match this expression only")
 )
 
@@ -350,7 +351,7 @@ func (b *bird) fly() {
 func startProxy(t *testing.T, b *rabbit.Broker, change func(*proxy.Config)) (*proxy.Server, string) {
 	t.Helper()
 	cfg := proxy.DefaultConfig()
-	cfg.Listeners = []proxy.Listener{{Address: "127.0.0.1:0", Mode: proxy.PoolAuto}}
+	cfg.Listeners = []proxy.Listener{{Address: "127.0.0.1:0", Mode: proxy.PoolMode(*mode)}}
 	cfg.Upstream = proxy.Upstream{Host: "127.0.0.1", Port: b.Port}
 	cfg.DrainTimeout = 0
 	var logged bytes.Buffer

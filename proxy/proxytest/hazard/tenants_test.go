@@ -272,22 +272,33 @@ func TestAlarm(t *testing.T) {
 func TestUsers(t *testing.T) {
 	short := func(c *proxy.Config) { c.AuthTTL, c.RetryDelay = 0, 0 }
 	onBoth(t, short, func(t *testing.T, b *rabbit.Broker, _ *proxy.Server, addr string) {
-		ctl := func(args ...string) {
+		// Erlang: rabbitmqctl takes a second for each.
+		eval := func(format string, args ...any) {
 			t.Helper()
-			if _, err := b.Ctl(args...); err != nil {
-				t.Fatal(err)
+			if got, err := b.Eval(fmt.Sprintf(format, args...) + "."); err != nil || strings.Contains(got, "EXIT") {
+				t.Fatalf(format+": %s, %v", append(args, got, err)...)
 			}
 		}
+		addUser := func(name, password string) {
+			t.Helper()
+			eval(`rabbit_auth_backend_internal:add_user(<<"%s">>, <<"%s">>, <<"test">>)`, name, password)
+			t.Cleanup(func() {
+				b.Eval(fmt.Sprintf(`rabbit_auth_backend_internal:delete_user(<<"%s">>, <<"test">>).`, name)) //nolint:errcheck // it ends with the broker at the latest
+			})
+		}
+		permit := func(name, vhost, what string) {
+			t.Helper()
+			eval(`rabbit_auth_backend_internal:set_permissions(<<"%s">>, <<"%s">>, <<"%s">>, <<"%[3]s">>, <<"%[3]s">>, <<"test">>)`, name, vhost, what)
+		}
 		user := unique("hz-user")
-		ctl("add_user", user, "old")
-		defer b.Ctl("delete_user", user) //nolint:errcheck // it may be gone
-		ctl("set_permissions", user, ".*", ".*", ".*")
+		addUser(user, "old")
+		permit(user, "/", ".*")
 		as := func(password string) proxytest.ClientConfig {
 			return proxytest.ClientConfig{Addr: addr, User: user, Password: password, Name: "user"}
 		}
 		held := connect(t, as("old"))
 
-		ctl("change_password", user, "new")
+		eval(`rabbit_auth_backend_internal:change_password(<<"%s">>, <<"new">>, <<"test">>)`, user)
 		for deadline := time.Now().Add(10 * time.Second); ; { // one login is served, behind it the broker is asked
 			c, err := proxytest.Dial(as("old"))
 			if err == nil {
@@ -305,7 +316,7 @@ func TestUsers(t *testing.T) {
 		_, err := held.DeclareQueue(1, queue, durable)
 		check(t, "declare by who logged in before", err)
 
-		ctl("set_permissions", user, "^$", "^$", "^$")
+		permit(user, "/", "^$")
 		fresh2 := connect(t, as("new"))
 		for deadline := time.Now().Add(10 * time.Second); ; { // the broker caches permissions for a moment
 			_, err = fresh2.DeclareQueue(1, unique("hz.user"), durable)
@@ -320,17 +331,16 @@ func TestUsers(t *testing.T) {
 		}
 
 		vhost := unique("hz-vhost")
-		ctl("add_vhost", vhost)
-		defer b.Ctl("delete_vhost", vhost) //nolint:errcheck // it may be gone
+		eval(`rabbit_vhost:add(<<"%s">>, <<"test">>)`, vhost)
 		cfg := as("new")
 		cfg.VHost = vhost
 		_, err = proxytest.Dial(cfg)
 		closedWith(t, "login to a vhost without permission", err, 530, "NOT_ALLOWED - access to vhost '"+vhost+"' refused for user '"+user+"'")
-		ctl("set_permissions", "-p", vhost, user, ".*", ".*", ".*")
+		permit(user, vhost, ".*")
 		in := connect(t, cfg)
 		_, err = in.DeclareQueue(1, "q", durable)
 		check(t, "declare", err)
-		ctl("delete_vhost", vhost)
+		eval(`rabbit_vhost:delete(<<"%s">>, <<"test">>)`, vhost)
 		e, err := in.Closed(0)
 		if err != nil || e.Code != 320 || !strings.Contains(e.Text, vhost) {
 			t.Errorf("a client of a deleted vhost hears %v, %v, want 320 with its name", e, err)
@@ -339,10 +349,9 @@ func TestUsers(t *testing.T) {
 		closedWith(t, "login to the deleted vhost", err, 530, "vhost "+vhost+" not found")
 
 		full := unique("hz-full")
-		ctl("add_user", full, "x")
-		defer b.Ctl("delete_user", full) //nolint:errcheck // it is gone with the broker at the latest
-		ctl("set_permissions", full, ".*", ".*", ".*")
-		ctl("set_user_limits", full, `{"max-connections": 0}`)
+		addUser(full, "x")
+		permit(full, "/", ".*")
+		eval(`rabbit_auth_backend_internal:set_user_limits(<<"%s">>, <<"{\"max-connections\": 0}">>, <<"test">>)`, full)
 		_, err = proxytest.Dial(proxytest.ClientConfig{Addr: addr, User: full, Password: "x"})
 		closedWith(t, "login over the user's limit", err, 530, "NOT_ALLOWED - connection refused for user '"+full+"': user connection limit (0) is reached")
 		if _, err := held.NextWithin(50 * time.Millisecond); err == nil {

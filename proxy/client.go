@@ -326,7 +326,7 @@ func (c *client) wakeAlone() {
 		c.wake()
 		return
 	}
-	c.out.FlushTry(c.tryWrite)
+	c.out.FlushTry(c)
 }
 
 // waitRoom waits until little waits for the client, it is gone, or cancel is closed.

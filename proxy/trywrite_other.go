@@ -11,4 +11,5 @@ import (
 
 func rawConn(net.Conn) syscall.RawConn { return nil }
 
-func (c *client) tryWrite([]byte) (int, error) { return 0, nil }
+// TryWrite implements outbox.Trier.
+func (c *client) TryWrite([]byte) (int, error) { return 0, nil }

@@ -5,8 +5,8 @@
 package proxy
 
 import (
-	"errors"
 	"net"
+	"sync"
 	"syscall"
 )
 
@@ -20,21 +20,40 @@ func rawConn(conn net.Conn) syscall.RawConn {
 	return nil
 }
 
-// tryWrite writes what the socket takes at once; n may be anything up to len(p).
-func (c *client) tryWrite(p []byte) (n int, err error) {
-	failed := c.raw.Write(func(fd uintptr) bool {
+// attempt is one write with its outcome; kept for the next, so that none is allocated.
+type attempt struct {
+	p     []byte
+	n     int
+	err   error
+	write func(fd uintptr) bool
+}
+
+var attempts = sync.Pool{New: func() any {
+	a := &attempt{}
+	a.write = func(fd uintptr) bool {
 		for {
-			n, err = syscall.Write(int(fd), p)
-			if !errors.Is(err, syscall.EINTR) {
+			a.n, a.err = syscall.Write(int(fd), a.p)
+			if a.err != syscall.EINTR {
 				return true
 			}
 		}
-	})
+	}
+	return a
+}}
+
+// TryWrite implements outbox.Trier.
+func (c *client) TryWrite(p []byte) (n int, err error) {
+	a := attempts.Get().(*attempt)
+	a.p = p
+	failed := c.raw.Write(a.write)
+	n, err = max(a.n, 0), a.err
+	a.p, a.n, a.err = nil, 0, nil
+	attempts.Put(a)
 	if failed != nil {
 		err = failed
 	}
-	if errors.Is(err, syscall.EAGAIN) {
+	if err == syscall.EAGAIN {
 		err = nil
 	}
-	return max(n, 0), err
+	return n, err
 }

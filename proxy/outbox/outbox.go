@@ -158,9 +158,14 @@ func (b *Box) Flush() {
 	b.wroteLocked(p, err) // unlocks
 }
 
-// FlushTry is Flush for who must not wait for the socket: try writes what the socket takes
-// at once and reports how much that was; a goroutine sends the rest.
-func (b *Box) FlushTry(try func(p []byte) (n int, err error)) {
+// Trier writes what a socket takes at once and reports how much that was.
+type Trier interface {
+	TryWrite(p []byte) (n int, err error)
+}
+
+// FlushTry is Flush for who must not wait for the socket: what it does not take at once, a
+// goroutine sends.
+func (b *Box) FlushTry(w Trier) {
 	b.mu.Lock()
 	if b.busy || len(b.pending) == 0 || b.err != nil {
 		b.mu.Unlock()
@@ -169,7 +174,7 @@ func (b *Box) FlushTry(try func(p []byte) (n int, err error)) {
 	b.busy = true
 	p := b.takeLocked()
 	b.mu.Unlock()
-	n, err := try(p)
+	n, err := w.TryWrite(p)
 	b.Written.Add(int64(n))
 	b.LastWrite.Store(b.now.Load())
 	b.mu.Lock()

@@ -113,6 +113,10 @@ func (b *bench) suite(s *suite) *row {
 		r.missing = err.Error()
 		return r
 	}
+	if r.straight.count(passed) == 0 {
+		r.missing = "no test passes straight"
+		return r
+	}
 	for _, mode := range b.modes {
 		got, err := once(mode, only, 0)
 		if err != nil {

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -56,7 +57,7 @@ var suites = []*suite{
 	},
 	{
 		name: "pika", version: "1.2.0",
-		packages: []string{"python3-pytest", "python3-mock", "python3-tornado", "python3-twisted"},
+		packages: []string{"python3-pytest", "python3-mock", "python3-tornado"},
 		origin:   origin{debian: "python-pika"},
 		prepare:  replacePorts("*.py"),
 		run:      runPytest,
@@ -212,7 +213,8 @@ func runPytest(ctx context.Context, dir string, t target, only []string) (result
 		if err != nil {
 			return nil, err
 		}
-		only = files
+		// twisted's need nose, which no Python of today has.
+		only = slices.DeleteFunc(files, func(f string) bool { return strings.HasSuffix(f, "/twisted_adapter_tests.py") })
 	}
 	xml := filepath.Join(dir, "report.xml")
 	args := append([]string{"-m", "pytest", "-p", "no:cacheprovider", "-q", "--junitxml", xml, "-o", "junit_logging=no"}, only...)

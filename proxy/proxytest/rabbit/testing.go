@@ -65,11 +65,11 @@ func Main(m *testing.M) int {
 	return code
 }
 
-// Skip skips a test because a part of the testbed is missing, in a way that is seen;
-// with CI=true it fails the test, for there nothing may be missing.
+// Skip skips a test because a part of the testbed is missing, in a way that is seen.
+// With CI=true it fails the test, for there nothing may be missing that root could install.
 func Skip(t testing.TB, why error) {
 	t.Helper()
-	if os.Getenv("CI") == "true" {
+	if os.Getenv("CI") == "true" && os.Getuid() == 0 {
 		t.Fatalf("missing in CI: %v", why)
 	}
 	t.Skipf("SKIPPED LOUDLY: %v", why)

@@ -123,7 +123,7 @@ func (b *bench) suite(s *suite) *row {
 			r.missing = err.Error()
 			return r
 		}
-		c := newComparison(r.straight, got)
+		c := newComparison(r.straight, got, func(test string) string { return explanation(s.name, r.broker, mode, test) })
 		for n := 1; n <= b.reruns; n++ {
 			units := c.units(b.reruns)
 			if len(units) == 0 {
@@ -140,7 +140,7 @@ func (b *bench) suite(s *suite) *row {
 			}
 			c.repeated(again, got)
 		}
-		c.judge(s.name, r.broker, mode)
+		c.judge()
 		r.through[mode] = c
 	}
 	return r

@@ -45,10 +45,10 @@ func (r results) count(o outcome) int {
 
 // comparison is a run through the proxy beside the one straight.
 type comparison struct {
-	passed    int // of those that passed straight
+	passed    int                 // of those that passed straight
+	explained map[string][]string // reason → tests
 	differing map[string]*difference
 	// Filled by judge: the tests of differing that are no chance, and the others.
-	explained   map[string][]string // reason → tests
 	unexplained []string
 	unsteady    []string
 }
@@ -75,8 +75,9 @@ func (t tally) decided(most int) bool { return 2*t.passed > most || 2*(t.runs-t.
 func (t tally) mostly() bool { return 2*t.passed > t.runs }
 
 // newComparison compares; a test that has no result through the proxy has failed there.
-func newComparison(direct, through results) *comparison {
-	c := &comparison{differing: map[string]*difference{}}
+// reason says why a test may differ, or "".
+func newComparison(direct, through results, reason func(test string) string) *comparison {
+	c := &comparison{differing: map[string]*difference{}, explained: map[string][]string{}}
 	for name, d := range direct {
 		if d.outcome != passed {
 			continue
@@ -85,7 +86,14 @@ func newComparison(direct, through results) *comparison {
 			c.passed++
 			continue
 		}
+		if why := reason(name); why != "" {
+			c.explained[why] = append(c.explained[why], name)
+			continue
+		}
 		c.differing[name] = &difference{unit: d.unit}
+	}
+	for _, tests := range c.explained {
+		slices.Sort(tests)
 	}
 	return c
 }
@@ -116,8 +124,7 @@ func (c *comparison) repeated(direct, through results) {
 // judge says which differences are the proxy's: those that in the repetitions mostly
 // pass straight and mostly do not through the proxy. The first run decides nothing, for
 // it is what chose them.
-func (c *comparison) judge(suite, broker, mode string) {
-	c.explained = map[string][]string{}
+func (c *comparison) judge() {
 	for _, name := range slices.Sorted(maps.Keys(c.differing)) {
 		d := c.differing[name]
 		if d.straight.runs > 0 && (d.through.mostly() || !d.straight.mostly()) {
@@ -126,10 +133,6 @@ func (c *comparison) judge(suite, broker, mode string) {
 			}
 			c.unsteady = append(c.unsteady, fmt.Sprintf("%s (again: straight %d of %d, through %d of %d)", name,
 				d.straight.passed, d.straight.runs, d.through.passed, d.through.runs))
-			continue
-		}
-		if reason := explanation(suite, broker, mode, name); reason != "" {
-			c.explained[reason] = append(c.explained[reason], name)
 			continue
 		}
 		c.unexplained = append(c.unexplained, name)

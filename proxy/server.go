@@ -61,7 +61,9 @@ type Server struct {
 
 	orphans []*pool // refused by the broker, with clients left; guarded by logins.mu
 	owners  sync.WaitGroup
-	done    chan struct{}
+	// acceptors are those of the owners that accept clients.
+	acceptors sync.WaitGroup
+	done      chan struct{}
 }
 
 var errStopping = amqp.Errorf(amqp.ConnectionForced, 0, "proxy shutting down")
@@ -141,7 +143,7 @@ func (s *Server) Start(inherited []net.Listener) error {
 	go s.janitor()
 	for i, ln := range bound {
 		lst := cfg.Listeners[i]
-		go s.accept(ln, &lst)
+		s.acceptors.Go(func() { s.accept(ln, &lst) })
 	}
 	return nil
 }
@@ -192,7 +194,9 @@ func (s *Server) admit(conn net.Conn, lst *Listener) {
 	c.out.Init(&c.mu, conn, &s.coarse, c.broken)
 	c.rd.Init(make([]byte, clientBuffer), handshakeFrame)
 	s.mu.Lock()
-	if !s.accepting {
+	// A client that was accepted just before the listener closed is drained with the others:
+	// with socket activation the next process would have served it.
+	if s.ended {
 		s.mu.Unlock()
 		_ = conn.Close()
 		return
@@ -367,11 +371,15 @@ func (s *Server) Shutdown(ctx context.Context) error {
 // stopAccepting closes the listeners; the channel is closed when no client is left.
 func (s *Server) stopAccepting() <-chan struct{} {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.accepting = false
-	for _, ln := range s.listeners {
+	listeners := s.listeners
+	s.mu.Unlock()
+	for _, ln := range listeners {
 		_ = ln.Close()
 	}
+	s.acceptors.Wait() // those they accepted last are among the clients now
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.empty == nil {
 		s.empty = make(chan struct{})
 		if len(s.clients) == 0 {

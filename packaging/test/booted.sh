@@ -25,9 +25,8 @@ base_root() {
     echo "$tar"
 }
 
-# boot TAR ROOT: unpacks TAR into ROOT and boots it; sets NSPAWN and INIT. End it with halt.
+# boot TAR ROOT: unpacks TAR into ROOT and boots it; sets NSPAWN, INIT and CGROUP. End it with halt.
 boot() {
-    need systemd-nspawn=systemd-container nsenter=util-linux
     mkdir -p "$2"
     tar -C "$2" --numeric-owner -xf "$1"
     # Only what the test brings is installed, and nothing waits for a network.
@@ -40,8 +39,14 @@ boot() {
 }
 
 reboot_root() {
-    systemd-nspawn -D "$1" --boot --register=no --keep-unit --quiet --console=pipe --link-journal=no \
-        --resolv-conf=off --timezone=off </dev/null >"$1.console" 2>&1 &
+    # A cgroup of its own: two machines in one would end each other's services.
+    CGROUP=/sys/fs/cgroup
+    [ ! -d /sys/fs/cgroup/systemd ] || CGROUP=/sys/fs/cgroup/systemd
+    CGROUP=$CGROUP/amqproxysvc-packages-$$
+    mkdir -p "$CGROUP"
+    sh -c 'echo $$ >"$1/cgroup.procs" && shift && exec "$@"' sh "$CGROUP" \
+        systemd-nspawn -D "$1" --boot --register=no --keep-unit --quiet --console=pipe --link-journal=no \
+            --resolv-conf=off --timezone=off </dev/null >"$1.console" 2>&1 &
     NSPAWN=$!
     INIT=
     local i state=
@@ -70,5 +75,6 @@ halt() {
     inside systemctl --force --force poweroff >/dev/null 2>&1 || true
     timeout 20 tail --pid="$NSPAWN" -f /dev/null || kill -KILL "$INIT" "$NSPAWN" 2>/dev/null || true
     wait "$NSPAWN" 2>/dev/null || true
+    [ -z "${CGROUP:-}" ] || find "$CGROUP" -depth -type d -exec rmdir {} + 2>/dev/null || true
     NSPAWN='' INIT=''
 }

@@ -63,12 +63,21 @@ within() {
 
 # start_broker: RabbitMQ on 5672 and 5671 of this name space; CA is its authority.
 start_broker() {
-    need php=php-cli
     "$WORK/bin/broker" >"$MINE/broker.out" 2>"$MINE/broker.err" &
     local pid=$!
     on_exit "kill $pid 2>/dev/null; wait $pid 2>/dev/null"
     within 120 test -s "$MINE/broker.out" || { cat "$MINE/broker.err"; die "RabbitMQ did not start"; }
     CA=$(cat "$MINE/broker.out")
+}
+
+# put_repo NAME: what $WORK/NAME holds is served as http://127.0.0.1:8099, as INSTALL.md has it.
+WWW=$MINE/www
+put_repo() { rm -rf "$WWW"; cp -r "$WORK/$1" "$WWW"; }
+start_server() {
+    mkdir -p "$WWW"
+    php -S 127.0.0.1:8099 -t "$WWW" >"$MINE/server.log" 2>&1 &
+    on_exit "kill $! 2>/dev/null"
+    within 10 grep -q started "$MINE/server.log"
 }
 
 # traffic PORT N: PHP, one message per connection, then all got back.

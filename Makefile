@@ -19,7 +19,7 @@ MODULES := . proxy/proxytest/integration
 export FULL RUN SOAKTIME
 
 # Cross builds that must work: system/processor.
-PLATFORMS := linux/amd64 linux/arm64 windows/amd64 windows/arm64
+PLATFORMS := linux/amd64 linux/arm64 windows/amd64
 
 .PHONY: help
 help: ## this list

@@ -142,9 +142,9 @@ func (u *upstream) blame(e *amqp.Error) {
 		"code", e.Code, "reason", e.Text, "method", e.Method.String()}
 	if n, ok := channelLimit(e); ok {
 		s.mu.Lock()
-		s.channelLimits[u.account.key.user] = n
-		s.mu.Unlock()
+		s.channelLimits[u.account.key.user] = learned{n, s.now() + int64(offenceTime)}
 		s.limited.Store(true)
+		s.mu.Unlock()
 	}
 	if i := e.Method.Index(); i != 0 && u.owner.Load() == nil {
 		if c := u.senders[i].Load(); c != nil {
@@ -158,12 +158,25 @@ func (u *upstream) blame(e *amqp.Error) {
 	s.log.Error("broker closed a connection for an error of a client", attrs...)
 }
 
-// forgive forgets offenders whose time is over.
+// learned is a limit that the broker told of, believed until a time: it may be changed
+// there, and users come and go.
+type learned struct {
+	n     int
+	until int64 // coarse clock
+}
+
+// forgive forgets offenders and limits whose time is over.
 func (s *Server) forgive() {
-	if s.offences.Load() == 0 {
+	if s.offences.Load() == 0 && !s.limited.Load() {
 		return
 	}
 	s.mu.Lock()
+	for user, l := range s.channelLimits {
+		if s.now() >= l.until {
+			delete(s.channelLimits, user)
+		}
+	}
+	s.limited.Store(len(s.channelLimits) > 0)
 	for o, until := range s.offenders {
 		if s.now() >= until {
 			delete(s.offenders, o)
@@ -197,7 +210,7 @@ func (s *Server) atChannelLimit(p *pool) bool {
 	s.mu.Lock()
 	limit, ok := s.channelLimits[p.id.user]
 	s.mu.Unlock()
-	if !ok {
+	if !ok || s.now() >= limit.until {
 		return false
 	}
 	load := 0
@@ -206,7 +219,7 @@ func (s *Server) atChannelLimit(p *pool) bool {
 			load += x.stats().Channels
 		}
 	}
-	return load >= limit
+	return load >= limit.n
 }
 
 // lateError logs a soft error for a channel whose close was answered before the broker's word.

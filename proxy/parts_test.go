@@ -266,3 +266,22 @@ func TestParseResponse(t *testing.T) {
 		}
 	}
 }
+
+// What the broker told of limits and offenders is believed for a time, and not kept longer.
+func TestWhatWasLearnedIsForgotten(t *testing.T) {
+	c, u, _ := halves(t)
+	s := c.s
+	u.account.key.user = "u"
+	p := &pool{s: s, id: identity{user: "u"}, account: u.account}
+	u.senders[amqp.ChannelOpen.Index()].Store(c)
+	u.blame(&amqp.Error{Code: amqp.NotAllowed, Method: amqp.ChannelOpen,
+		Text: "NOT_ALLOWED - number of channels opened for user 'u' has reached the maximum allowed user limit of (0)"})
+	if !s.atChannelLimit(p) || !s.hasOffended(c) {
+		t.Error("neither the limit nor the offender is known")
+	}
+	s.coarse.Store(int64(offenceTime) + 2)
+	s.forgive()
+	if s.atChannelLimit(p) || s.hasOffended(c) || len(s.channelLimits)+len(s.offenders) != 0 || s.limited.Load() || s.offences.Load() != 0 {
+		t.Errorf("after %v %d limits and %d offenders are kept", offenceTime, len(s.channelLimits), len(s.offenders))
+	}
+}

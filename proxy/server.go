@@ -52,7 +52,7 @@ type Server struct {
 	clients       map[*client]struct{}
 	upstreams     map[*upstream]struct{}
 	offenders     map[offender]int64 // until when, coarse clock
-	channelLimits map[string]int     // channels that the broker lets a user have, as learned
+	channelLimits map[string]learned // channels that the broker lets a user have
 	held          int                // clients that have a place under max_clients
 	left          chan struct{}      // closed when one of them leaves
 	empty         chan struct{}      // closed when the last client has gone, while stopping
@@ -80,7 +80,7 @@ func New(cfg Config) (*Server, error) {
 		done:      make(chan struct{}),
 
 		offenders:     make(map[offender]int64),
-		channelLimits: make(map[string]int),
+		channelLimits: make(map[string]learned),
 	}
 	s.log = cfg.Logger
 	if s.log == nil {

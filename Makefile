@@ -7,7 +7,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 VERSION ?= $(shell ./packaging/version 2>/dev/null || echo 0.0.0)
-FUZZTIME ?= 5s
+FUZZTIME ?= 20000x
 SOAKTIME ?= 10m
 RUN ?= .
 
@@ -70,7 +70,7 @@ test-unit: ## unit tests and hazards, with the race detector
 	$(GOTEST) -race -timeout 15m -run '$(RUN)' ./...
 
 .PHONY: fuzz
-fuzz: ## every fuzz target for FUZZTIME each
+fuzz: ## every fuzz target for FUZZTIME each: a number of runs (20000x) or a time (10m)
 	@for pkg in $$(go list ./...); do \
 	  for f in $$(go test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
 	    echo "$$pkg $$f"; go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -parallel 2 $$pkg | tail -n 12; done; done

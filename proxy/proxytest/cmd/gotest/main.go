@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"time"
 )
@@ -22,7 +23,11 @@ type event struct {
 
 func main() {
 	began := time.Now()
-	cmd := exec.Command("go", append([]string{"test", "-json"}, os.Args[1:]...)...)
+	args, dir := os.Args[1:], []string(nil)
+	if len(args) > 1 && args[0] == "-C" { // which go wants first
+		args, dir = args[2:], args[:2]
+	}
+	cmd := exec.Command("go", slices.Concat([]string{"test"}, dir, []string{"-json"}, args)...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err == nil {

@@ -144,10 +144,11 @@ type world struct {
 	crossed bool // the broker answers a close that crosses its own, as RabbitMQ does
 	reused  map[string]int
 	serials int
-	chanMax uint16          // small, so that ids come round
-	refused map[string]bool // serials of channels that the broker closed
-	cuts    bool            // the broker may cut connections
-	sung    int             // publishes of the canary that arrived
+	chanMax uint16            // small, so that ids come round
+	refused map[string]bool   // serials of channels that the broker closed
+	acked   map[string]uint64 // how far the broker has confirmed, by serial
+	cuts    bool              // the broker may cut connections
+	sung    int               // publishes of the canary that arrived
 }
 
 func (w *world) note(format string, args ...any) {
@@ -311,6 +312,9 @@ func (w *world) atApp(a *appConn, f amqp.Frame) {
 		m = f.Method()
 	}
 	id := f.Channel()
+	if a.told {
+		return // clients discard what follows connection.close
+	}
 	if id == 0 {
 		switch {
 		case m == amqp.ConnectionCloseOk && a.ended:
@@ -384,14 +388,7 @@ func (w *world) atApp(a *appConn, f amqp.Frame) {
 		args := amqp.ReadArgs(f)
 		tag := args.LongLong()
 		ch.acked = max(ch.acked, tag)
-		sent := uint64(0)
-		for _, c := range w.brokers {
-			for _, b := range c.chans {
-				if b.serial == ch.serial {
-					sent = max(sent, b.acked)
-				}
-			}
-		}
+		sent := w.acked[ch.serial]
 		if tag > ch.published || tag > sent {
 			w.violation("%s got a confirm of %d, published %d, confirmed by the broker %d", a.name, tag, ch.published, sent)
 		}
@@ -621,6 +618,7 @@ func (w *world) steps() (all []step) {
 				add(fmt.Sprintf("%s confirms on %d", who, id), func() {
 					w.opened(c, id)
 					ch.acked = ch.published
+					w.acked[ch.serial] = ch.acked
 					c.send(method(id, amqp.BasicAck, longlong(ch.acked), octet(1)))
 				})
 			}
@@ -816,7 +814,7 @@ func (w *world) waitOut() {
 func explore(t *testing.T, crossed, cuts bool, chanMax uint16, length int, pick func(n int) int) (w *world) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		w = &world{t: t, crossed: crossed, cuts: cuts, chanMax: chanMax, reused: map[string]int{}, refused: map[string]bool{}}
+		w = &world{t: t, crossed: crossed, cuts: cuts, chanMax: chanMax, reused: map[string]int{}, refused: map[string]bool{}, acked: map[string]uint64{}}
 		w.start()
 		for range length {
 			if w.broken != "" {

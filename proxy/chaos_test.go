@@ -186,7 +186,7 @@ func (r *rig) misbehave(rnd *rand.Rand) {
 				continue
 			}
 			p := proxytest.PublishBytes(ch, "", q, make([]byte, rnd.IntN(20_000)), 8192)
-			err = c.Send(p[:rnd.IntN(len(p))])
+			_ = c.Send(p[:rnd.IntN(len(p))])
 			return
 		case 16:
 			_, err = c.DeclareQueue(ch, "", proxytest.Exclusive)

@@ -423,6 +423,9 @@ func (c *client) refused(b *binding, f amqp.Frame) bool {
 	if ch.cur.Load() != b {
 		return false
 	}
+	if c.phase.Load() != phaseRunning {
+		return false // connection.close is the last word
+	}
 	switch ch.state.Load() {
 	case chOpen:
 		ch.state.Store(chRefused)

@@ -127,7 +127,7 @@ func install(ctx context.Context, packages []string) error {
 		return nil
 	}
 	if os.Getuid() != 0 {
-		return fmt.Errorf("Debian packages are missing (root installs them): %s", strings.Join(missing, " "))
+		return fmt.Errorf("missing packages of Debian (root installs them): %s", strings.Join(missing, " "))
 	}
 	_, err := command(ctx, "", []string{"DEBIAN_FRONTEND=noninteractive"}, "apt-get", append([]string{"-qq",
 		"-o", "DPkg::Lock::Timeout=600", "-o", "Dpkg::Use-Pty=0", "install", "-y", "--no-install-recommends"}, missing...)...)

@@ -236,8 +236,17 @@ func (c *client) endSession() {
 	}
 }
 
-// updateSecret passes connection.update-secret on, which only a session can.
+// updateSecret passes connection.update-secret on, which only a session can. In mode auto a
+// client becomes one for it when all of its channels can follow: one that stays would go
+// on with the old secret.
 func (c *client) updateSecret(f amqp.Frame) {
+	if c.session == nil && c.lst.Mode == PoolAuto && c.movable() {
+		if e := c.becomeSession(); e != nil {
+			c.die(e)
+			return
+		}
+		c.log(slog.LevelDebug, "client has an upstream of its own now", "upstream", c.session.n, "because", amqp.ConnectionUpdateSecret.String())
+	}
 	u := c.session
 	if u == nil {
 		c.refuse(amqp.NotAllowed, amqp.ConnectionUpdateSecret,
@@ -251,6 +260,16 @@ func (c *client) updateSecret(f amqp.Frame) {
 	u.out.Flush()
 	// The upstream's secret is no longer that of its pool.
 	u.retire()
+}
+
+// movable says whether all of the client's channels can go to another upstream.
+func (c *client) movable() bool {
+	for ch := range c.chans.all() {
+		if b := ch.cur.Load(); b != nil && (ch.state.Load() != chOpen || !b.movable()) {
+			return false
+		}
+	}
+	return true
 }
 
 // retire lets no new channels or sessions onto the upstream.

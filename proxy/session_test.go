@@ -1,0 +1,231 @@
+package proxy
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/proxytest"
+)
+
+// An exclusive queue is its client's alone, on all its channels, and gone when its close
+// is answered, or soon after its crash.
+func TestExclusiveQueues(t *testing.T) {
+	for _, mode := range []PoolMode{PoolAuto, PoolSession} {
+		for _, crash := range []bool{false, true} {
+			withBroker(t, proxytest.BrokerConfig{}, func(c *Config) { c.Listeners[0].Mode = mode }, func(r *rig) {
+				canary := r.client(proxytest.ClientConfig{})
+				_, err := canary.DeclareQueue(1, "canary", 0)
+				r.must(err)
+				a := r.client(proxytest.ClientConfig{})
+				_, err = a.DeclareQueue(1, "mine", proxytest.Exclusive)
+				r.must(err)
+				r.must(a.OpenChannel(2))
+				r.must(a.Publish(2, "", "mine", []byte("x")))
+				m, err := a.Get(2, "mine", true)
+				r.must(err)
+				if string(m.Body) != "x" {
+					t.Errorf("got %q", m.Body)
+				}
+				b := r.client(proxytest.ClientConfig{})
+				_, err = b.DeclareQueue(1, "mine", proxytest.Passive)
+				r.hears(err, amqp.ResourceLocked)
+				if crash {
+					a.Abort()
+					time.Sleep(time.Second)
+				} else {
+					r.must(a.Close())
+				}
+				if n := r.b.Messages("/", "mine"); n != -1 {
+					t.Errorf("mode %s, crash %v: the queue is still there", mode, crash)
+				}
+				r.must(canary.Publish(1, "", "canary", nil))
+				_, err = canary.QueueLength(1, "canary")
+				r.must(err)
+				r.must(canary.Close())
+				r.must(b.Close())
+			})
+		}
+	}
+}
+
+// In session mode nothing distinguishes the proxy: the client's own name is at the broker,
+// and the connection serves the next client like it.
+func TestSessionMode(t *testing.T) {
+	withBroker(t, proxytest.BrokerConfig{}, func(c *Config) { c.Listeners[0].Mode, c.Listeners[0].MatchProperties = PoolSession, true }, func(r *rig) {
+		for range 3 {
+			for _, name := range []string{"alpha", "beta"} {
+				c := r.client(proxytest.ClientConfig{Name: name})
+				_, err := c.DeclareQueue(1, "q", 0)
+				r.must(err)
+				if names := r.b.Connections(); !slices.Contains(names, name) {
+					t.Errorf("the broker knows %q, want %q among them", names, name)
+				}
+				r.must(c.Close())
+				time.Sleep(100 * time.Millisecond)
+			}
+		}
+		if n := r.b.Counts().Opened; n != 2 {
+			t.Errorf("%d connections were opened for two kinds of clients, want 2", n)
+		}
+		// A broker's close ends the one client whose connection it is.
+		a, b := r.client(proxytest.ClientConfig{Name: "alpha"}), r.client(proxytest.ClientConfig{Name: "beta"})
+		synctest.Wait()
+		r.b.CloseConnections(320, "CONNECTION_FORCED - operator")
+		for _, c := range []*proxytest.Client{a, b} {
+			e, err := c.Closed(0)
+			r.must(err)
+			r.hears(e, 320, "operator")
+			_ = c.Hangup()
+		}
+	})
+}
+
+// In mode auto a consumer without bound gets a connection of its own, which goes back.
+func TestUnboundedConsumerGetsASession(t *testing.T) {
+	for name, consume := range map[string]func(*rig, *proxytest.Client) error{
+		"no ack":      func(r *rig, c *proxytest.Client) error { _, err := c.Consume(1, "q", "t", true); return err },
+		"no prefetch": func(r *rig, c *proxytest.Client) error { _, err := c.Consume(1, "q", "t", false); return err },
+		"large prefetch": func(r *rig, c *proxytest.Client) error {
+			r.must(c.Qos(1, 1001))
+			_, err := c.Consume(1, "q", "t", false)
+			return err
+		},
+	} {
+		withBroker(t, proxytest.BrokerConfig{}, nil, func(r *rig) {
+			other := r.client(proxytest.ClientConfig{})
+			_, err := other.DeclareQueue(1, "q", 0)
+			r.must(err)
+			r.must(other.Publish(1, "", "q", []byte("x")))
+			c := r.client(proxytest.ClientConfig{Name: "reader"})
+			r.must(consume(r, c))
+			m, err := c.Delivery(1)
+			r.must(err)
+			if string(m.Body) != "x" || !slices.Contains(r.b.Connections(), "reader") {
+				t.Errorf("%s: got %q over connections %q", name, m.Body, r.b.Connections())
+			}
+			r.must(c.Ack(1, m.Tag, false))
+			r.must(c.Close())
+			again := r.client(proxytest.ClientConfig{Name: "reader 2"})
+			opened := r.b.Counts().Opened
+			r.must(consume(r, again))
+			if n := r.b.Counts().Opened; n != opened {
+				t.Errorf("%s: the second reader opened a connection of its own", name)
+			}
+			r.must(again.Close())
+			r.must(other.Close())
+		})
+	}
+	withBroker(t, proxytest.BrokerConfig{}, nil, func(r *rig) { // with a bound, it shares
+		for i := range 3 {
+			c := r.client(proxytest.ClientConfig{Name: fmt.Sprint(i)})
+			_, err := c.DeclareQueue(1, "q", 0)
+			r.must(err)
+			r.must(c.Qos(1, 10))
+			_, err = c.Consume(1, "q", "t", false)
+			r.must(err)
+			defer func() { _ = c.Close() }()
+		}
+		if n := r.b.Counts().Opened; n > 2 {
+			t.Errorf("three bounded consumers have %d connections", n)
+		}
+	})
+}
+
+// A token can be renewed on a session, and only there.
+func TestUpdateSecret(t *testing.T) {
+	token := "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2ln"
+	withBroker(t, proxytest.BrokerConfig{Users: map[string]string{"guest": "guest", "token": token}}, nil, func(r *rig) {
+		c := r.client(proxytest.ClientConfig{User: "token", Password: token})
+		r.must(c.Call(proxytest.Method(0, amqp.ConnectionUpdateSecret, "new", "because"), amqp.ConnectionUpdateSecretOk))
+		r.must(c.Close())
+		d := r.client(proxytest.ClientConfig{})
+		r.hears(d.Call(proxytest.Method(0, amqp.ConnectionUpdateSecret, "new", "because"), amqp.ConnectionUpdateSecretOk),
+			amqp.NotAllowed, "pool_mode")
+		_ = d.Hangup()
+		if strings.Contains(r.log(), token) || strings.Contains(r.log(), "guest:guest") {
+			t.Error("a secret is in the log")
+		}
+	})
+}
+
+// Read your writes: publish and disconnect; connect and get finds it.
+func TestReadYourWrites(t *testing.T) {
+	withScript(t, 0, nil, func(r *rig) {
+		c, p := r.pair(proxytest.ClientConfig{})
+		r.must(c.Publish(1, "", "q", []byte("x")))
+		id := p.OpenChannel()
+		p.ExpectContent(amqp.BasicPublish)
+		r.must(c.Close()) // answered, though the broker has said nothing
+		p.ExpectOn(id, amqp.ChannelClose)
+		d := r.client(proxytest.ClientConfig{})
+		r.must(d.Send(proxytest.Method(1, amqp.BasicGet, 0, "q", 1)))
+		p.ExpectNothing(time.Second)
+		p.SendMethod(id, amqp.ChannelCloseOk)
+		p.OpenChannel()
+		p.Expect(amqp.BasicGet)
+		_ = d.Hangup()
+	})
+}
+
+// A close is answered at once only when the channel is quiet.
+func TestQuietClose(t *testing.T) {
+	for name, tc := range map[string]struct {
+		fast  bool
+		do    func(r *rig, c *proxytest.Client, p *proxytest.Peer)
+		quiet bool
+	}{
+		"published":         {true, func(r *rig, c *proxytest.Client, p *proxytest.Peer) { r.must(c.Publish(1, "", "q", nil)) }, true},
+		"fast_close is off": {false, func(r *rig, c *proxytest.Client, p *proxytest.Peer) { r.must(c.Publish(1, "", "q", nil)) }, false},
+		"unconfirmed publish": {true, func(r *rig, c *proxytest.Client, p *proxytest.Peer) {
+			r.must(c.Confirm(1))
+			r.must(c.Publish(1, "", "q", nil))
+		}, false},
+		"call unanswered": {true, func(r *rig, c *proxytest.Client, p *proxytest.Peer) {
+			r.must(c.SendMethod(1, amqp.QueueDeclare, 0, "q", 0, nil))
+		}, false},
+		"mandatory publish": {true, func(r *rig, c *proxytest.Client, p *proxytest.Peer) {
+			r.must(c.Send(proxytest.Method(1, amqp.BasicPublish, 0, "", "q", 1), proxytest.Header(1, 0)))
+		}, false},
+		"unacked message": {true, func(r *rig, c *proxytest.Client, p *proxytest.Peer) {
+			r.must(c.SendMethod(1, amqp.BasicGet, 0, "q", 0))
+			id := p.OpenChannel()
+			p.Expect(amqp.BasicGet)
+			p.Send(proxytest.Method(id, amqp.BasicGetOk, 1, 0, "", "q", 0), proxytest.Header(id, 0))
+			_, err := c.Await(1, amqp.BasicGetOk)
+			r.must(err)
+		}, false},
+		"acked message": {true, func(r *rig, c *proxytest.Client, p *proxytest.Peer) {
+			r.must(c.SendMethod(1, amqp.BasicGet, 0, "q", 0))
+			id := p.OpenChannel()
+			p.Expect(amqp.BasicGet)
+			p.Send(proxytest.Method(id, amqp.BasicGetOk, 1, 0, "", "q", 0), proxytest.Header(id, 0))
+			_, err := c.Await(1, amqp.BasicGetOk)
+			r.must(err)
+			r.must(c.Ack(1, 1, false))
+		}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			withScript(t, 0, func(c *Config) { c.FastClose = tc.fast }, func(r *rig) {
+				c, p := r.pair(proxytest.ClientConfig{})
+				tc.do(r, c, p)
+				r.must(c.SendMethod(1, amqp.ChannelClose, 200, "", 0, 0))
+				r.sc.Wait("channel.close", func(rs []proxytest.Record) bool { return proxytest.Count(rs, amqp.ChannelClose) == 1 })
+				in := readRaw(c.Conn())
+				time.Sleep(100 * time.Millisecond)
+				if n := in.count(isMethod(amqp.ChannelCloseOk)); (n == 1) != tc.quiet {
+					t.Errorf("answered at once: %v, want %v", n == 1, tc.quiet)
+				}
+				time.Sleep(6 * time.Second) // the broker never answers: bounded all the same
+				if n := in.count(isMethod(amqp.ChannelCloseOk)); n != 1 {
+					t.Errorf("%d close-ok came in close_timeout, want 1", n)
+				}
+				_ = c.Hangup()
+			})
+		})
+	}
+}

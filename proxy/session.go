@@ -5,6 +5,7 @@ package proxy
 
 import (
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
@@ -280,11 +281,12 @@ func (u *upstream) retire() {
 }
 
 // turnToReaders tells whether the upstream is one for readers, which it becomes when the
-// caller's channel is the only one there.
+// caller's channel is the only one there and there is no other for readers.
 func (u *upstream) turnToReaders() bool {
-	u.pool.mu.Lock()
-	defer u.pool.mu.Unlock()
-	if u.load == 1 {
+	p := u.pool
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if u.load == 1 && !slices.ContainsFunc(p.ups, func(x *upstream) bool { return x != u && x.lane == laneRead && p.roomLocked(x) }) {
 		u.lane = laneRead
 	}
 	return u.lane != lanePublish

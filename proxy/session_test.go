@@ -136,7 +136,7 @@ func TestUnboundedConsumerGetsASession(t *testing.T) {
 	})
 }
 
-// A token can be renewed on a session, and only there.
+// A secret can be renewed on a session, and only there.
 func TestUpdateSecret(t *testing.T) {
 	token := "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2ln"
 	withBroker(t, proxytest.BrokerConfig{Users: map[string]string{"guest": "guest", "token": token}}, nil, func(r *rig) {
@@ -144,6 +144,7 @@ func TestUpdateSecret(t *testing.T) {
 		r.must(c.Call(proxytest.Method(0, amqp.ConnectionUpdateSecret, "new", "because"), amqp.ConnectionUpdateSecretOk))
 		r.must(c.Close())
 		d := r.client(proxytest.ClientConfig{})
+		r.must(d.Publish(1, "", "q", nil)) // its channel can move no more
 		r.hears(d.Call(proxytest.Method(0, amqp.ConnectionUpdateSecret, "new", "because"), amqp.ConnectionUpdateSecretOk),
 			amqp.NotAllowed, "pool_mode")
 		_ = d.Hangup()

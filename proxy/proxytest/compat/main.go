@@ -44,7 +44,7 @@ func run() int {
 	list := flag.String("suites", strings.Join(names, ","), "suites to run, comma-separated")
 	versions := flag.String("brokers", "3.10,4.0", "releases of RabbitMQ to run them on")
 	pools := flag.String("modes", strings.Join(modes, ","), "pool modes to run them in; none: straight only")
-	flag.BoolVar(&o.quick, "quick", false, "what CI runs: amqp091-go but for its recovery tests, and php-amqp, on RabbitMQ 3.10")
+	flag.BoolVar(&o.quick, "quick", false, "what CI runs: amqp091-go but for its recovery tests, and php-amqp, on RabbitMQ 3.10, unless said otherwise")
 	flag.StringVar(&o.only, "only", "", "run this `UNIT` of the suite alone: a test of Go's, a file of the others'")
 	flag.StringVar(&o.sources, "sources", os.Getenv("COMPAT_SOURCES"),
 		"`DIR` with unpacked sources named like their suites, for those that no registry carries here")
@@ -52,7 +52,14 @@ func run() int {
 	flag.IntVar(&o.reruns, "reruns", 3, "how often tests that differ are repeated, straight and through")
 	flag.Parse()
 	if o.quick {
-		*list, *versions = "amqp091-go,php-amqp", "3.10"
+		given := map[string]bool{}
+		flag.Visit(func(f *flag.Flag) { given[f.Name] = true })
+		if !given["suites"] {
+			*list = "amqp091-go,php-amqp"
+		}
+		if !given["brokers"] {
+			*versions = "3.10"
+		}
 	}
 	o.suites, o.brokers, o.modes = split(*list), split(*versions), split(*pools)
 	for _, s := range o.suites {

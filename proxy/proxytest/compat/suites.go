@@ -116,6 +116,7 @@ func runGo(ctx context.Context, dir string, t target, only []string) (results, e
 	}
 	out, err := runLogged(child(ctx, dir, []string{
 		fmt.Sprintf("AMQP_URL=amqp://guest:guest@127.0.0.1:%d/", t.port), "GOWORK=off",
+		"RABBITMQ_RABBITMQCTL_PATH=" + t.ctl,
 	}, "go", append(args, ".")...), t)
 	if err != nil {
 		return nil, err

@@ -132,7 +132,7 @@ func (s *Server) verify(a *account, f *flight, props []byte) {
 
 // login is the first half of an upstream's handshake, with its place at the bound.
 func (s *Server) login(key accountKey, props []byte) (*upstream, *amqp.Error) {
-	if err := s.gate.take(nil); err != nil {
+	if err := s.gate.take(nil, false); err != nil {
 		return nil, err
 	}
 	ctx, cancel := s.connectContext()
@@ -300,7 +300,7 @@ func (p *pool) usableLocked() bool {
 func (p *pool) firstLogin(f *flight) {
 	u, err := p.openSpare(nil)
 	if u == nil && err == nil {
-		u, err = p.s.openUpstream(p, nil)
+		u, err = p.s.openUpstream(p, nil, false)
 	}
 	p.mu.Lock()
 	if err == nil {

@@ -22,9 +22,9 @@ type gate struct {
 
 type gateWait struct{ since time.Time }
 
-// take waits for a place in all and, when p is not nil, in the pool. At a bound an idle
+// take waits for a place in all and, when p is not nil, in the pool (beyond: whatever its bound). At a bound an idle
 // upstream of whomever is closed to make one.
-func (g *gate) take(p *pool) *amqp.Error {
+func (g *gate) take(p *pool, beyond bool) *amqp.Error {
 	var timer *time.Timer
 	var w *gateWait
 	defer func() {
@@ -41,7 +41,11 @@ func (g *gate) take(p *pool) *amqp.Error {
 		setting, bound := "max_upstreams", cfg.MaxUpstreams
 		g.mu.Lock()
 		full := bound > 0 && g.used >= bound
-		if !full && p != nil && !p.arrives(cfg.MaxUpstreamsPerIdentity) {
+		most := cfg.MaxUpstreamsPerIdentity
+		if beyond {
+			most = 0
+		}
+		if !full && p != nil && !p.arrives(most) {
 			full, setting, bound = true, "max_upstreams_per_identity", cfg.MaxUpstreamsPerIdentity
 		}
 		if !full {
@@ -122,7 +126,7 @@ func (g *gate) waiting() (n int, longest time.Duration) {
 func (p *pool) arrives(bound int) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if bound > 0 && len(p.ups)+p.opening >= bound && !p.rechecking {
+	if bound > 0 && len(p.ups)+p.opening >= bound {
 		return false
 	}
 	p.opening++

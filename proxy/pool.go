@@ -181,7 +181,7 @@ var errGone = amqp.Errorf(amqp.ConnectionForced, 0, "the client is gone")
 
 // dialShared opens one more shared upstream.
 func (p *pool) dialShared(f *flight) {
-	u, err := p.s.openUpstream(p, nil)
+	u, err := p.s.openUpstream(p, nil, false)
 	p.mu.Lock()
 	if err == nil {
 		p.addLocked(u)
@@ -398,7 +398,7 @@ func (p *pool) leaveForgotten() {
 
 // recheck verifies the identity anew, behind a login that was served already.
 func (p *pool) recheck() {
-	u, err := p.s.openUpstream(p, nil)
+	u, err := p.s.openUpstream(p, nil, true)
 	spare := false
 	p.mu.Lock()
 	p.rechecking = false
@@ -436,8 +436,9 @@ func limitReached(e *amqp.Error) bool {
 }
 
 // openUpstream dials, logs in and opens the vhost. Places are bounded; props nil: the proxy's own.
-func (s *Server) openUpstream(p *pool, props []byte) (*upstream, *amqp.Error) {
-	if err := s.gate.take(p); err != nil {
+// beyond: it is for a moment and may be one more than the pool's bound.
+func (s *Server) openUpstream(p *pool, props []byte, beyond bool) (*upstream, *amqp.Error) {
+	if err := s.gate.take(p, beyond); err != nil {
 		return nil, err
 	}
 	ctx, cancel := s.connectContext()

@@ -58,8 +58,16 @@ func TestSingleFlight(t *testing.T) {
 
 // A changed password is refused after at most auth_ttl and one login more.
 func TestRevokedSecretIsRefused(t *testing.T) {
-	withBroker(t, proxytest.BrokerConfig{}, nil, func(r *rig) {
+	for _, bound := range []int{0, 1} { // the upstream that verifies anew needs no place
+		testRevokedSecret(t, bound)
+	}
+}
+
+func testRevokedSecret(t *testing.T, bound int) {
+	withBroker(t, proxytest.BrokerConfig{}, func(c *Config) { c.MaxUpstreamsPerIdentity = bound }, func(r *rig) {
 		held := r.client(proxytest.ClientConfig{})
+		_, err := held.DeclareQueue(1, "q", 0)
+		r.must(err)
 		r.b.SetUser("guest", "new")
 		c, err := r.login(proxytest.ClientConfig{})
 		r.must(err)
@@ -74,8 +82,9 @@ func TestRevokedSecretIsRefused(t *testing.T) {
 		c, err = r.login(proxytest.ClientConfig{Password: "new"})
 		r.must(err)
 		_ = c.Close()
-		// Who was connected stays.
-		_, err = held.DeclareQueue(1, "q", 0)
+		// Who was connected stays, and may open channels as it could before.
+		r.must(held.OpenChannel(2))
+		_, err = held.DeclareQueue(2, "q", 0)
 		r.must(err)
 		r.must(held.Close())
 		r.eventually(10*time.Second, func() bool { return r.s.Stats().Identities == 1 })

@@ -50,7 +50,7 @@ func (c *client) becomeSession() *amqp.Error {
 
 // openSession opens an upstream with the client's own properties.
 func (c *client) openSession() (*upstream, *amqp.Error) {
-	u, e := c.s.openUpstream(c.pool, c.props)
+	u, e := c.s.openUpstream(c.pool, c.props, false)
 	if e != nil {
 		return nil, e
 	}
@@ -111,9 +111,11 @@ func (c *client) move(ch *channel, to *upstream) {
 	ch.cur.Store(nil)
 	c.mu.Unlock()
 	b.u.closeBinding(b)
-	if ch.unheard {
+	if ch.unheard || c.s.atChannelLimit(c.pool) {
 		ch.unheard = false
-		c.readYourWrites() // the declaration goes first
+		// The declaration goes first; and at the limit of the user's channels the broker
+		// must not count this one twice.
+		c.readYourWrites()
 	}
 }
 

@@ -44,7 +44,7 @@ func run() int {
 	list := flag.String("suites", strings.Join(names, ","), "suites to run, comma-separated")
 	versions := flag.String("brokers", "3.10,4.0", "releases of RabbitMQ to run them on")
 	pools := flag.String("modes", strings.Join(modes, ","), "pool modes to run them in; none: straight only")
-	flag.BoolVar(&o.quick, "quick", false, "what CI runs: amqp091-go but for its recovery tests, and php-amqp, on RabbitMQ 3.10, unless said otherwise")
+	flag.BoolVar(&o.quick, "quick", false, "what CI runs: amqp091-go but for its longest tests, and php-amqp, on RabbitMQ 3.10, unless said otherwise")
 	flag.StringVar(&o.only, "only", "", "run this `UNIT` of the suite alone: a test of Go's, a file of the others'")
 	flag.StringVar(&o.sources, "sources", os.Getenv("COMPAT_SOURCES"),
 		"`DIR` with unpacked sources named like their suites, for those that no registry carries here")

@@ -7,7 +7,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 VERSION ?= $(shell ./packaging/version 2>/dev/null || echo 0.0.0)
-FUZZTIME ?= 20000x
+FUZZTIME ?= 10000x
 SOAKTIME ?= 10m
 RUN ?= .
 
@@ -70,10 +70,10 @@ test-unit: ## unit tests and hazards, with the race detector
 	$(GOTEST) -race -timeout 15m -run '$(RUN)' ./...
 
 .PHONY: fuzz
-fuzz: ## every fuzz target for FUZZTIME each: a number of runs (20000x) or a time (10m)
+fuzz: ## every fuzz target for FUZZTIME each: a number of runs (10000x) or a time (10m)
 	@for pkg in $$(go list ./...); do \
 	  for f in $$(go test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
-	    echo "$$pkg $$f"; go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -parallel 2 $$pkg | tail -n 12; done; done
+	    echo "$$pkg $$f"; go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x -parallel 2 $$pkg | tail -n 12; done; done
 
 .PHONY: test-integration
 test-integration: ## real clients through the proxy to RabbitMQ 3.10 and 4.0 (FULL=1: long counts)

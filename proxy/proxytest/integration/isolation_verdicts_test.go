@@ -377,6 +377,18 @@ func TestChannelLimit(t *testing.T) {
 		r.note("the first", undisturbed(first))
 		r.note("the first's channel 2", r.uses(first, 2))
 		r.note("the first's close", first.Close())
+
+		// Who declares first and then reads may change connections in the proxy, but counts once.
+		held, reads := r.client(nil), r.client(nil)
+		r.note("one's channel", r.uses(held, 1))
+		r.note("one's channel 2", r.uses(held, 2))
+		q, err := reads.DeclareQueue(1, "", proxytest.AutoDelete)
+		r.note("the reader declares", err)
+		_, err = reads.Get(1, q, true)
+		r.note("the reader gets", err)
+		r.note("one meanwhile", undisturbed(held))
+		r.note("the reader's close", reads.Close())
+		r.note("one's close", held.Close())
 		return r.log
 	})
 }

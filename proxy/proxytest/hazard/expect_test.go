@@ -110,7 +110,8 @@ func exceptionOf(name string) (exception, bool) {
 }
 
 // spreads has the cases whose hard error reaches the others of a shared upstream once,
-// since nothing in them tells it beforehand, with why.
+// since nothing in them tells it beforehand, with why. Only what is a hard error at the
+// broker may.
 func spreads(name string) bool {
 	for _, part := range []string{
 		"stream queue: purge",          // what type the queue has

@@ -84,6 +84,19 @@ func (g *gate) take(p *pool, beyond bool) *amqp.Error {
 	}
 }
 
+// full tells whether the pool can open no other connection now.
+func (g *gate) full(p *pool) bool {
+	cfg := g.s.cfg()
+	g.mu.Lock()
+	used := g.used
+	g.mu.Unlock()
+	p.mu.Lock()
+	mine := len(p.ups) + p.opening
+	p.mu.Unlock()
+	most := cfg.MaxUpstreamsPerIdentity
+	return cfg.MaxUpstreams > 0 && used >= cfg.MaxUpstreams || most > 0 && mine >= most
+}
+
 func (g *gate) give() {
 	g.mu.Lock()
 	g.used--

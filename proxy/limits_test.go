@@ -65,3 +65,25 @@ func TestNoConnection(t *testing.T) {
 		}
 	})
 }
+
+// At max_upstreams publishers and readers share what there is, without a wait.
+func TestOneUpstreamForBoth(t *testing.T) {
+	withBroker(t, proxytest.BrokerConfig{}, func(c *Config) { c.MaxUpstreams = 1 }, func(r *rig) {
+		c := r.client(proxytest.ClientConfig{})
+		_, err := c.DeclareQueue(1, "q", 0)
+		r.must(err)
+		r.must(c.Confirm(1))
+		r.must(c.Publish(1, "", "q", []byte("first")))
+		r.must(c.WaitConfirms(1))
+		began := time.Now()
+		r.must(c.OpenChannel(2))
+		_, err = c.Get(2, "q", true)
+		r.must(err)
+		if took := time.Since(began); took > time.Second {
+			t.Errorf("the reader was served only after %v", took)
+		}
+		if n := r.b.Counts().Opened; n != 1 {
+			t.Errorf("the broker sees %d connections, want 1", n)
+		}
+	})
+}

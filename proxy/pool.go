@@ -135,6 +135,12 @@ func (p *pool) acquire(c *client, l lane) (*upstream, *amqp.Error) {
 		if u := p.try(nil, l); u != nil {
 			return u, nil
 		}
+		if p.s.gate.full(p) {
+			// Publishers and readers on one connection are better than a wait.
+			if u := p.tryAnyLane(); u != nil {
+				return u, nil
+			}
+		}
 		p.mu.Lock()
 		f := p.dialling
 		if f == nil {

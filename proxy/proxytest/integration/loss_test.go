@@ -64,6 +64,10 @@ func TestBrokerKilledUnderLoad(t *testing.T) {
 		}
 		l := startLoad(t, tg.addr, names)
 		l.underway(t, 2000)
+		// Messages are confirmed when they are on disk; a queue is declared before it is.
+		if _, err := tg.broker.Eval("mnesia:sync_log()."); err != nil {
+			t.Fatal(err)
+		}
 		at := time.Now()
 		if err := tg.broker.Kill(); err != nil {
 			t.Fatal(err)

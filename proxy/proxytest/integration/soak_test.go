@@ -5,7 +5,6 @@
 package integration
 
 import (
-	"fmt"
 	"math/rand/v2"
 	"os"
 	"testing"
@@ -81,7 +80,7 @@ func TestSoak(t *testing.T) {
 				base = p.usage(t)
 			}
 			p.returnsTo(t, base)
-			t.Log(fmt.Sprintf("round %d: %s; %d confirmed, %+v, %d kB resident", rounds, fault.name, n, p.usage(t), p.memory(t)>>10))
+			t.Logf("round %d: %s; %d confirmed, %+v, %d kB resident", rounds, fault.name, n, p.usage(t), p.memory(t)>>10)
 		}
 		t.Logf("FIGURE RabbitMQ %s: soaked for %v: %d rounds, %d confirmed messages, none lost, %d kB resident", b.Version, span/2, rounds, confirmed, p.memory(t)>>10)
 	})

@@ -46,8 +46,8 @@ type worker struct {
 	ledger ending // what was published, and what of it was confirmed
 }
 
-// gone is the end of a worker by the test's own will.
-var gone = errors.New("halted")
+// errHalted is the end of a worker by the test's own will.
+var errHalted = errors.New("halted")
 
 func (w *worker) work(halt <-chan struct{}) {
 	defer func() { w.at = time.Now() }()
@@ -61,7 +61,7 @@ func (w *worker) work(halt <-chan struct{}) {
 	for w.end == nil {
 		select {
 		case <-halt:
-			w.end = gone
+			w.end = errHalted
 			return
 		default:
 		}
@@ -388,7 +388,7 @@ func loss(t *testing.T, b *rabbit.Broker, addr string, round int, fault string, 
 		var e *wire.Error
 		switch {
 		case !proxied: // straight a lost socket is all that there is to hear
-		case errors.Is(w.end, gone): // it connects anew each time, and was served
+		case errors.Is(w.end, errHalted): // it connects anew each time, and was served
 		case errors.Is(w.end, os.ErrDeadlineExceeded):
 			t.Errorf("%s, round %d: %s hangs: %v", fault, round, w.kind, w.end)
 		case !errors.As(w.end, &e) || e.Code != wire.ConnectionForced:

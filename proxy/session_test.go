@@ -108,7 +108,9 @@ func TestUnboundedConsumerGetsASession(t *testing.T) {
 			if string(m.Body) != "x" || !slices.Contains(r.b.Connections(), "reader") {
 				t.Errorf("%s: got %q over connections %q", name, m.Body, r.b.Connections())
 			}
-			r.must(c.Ack(1, m.Tag, false))
+			if name != "no ack" { // there it would be an error, whose close crosses the client's
+				r.must(c.Ack(1, m.Tag, false))
+			}
 			r.must(c.Close())
 			again := r.client(proxytest.ClientConfig{Name: "reader 2"})
 			opened := r.b.Counts().Opened

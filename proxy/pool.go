@@ -59,6 +59,10 @@ func (p *pool) notifyLocked() {
 func (p *pool) try(u *upstream, l lane) *upstream {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	return p.tryLocked(u, l)
+}
+
+func (p *pool) tryLocked(u *upstream, l lane) *upstream {
 	if u != nil && p.fitsLocked(u, l) {
 		return u.takenLocked(l)
 	}
@@ -142,6 +146,11 @@ func (p *pool) acquire(c *client, l lane) (*upstream, *amqp.Error) {
 			}
 		}
 		p.mu.Lock()
+		// Once more, in one step with the look at who dials: he may just have come back.
+		if u := p.tryLocked(nil, l); u != nil {
+			p.mu.Unlock()
+			return u, nil
+		}
 		f := p.dialling
 		if f == nil {
 			f = &flight{done: make(chan struct{})}

@@ -325,7 +325,7 @@ func (c *client) upstreamFor(l lane) (*upstream, *amqp.Error) {
 		return u, nil
 	}
 	slot := &c.publish
-	if l == laneRead || (l == laneNone && c.publish == nil) {
+	if l == laneRead {
 		slot = &c.readers
 	}
 	u := c.pool.try(*slot, l)

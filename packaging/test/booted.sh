@@ -15,7 +15,7 @@ base_root() {
         new=$(mktemp -d "$CACHE/$2.XXXXXX")
         chmod 755 "$new" # the root directory: its users must get in
         nice debootstrap --variant=minbase --include="$packages" "$suite" "$new" \
-            "${DEBIAN_MIRROR:-http://deb.debian.org/debian}" >"$tar.log" 2>&1 ||
+            ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"} >"$tar.log" 2>&1 ||
             { tail -n 20 "$tar.log" >&2; rm -rf "$new"; die "debootstrap $suite failed, see $tar.log"; }
         rm -rf "$new"/var/cache/apt/archives/*.deb "$new"/var/lib/apt/lists/*
         tar -C "$new" --numeric-owner -cf "$tar.new" .

@@ -258,5 +258,6 @@ func (c *client) readYourWrites() {
 		return
 	}
 	c.settle()
-	c.pool.closes.wait(c.s.cfg().CloseTimeout, c.gone)
+	cfg := c.s.cfg()
+	c.pool.closes.wait(cfg.CloseTimeout, cfg.ConnectTimeout, c.gone)
 }

@@ -387,7 +387,11 @@ func (c *client) die(e *amqp.Error) bool {
 	if c.phase.Load() == phaseClosing {
 		return false
 	}
-	c.log(slog.LevelInfo, "client closed", "code", e.Code, "reason", e.Text, "method", e.Method.String())
+	why := []any{"code", e.Code, "reason", e.Text}
+	if e.Method != 0 {
+		why = append(why, "method", e.Method.String())
+	}
+	c.log(slog.LevelInfo, "client closed", why...)
 	c.flushRun()
 	c.mu.Lock()
 	c.closeLocked(e)

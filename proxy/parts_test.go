@@ -171,7 +171,7 @@ func TestPendingCloses(t *testing.T) {
 		done := make(chan time.Duration, 1)
 		wait := func() {
 			begin := time.Now()
-			go func() { p.wait(5*time.Second, nil); done <- time.Since(begin) }()
+			go func() { p.wait(5*time.Second, time.Second, nil); done <- time.Since(begin) }()
 			synctest.Wait()
 		}
 		wait()

@@ -46,13 +46,18 @@ func (p *pendingCloses) finish(t *ticket) {
 }
 
 // wait returns when all closes that are under way now are through, at the latest after
-// timeout. A close behind an alarm is not waited for: the broker does not read it.
-func (p *pendingCloses) wait(timeout time.Duration, cancel <-chan struct{}) {
+// timeout. A close behind an alarm is not waited for: the broker does not read it. Of a
+// broker that has gone silent the client hears within two of its heartbeats, even if it
+// needs a new connection after the wait, which may take connect.
+func (p *pendingCloses) wait(timeout, connect time.Duration, cancel <-chan struct{}) {
 	p.mu.Lock()
 	waits := make([]*ticket, 0, len(p.open))
 	for t := range p.open {
-		if !t.b.u.blocked.Load() {
+		if u := t.b.u; !u.blocked.Load() {
 			waits = append(waits, t)
+			if u.heartbeat > 0 {
+				timeout = min(timeout, max(2*u.heartbeat-connect, u.heartbeat/2))
+			}
 		}
 	}
 	p.mu.Unlock()

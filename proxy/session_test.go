@@ -175,6 +175,28 @@ func TestReadYourWrites(t *testing.T) {
 	})
 }
 
+// The wait for quiet closes leaves time for a new connection within two heartbeats.
+func TestReadYourWritesIsBounded(t *testing.T) {
+	withScript(t, 0, func(c *Config) { c.CloseTimeout, c.ConnectTimeout = time.Hour, 70*time.Second }, func(r *rig) {
+		c, p := r.pair(proxytest.ClientConfig{})
+		r.must(c.Publish(1, "", "q", []byte("x")))
+		id := p.OpenChannel()
+		p.ExpectContent(amqp.BasicPublish)
+		r.must(c.Close())
+		p.ExpectOn(id, amqp.ChannelClose)
+		d := r.client(proxytest.ClientConfig{})
+		began := time.Now()
+		r.must(d.Send(proxytest.Method(1, amqp.BasicGet, 0, "q", 1)))
+		time.Sleep(45 * time.Second)
+		q := r.sc.AcceptOpen() // readers have connections of their own
+		q.OpenChannel()
+		if took, want := time.Since(began), 2*time.Minute-70*time.Second; took < want-time.Second || took > want+time.Second {
+			t.Errorf("the reader waited %v for a close that is never answered, want %v", took, want)
+		}
+		_ = d.Hangup()
+	})
+}
+
 // A close is answered at once only when the channel is quiet.
 func TestQuietClose(t *testing.T) {
 	for name, tc := range map[string]struct {

@@ -101,8 +101,8 @@ demo: ## one message per connection over 50 ms, straight and pooled (BROKER=amqp
 	@dist/bin/demo $(if $(BROKER),-broker '$(BROKER)')
 
 .PHONY: bench
-bench: ## speed beside HAProxy (QUICK=1: under a minute; PEERS=name=host:port: others too)
-	@go run ./proxy/proxytest/cmd/bench $(if $(QUICK),-quick) $(if $(PEERS),-peers '$(PEERS)')
+bench: ## speed beside HAProxy (QUICK=1: under a minute; PEERS=name=host:port: others too; BROKER=amqp://host:port: connects there too)
+	@go run ./proxy/proxytest/cmd/bench $(if $(QUICK),-quick) $(if $(PEERS),-peers '$(PEERS)') $(if $(BROKER),-broker '$(BROKER)')
 
 .PHONY: brokers
 brokers: ## start RabbitMQ 3.10 and 4.0 for your own use, until Ctrl-C

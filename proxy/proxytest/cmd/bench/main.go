@@ -8,6 +8,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -23,6 +24,7 @@ func main() {
 	o := options{}
 	flag.BoolVar(&o.quick, "quick", false, "one short round, without the scaling rows: under a minute")
 	flag.StringVar(&o.peers, "peers", os.Getenv("PEERS"), "`name=host:port`, comma between several: other proxies; the broker they need is told")
+	flag.StringVar(&o.broker, "broker", os.Getenv("BROKER"), "`amqp://HOST:PORT` of a real broker that lets guest in: connects are measured against it too")
 	rows := flag.String("rows", "", "only rows whose id matches the `REGEXP`; -list shows the ids")
 	list := flag.Bool("list", false, "show the rows' ids and end")
 	flag.IntVar(&o.rounds, "rounds", 3, "rounds, interleaved; medians count")
@@ -69,7 +71,10 @@ func run(role string, o options, pattern string, list bool) error {
 	if o.rounds < 1 || o.each < 100*time.Millisecond {
 		return errors.New("allowed is -rounds of 1 or more and -each of 100ms or more")
 	}
-	o.rows = re
+	o.rows, o.broker = re, strings.TrimPrefix(o.broker, "amqp://")
+	if _, _, err := net.SplitHostPort(o.broker); err != nil && o.broker != "" {
+		return fmt.Errorf("-broker is %q, allowed is amqp://HOST:PORT", o.broker)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	b, err := newBench(o)
@@ -85,12 +90,12 @@ func allIDs() []string {
 	for _, r := range rows() {
 		ids = append(ids, r.id)
 	}
-	return append(ids, idPHP)
+	return append(ids, brokerRow().id, idPHP)
 }
 
 type options struct {
 	quick              bool
-	peers              string
+	peers, broker      string
 	rows               *regexp.Regexp
 	rounds             int
 	each               time.Duration
@@ -139,20 +144,20 @@ func newBench(o options) (b *bench, err error) {
 	if b.binary, err = buildService(o.binary, b.dir); err != nil {
 		return b, err
 	}
-	return b, b.startPeers()
+	return b, b.startPeers(b.first)
 }
 
-// startPeers starts the proxies afresh.
-func (b *bench) startPeers() error {
+// startPeers starts the proxies afresh, before the drain or another broker.
+func (b *bench) startPeers(d drainStats) error {
 	b.stopPeers()
-	b.peers = []*peer{{name: "direct", addr: b.first.Addr}}
-	if h, err := startHAProxy(b.dir, b.first); err != nil {
+	b.peers = []*peer{{name: "direct", addr: d.Addr}}
+	if h, err := startHAProxy(b.dir, d); err != nil {
 		fmt.Fprintln(os.Stderr, "SKIPPED LOUDLY: the column of HAProxy and the ratios:", err)
 	} else {
 		b.peers = append(b.peers, h)
 	}
 	if b.binary != "none" {
-		s, err := startService(b.binary, b.caFile, b.first)
+		s, err := startService(b.binary, b.caFile, d)
 		if err != nil {
 			return err
 		}
@@ -203,6 +208,17 @@ func (b *bench) run(ctx context.Context) error {
 			continue
 		}
 		if err := b.measureRow(ctx, r); err != nil {
+			return err
+		}
+	}
+	if r := brokerRow(); b.o.broker != "" && b.o.rows.MatchString(r.id) {
+		if err := b.startPeers(drainStats{Addr: b.o.broker, TLSAddr: b.first.TLSAddr}); err != nil {
+			return err
+		}
+		if err := b.measureRow(ctx, r); err != nil {
+			return err
+		}
+		if err := b.startPeers(b.first); err != nil {
 			return err
 		}
 	}

@@ -210,7 +210,7 @@ func (b *bench) memory(ctx context.Context) error {
 	b.table.text("memory per idle client with a channel", each, "≤ 8 kB", met[1])
 	b.table.text("… and one message published", touched, "≤ 8 kB", met[2])
 	b.table.text("upstreams used for these clients", used, "1 for 200", met[3])
-	return b.startPeers()
+	return b.startPeers(b.first)
 }
 
 // idling is what idle clients cost.

@@ -43,6 +43,16 @@ func publishRow(id, title string, clients, size int, g goal) row {
 	return row{id: id, title: title, goal: g, atDrain: true, work: work{Op: opPublish, Clients: clients, Channels: 1, Size: size}}
 }
 
+const connectTitle = "connect+channel+publish+disconnect, 8 side by side"
+
+var connectWork = work{Op: opConnect, Clients: 8, Size: 100}
+
+// brokerRow is the work that a real broker makes differ most from the stand-in, whose
+// connects cost next to nothing.
+func brokerRow() row {
+	return row{id: "connect-broker", title: connectTitle + ", a real broker", goal: goal{ratio: 4.5}, latency: true, work: connectWork}
+}
+
 // scalingBatch is how many messages a write holds where the number of clients or channels
 // grows: the same everywhere, so that only that number differs.
 const scalingBatch = 16
@@ -59,8 +69,7 @@ func rows() []row {
 			work: work{Op: opOneByOne, Clients: 1, Channels: 1, Size: 100}},
 		{id: "consume", title: "consume no-ack 100 B, 1 client", goal: goal{0.8, 250},
 			work: work{Op: opConsume, Clients: 1, Channels: 1, Size: 100}},
-		{id: "connect", title: "connect+channel+publish+disconnect, 8 side by side", bare: true, goal: goal{4.5, 80 * time.Microsecond}, latency: true,
-			work: work{Op: opConnect, Clients: 8, Size: 100}},
+		{id: "connect", title: connectTitle, bare: true, goal: goal{4.5, 80 * time.Microsecond}, latency: true, work: connectWork},
 	}
 	for _, n := range []int{1, 10, 100, 1000, 10_000} {
 		r := publishRow(fmt.Sprintf("clients-%d", n), fmt.Sprintf("publish 100 B in 16s, %s clients", grouped(n)), n, 100, goal{})

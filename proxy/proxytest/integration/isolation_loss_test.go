@@ -40,6 +40,7 @@ type worker struct {
 	dials func(w *worker) error                      // the same for these
 
 	rounds atomic.Int64
+	over   atomic.Bool // end and at are set
 	end    error
 	at     time.Time
 	ledger ending // what was published, and what of it was confirmed
@@ -49,7 +50,10 @@ type worker struct {
 var errHalted = errors.New("halted")
 
 func (w *worker) work(halt <-chan struct{}) {
-	defer func() { w.at = time.Now() }()
+	defer func() {
+		w.at = time.Now()
+		w.over.Store(true)
+	}()
 	var c *proxytest.Client
 	if w.dials == nil {
 		if c, w.end = rawErr(w.cfg); w.end != nil {
@@ -365,6 +369,9 @@ func loss(t *testing.T, b *rabbit.Broker, addr string, round int, fault string, 
 	for _, w := range all {
 		goal := w.rounds.Load() + int64(3+round%3)
 		eventually(t, w.kind+" works", func() error {
+			if w.over.Load() {
+				t.Fatalf("%s ended before the broker was lost: %v", w.kind, w.end)
+			}
 			if n := w.rounds.Load(); n < goal {
 				return fmt.Errorf("%d rounds", n)
 			}

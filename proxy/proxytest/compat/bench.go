@@ -174,7 +174,7 @@ func (b *bench) manage() error {
 			end end.`, b.management))
 		if out == "needs_proc" {
 			fmt.Fprintf(os.Stderr, "SKIPPED LOUDLY: tests that look a connection up on RabbitMQ %s: "+
-				"its root has no /proc, which the management plugin needs\n", b.broker.Version)
+				"its root has no /proc, which the management plugin needs: %v\n", b.broker.Version, b.broker.NoProc)
 			return nil
 		}
 		if err == nil && strings.HasPrefix(out, "{ok,") {

@@ -113,7 +113,7 @@ func compare(ctx context.Context, o options) ([]*row, error) {
 	}
 	var rows []*row
 	for _, version := range o.brokers {
-		broker, err := rabbit.Start(rabbit.Version(version))
+		broker, err := rabbit.Start(rabbit.Version(version), rabbit.WithProc)
 		if err != nil {
 			if os.Getenv("CI") == "true" {
 				return rows, err

@@ -38,7 +38,13 @@ func (b *Broker) spawn(name string, args ...string) (*process, error) {
 		// Pdeathsig is sent when the thread that started the process ends, so the
 		// thread stays in this goroutine until then.
 		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
+		if b.root != "" && b.seesProc {
+			// The process inherits this thread's mounts. Nobody else may get the thread
+			// afterwards: it stays locked, and so ends with this goroutine.
+			b.NoProc = mountProc(b.root + "/proc")
+		} else {
+			defer runtime.UnlockOSThread()
+		}
 		err := cmd.Start()
 		if err == nil {
 			p.pid = cmd.Process.Pid
@@ -57,6 +63,21 @@ func (b *Broker) spawn(name string, args ...string) (*process, error) {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
 	return p, nil
+}
+
+// mountProc mounts proc at a path for the calling thread and what it starts, and for
+// nobody else: it is gone with the last of them.
+func mountProc(path string) error {
+	if err := syscall.Unshare(syscall.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("mounts of its own: %w", err)
+	}
+	if err := syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("mounts that nobody else sees: %w", err)
+	}
+	if err := syscall.Mount("proc", path, "proc", syscall.MS_NOSUID|syscall.MS_NODEV|syscall.MS_NOEXEC, ""); err != nil {
+		return fmt.Errorf("mount %s: %w", path, err)
+	}
+	return nil
 }
 
 func (p *process) ended() bool {

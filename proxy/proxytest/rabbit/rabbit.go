@@ -56,6 +56,9 @@ type Broker struct {
 	TLSPort int    // AMQPS on 127.0.0.1, its certificate names localhost and 127.0.0.1
 	CAFile  string // the authority that signed it, PEM
 	Node    string // the Erlang node's name
+	NoProc  error  // why /proc is not there although WithProc asked for it
+
+	seesProc bool
 
 	root   string // a directory to change the root to, or ""
 	dir    string // private directory, as this process sees it
@@ -107,12 +110,23 @@ func Available(v Version) error {
 	return nil
 }
 
+// Option changes what Start starts.
+type Option func(*Broker)
+
+// WithProc gives the broker /proc in its root directory too, without which its memory
+// monitor does not run and the management plugin does not start. Where mounting is not
+// allowed the broker starts all the same; NoProc then says why.
+func WithProc(b *Broker) { b.seesProc = true }
+
 // Start starts a broker and waits until it answers AMQP on both ports.
-func Start(v Version) (_ *Broker, err error) {
+func Start(v Version, options ...Option) (_ *Broker, err error) {
 	if err := Available(v); err != nil {
 		return nil, err
 	}
 	b := &Broker{Version: v, root: rootOf(v)}
+	for _, option := range options {
+		option(b)
+	}
 	b.cookie = fmt.Sprintf("test%d%d", os.Getpid(), time.Now().UnixNano())
 	defer func() {
 		if err != nil {

@@ -97,6 +97,41 @@ func TestBroker(t *testing.T) {
 	}
 }
 
+// With /proc in its root a broker has its memory monitor, also after a restart, and the
+// root as others see it stays without.
+func TestProc(t *testing.T) {
+	if err := Available(V40); err != nil {
+		Skip(t, err)
+	}
+	b, err := Start(V40, WithProc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	check := func(when string) {
+		t.Helper()
+		if b.NoProc != nil {
+			t.Skipf("SKIPPED LOUDLY: %v", b.NoProc)
+		}
+		got, err := b.Eval("{element(1, file:read_file_info(\"/proc/meminfo\")), is_pid(whereis(vm_memory_monitor))}.")
+		if err != nil || got != "{ok, true}" {
+			t.Errorf("%s: /proc and the memory monitor: %q, %v", when, got, err)
+		}
+		entries, err := os.ReadDir(b.root + "/proc")
+		if err != nil || len(entries) != 0 {
+			t.Errorf("%s: /proc of the root, seen from outside: %d entries, %v", when, len(entries), err)
+		}
+	}
+	check("started")
+	if err := b.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Restart(); err != nil {
+		t.Fatal(err)
+	}
+	check("restarted")
+}
+
 // The test's own death, by a signal it cannot handle, ends broker and epmd.
 func TestKilledTestLeavesNothing(t *testing.T) {
 	if err := Available(V310); err != nil {

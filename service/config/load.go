@@ -7,6 +7,8 @@ package config
 import (
 	"errors"
 	"fmt"
+	"io"
+	"net/netip"
 	"os"
 	"strings"
 	"time"
@@ -115,34 +117,64 @@ func (s *Settings) check() (problems []string) {
 	if (s.TLS.CertFile == "") != (s.TLS.KeyFile == "") {
 		bad("tls.cert_file and tls.key_file go together, only one of them is set")
 	}
-	seen := map[string]bool{s.HTTP.HostPort(): s.HTTP.Port != 0}
-	for _, l := range s.Listeners {
-		if l.Port != 0 && seen[l.HostPort()] {
-			bad("%s is used twice, by two listeners or by a listener and http", l.HostPort())
+	bound := []Listener{{Address: s.HTTP.Address, Port: s.HTTP.Port}}
+	for i, l := range s.Listeners {
+		for j, other := range bound {
+			if l.Port == 0 || l.Port != other.Port || !overlap(l.Address, other.Address) {
+				continue
+			}
+			of := "http.address, http.port"
+			if j > 0 {
+				of = fmt.Sprintf("listener %d", j)
+			}
+			bad("listener.address, listener.port: listener %d is %s, which overlaps %s of %s, allowed is an address of its own",
+				i+1, l.HostPort(), other.HostPort(), of)
+			break
 		}
-		seen[l.HostPort()] = true
+		bound = append(bound, l)
 	}
 	return problems
+}
+
+// overlap says whether two hosts cannot both be bound to one port: they are the same, or
+// one of them stands for all addresses, the other's among them.
+func overlap(a, b string) bool {
+	x, errX := netip.ParseAddr(a)
+	y, errY := netip.ParseAddr(b)
+	if errX != nil || errY != nil {
+		return strings.EqualFold(a, b)
+	}
+	all := netip.IPv6Unspecified()
+	return x == y || x == all || y == all || x.Is4() && y.Is4() && (x.IsUnspecified() || y.IsUnspecified())
 }
 
 // readFile is os.ReadFile with errors in the words of this package, and a bound.
 func readFile(path string) ([]byte, error) {
 	const most = 1 << 20
 	info, err := os.Stat(path)
+	if err == nil && info.IsDir() {
+		err = errors.New("is a directory")
+	}
+	var data []byte
 	if err == nil {
-		switch {
-		case info.IsDir():
-			err = errors.New("is a directory")
-		case info.Size() > most:
-			err = fmt.Errorf("has %s, allowed is %s", formatSize(info.Size()), formatSize(most))
-		default:
-			var data []byte
-			if data, err = os.ReadFile(path); err == nil {
-				return data, nil
-			}
-		}
+		data, err = readUpTo(path, most+1) // a device or a pipe tells no size
+	}
+	if err == nil && len(data) > most {
+		err = fmt.Errorf("has more than %s", formatSize(most))
+	}
+	if err == nil {
+		return data, nil
 	}
 	return nil, fmt.Errorf("%s: cannot be read: %s", path, plainReason(err))
+}
+
+func readUpTo(path string, most int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	data, err := io.ReadAll(io.LimitReader(f, most))
+	return data, errors.Join(err, f.Close())
 }
 
 // plainReason is what went wrong with a file, without its name.

@@ -137,8 +137,11 @@ func TestFileErrors(t *testing.T) {
 		{"buffer below message", "[client]\nmax_message_size = \"2GiB\"\n", `client.message_buffer is 1GiB, allowed is client.max_message_size (2GiB) or more`},
 		{"half heartbeat", "[upstream]\nheartbeat = \"1500ms\"\n", `upstream.heartbeat is 1.5s, allowed are whole seconds`},
 		{"cert without key", "[tls]\ncert_file = \"x\"\n", `tls.cert_file and tls.key_file go together`},
-		{"same address twice", "[[listener]]\n[[listener]]\n", `127.0.0.1:5673 is used twice`},
-		{"http on a listener", "[http]\nport = 5673\n", `127.0.0.1:5673 is used twice`},
+		{"same address twice", "[[listener]]\n[[listener]]\n", `listener 2 is 127.0.0.1:5673, which overlaps 127.0.0.1:5673 of listener 1`},
+		{"http on a listener", "[http]\nport = 5673\n", `listener 1 is 127.0.0.1:5673, which overlaps 127.0.0.1:5673 of http.address, http.port`},
+		{"one among all of IPv4", "[[listener]]\naddress = \"0.0.0.0\"\n[[listener]]\n", `listener 2 is 127.0.0.1:5673, which overlaps 0.0.0.0:5673 of listener 1`},
+		{"one among all", "[[listener]]\n[[listener]]\naddress = \"::\"\n", `listener 2 is [::]:5673, which overlaps`},
+		{"two writings of one", "[[listener]]\naddress = \"::1\"\n[[listener]]\naddress = \"0:0:0:0:0:0:0:1\"\n", `listener 2 is [0:0:0:0:0:0:0:1]:5673, which overlaps`},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
@@ -173,6 +176,19 @@ func TestAllProblemsAreFound(t *testing.T) {
 	}
 }
 
+func TestAddressesSideBySide(t *testing.T) {
+	for _, text := range []string{
+		"[[listener]]\nport = 0\n[[listener]]\nport = 0\n",
+		"[[listener]]\n[[listener]]\naddress = \"127.0.0.2\"\n",
+		"[[listener]]\naddress = \"0.0.0.0\"\n[[listener]]\naddress = \"::1\"\n",
+		"[[listener]]\naddress = \"0.0.0.0\"\n[http]\nport = 0\n",
+	} {
+		if _, _, err := Load(Source{File: write(t, "a.toml", text)}); err != nil {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+}
+
 func TestUnreadableFiles(t *testing.T) {
 	dir := t.TempDir()
 	big := filepath.Join(dir, "big")
@@ -182,7 +198,7 @@ func TestUnreadableFiles(t *testing.T) {
 	cases := map[string]string{
 		filepath.Join(dir, "none"): "there is no such file",
 		dir:                        "is a directory",
-		big:                        "allowed is 1MiB",
+		big:                        "more than 1MiB",
 	}
 	if os.Getuid() > 0 {
 		locked := filepath.Join(dir, "locked")

@@ -89,7 +89,7 @@ var Table = []Setting{
 		Help: "How long clients may go on when the proxy was asked to stop, before they are told to close. New clients are not accepted meanwhile.",
 		at:   func(s *Settings, _ *Listener) any { return &s.Engine.DrainTimeout }},
 	{Key: "term_timeout", Kind: KindDuration, Max: int64(day), Special: &Special{-1, "no bound"}, Env: "TERM_TIMEOUT", Flag: "term-timeout", Live: true,
-		Help: "How long clients may take to close after they were told to, when the proxy stops. What is still open then is cut off.",
+		Help: "How long the end of a stop may take, once clients were told to close. Each has a second to answer that, the broker then close_timeout; what is still open after term_timeout is cut off.",
 		at:   func(s *Settings, _ *Listener) any { return &s.TermTimeout }},
 
 	{Section: "listener", Key: "address", Kind: KindHost, Env: "LISTEN_ADDRESS", Flag: "listen", Short: "l",

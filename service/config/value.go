@@ -100,7 +100,7 @@ func (d *Setting) parseNumber(text string) (int64, bool) {
 	case KindSize:
 		return parseSize(text)
 	case KindDuration:
-		v, ok := parseDuration(text)
+		v, ok := ParseDuration(text)
 		return int64(v), ok
 	}
 	n, err := strconv.ParseInt(text, 10, 64)
@@ -318,8 +318,8 @@ func seconds(n int64) (time.Duration, bool) {
 	return time.Duration(n) * time.Second, true
 }
 
-// parseDuration takes whole seconds, Go's syntax, and days ("7d").
-func parseDuration(text string) (time.Duration, bool) {
+// ParseDuration takes whole seconds, Go's syntax, and days ("7d").
+func ParseDuration(text string) (time.Duration, bool) {
 	if n, err := strconv.ParseInt(text, 10, 64); err == nil {
 		return seconds(n)
 	}

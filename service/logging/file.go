@@ -62,13 +62,19 @@ func touch(f *lumberjack.Logger) error {
 	return fmt.Errorf("log.file: %s: cannot be written: %w", f.Filename, err)
 }
 
-// apply opens the file that the settings name, if it is another, and leaves the old one.
+// apply opens the file that the settings name, anew if it is the same: it may have been
+// moved away. On an error the old one stays.
 func (f *file) apply(s config.Log) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	same := s.File == f.set.File && s.MaxSize == f.set.MaxSize && s.MaxAge == f.set.MaxAge &&
 		s.MaxBackups == f.set.MaxBackups && s.Compress == f.set.Compress
-	if !same || f.open == nil && s.File != "" {
+	switch {
+	case same && f.open != nil:
+		if err := f.openAnew(); err != nil {
+			return err
+		}
+	case !same || s.File != "":
 		old := f.open
 		f.open = nil
 		if s.File != "" {
@@ -94,6 +100,11 @@ func (f *file) reopen() error {
 	if f.open == nil {
 		return nil
 	}
+	return f.openAnew()
+}
+
+// openAnew is called with the lock held.
+func (f *file) openAnew() error {
 	// lumberjack opens anew, for appending, at the write after a Close.
 	if err := f.open.Close(); err != nil {
 		return fmt.Errorf("log.file: %s: %w", f.set.File, err)

@@ -173,6 +173,35 @@ func TestFileIsReopened(t *testing.T) {
 	}
 }
 
+// Applying the settings anew, as a reload does, takes up a file that was moved away.
+func TestApplyReopensTheFile(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "a.log")
+	s := config.Defaults().Log
+	s.File = file
+	l := open(t, Options{Settings: s})
+	l.Logger().Info("one")
+	_ = l.file.open.Close() // Windows moves no open file
+	if err := os.Rename(file, file+".1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Apply(s); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(file); err != nil {
+		t.Errorf("the file was not opened anew: %v", err)
+	}
+	_ = l.file.open.Close()
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(file, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Apply(s); err == nil || !strings.Contains(err.Error(), "log.file: "+file) {
+		t.Errorf("of a file that cannot be opened anew: got %v", err)
+	}
+}
+
 func TestFileIsRotated(t *testing.T) {
 	dir := t.TempDir()
 	s := config.Defaults().Log

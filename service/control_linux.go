@@ -172,6 +172,9 @@ func ReloadProcess(ctx context.Context, pid int, stateFile string) (ReloadState,
 			stateFile = stateFileIn(dir)
 		}
 	}
+	if pid < 1 { // kill(2) takes these for many processes
+		return ReloadState{}, fmt.Errorf("%d is not the number of a process", pid)
+	}
 	before, err := ReadState(stateFile)
 	watch := err == nil && before.PID == pid
 	if err := unix.Kill(pid, unix.SIGHUP); err != nil {

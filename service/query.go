@@ -102,7 +102,7 @@ func (l ReloadState) text() string {
 	case l.Error != "":
 		return "failed at " + at + ", the settings from before are in force: " + l.Error
 	case len(l.NeedRestart) > 0:
-		return "done at " + at + "; a restart is needed for: " + strings.Join(l.NeedRestart, " ")
+		return "done at " + at + "; a restart is needed for: " + strings.Join(l.NeedRestart, ", ")
 	}
 	return "done at " + at
 }

@@ -290,7 +290,7 @@ func (s *supervisor) finishReload(r ReloadState) {
 		slog.Error("reload failed, the settings from before stay in force", "error", r.Error, Event(EventReloadFailed))
 	case len(r.NeedRestart) > 0:
 		slog.Warn("configuration reloaded, but some changed settings need a restart",
-			"need_restart", strings.Join(r.NeedRestart, " "), Event(EventReloadPartial))
+			"need_restart", strings.Join(r.NeedRestart, ", "), Event(EventReloadPartial))
 	default:
 		slog.Info("configuration reloaded", Event(EventReloaded))
 	}

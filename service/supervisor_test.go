@@ -211,12 +211,15 @@ func TestReloadTellsItsOutcome(t *testing.T) {
 		}
 		wantLines(t, told.take(), "RELOADING=1", "READY=1", "STATUS=serving 0 clients over 0 upstreams; last reload failed: listener.port")
 
-		outcome, need = nil, []string{"http.port"}
+		outcome, need = nil, []string{"listener 2", "http.port"}
 		before, _ = ReadState(s.state.path)
 		s.requestReload()
 		r, err := awaitReload(t.Context(), before, func() (State, error) { return ReadState(s.state.path) })
 		if err != nil || r.Count != 2 || !slices.Equal(r.NeedRestart, need) {
 			t.Errorf("of the second reload: got %+v, %v", r, err)
+		}
+		if got := r.text(); !strings.HasSuffix(got, "a restart is needed for: listener 2, http.port") {
+			t.Errorf("status says %q", got)
 		}
 		s.requestStop()
 		if err := <-result; err != nil {

@@ -74,7 +74,7 @@ var (
 // checkName tells whether name can be a service's on both systems.
 func checkName(name string) error {
 	if len(name) > 80 || !instanceName.MatchString(name) {
-		return fmt.Errorf("the name is %q, allowed are up to 80 letters, digits, '_', '-' and '.', a letter or digit first", name)
+		return &ExitError{Code: ExitUsage, Err: fmt.Errorf("--name: the name is %q, allowed are up to 80 letters, digits, '_', '-' and '.', a letter or digit first", name)}
 	}
 	return nil
 }

@@ -75,6 +75,11 @@ func TestBadCommandLine(t *testing.T) {
 		{"no host", []string{"amqp://"}, 64, []string{"AMQP_URL", "host"}},
 		{"URL's port", []string{"amqp://h:70000"}, 64, []string{"AMQP_URL", "70000", "1 to 65535"}},
 		{"command misspelt", []string{"check-cfg"}, 64, []string{`did you mean "check-config"?`}},
+		{"flag misspelt", []string{"--prot", "1"}, 64, []string{"--prot", "did you mean --port?"}},
+		{"unknown shell", []string{"completion", "tcsh"}, 64, []string{`"tcsh"`}},
+		{"upstream to install", []string{"install", "--upstream", "user:s3cr3t@h"}, 64, []string{"--upstream: upstream.url has no scheme"}},
+		{"time to wait", []string{"stop", "--timeout", "soon"}, 64, []string{"--timeout", `"90s"`}},
+		{"no time to wait", []string{"stop", "--timeout", "0"}, 64, []string{"--timeout", "above 0"}},
 		{"missing file", []string{"-c", missing}, 78, []string{missing, "there is no such file"}},
 		{"file is a directory", []string{"-c", dir}, 78, []string{dir, "is a directory"}},
 		{"log file is a directory", []string{"--set", "log.file=" + dir}, 78, []string{"log.file", dir}},
@@ -104,6 +109,18 @@ func TestEveryFlagIsTested(t *testing.T) {
 			value := "\x00 nonsense"
 			code, stderr := program("--" + flag + "=" + value)
 			oneLine(t, code, 64, stderr, "--"+flag, "allowed is "+config.Table[i].Allowed())
+		}
+	}
+}
+
+// kill(2) takes what is no process's number for many processes. The flag is asked, not the
+// command run: a test that fails must not do so.
+func TestPIDIsOfOneProcess(t *testing.T) {
+	for text, ok := range map[string]bool{"1": true, "4194304": true, "0": false, "-1": false, "-17": false, "4294967295": false, "x": false, "": false} {
+		cmd := reloadCommand()
+		err := cmd.Flags().Set("pid", text)
+		if (err == nil) != ok || err != nil && !strings.Contains(err.Error(), "the number of a process") {
+			t.Errorf("--pid %q: got %v", text, err)
 		}
 	}
 }
@@ -186,6 +203,12 @@ func TestAddressNotOfThisMachine(t *testing.T) {
 	useFake(t, nil)
 	code, stderr := program("-l", "192.0.2.1", "-p", "0", "-b", "0")
 	oneLine(t, code, 1, stderr, "cannot listen on 192.0.2.1:0", "change listener.address")
+}
+
+func TestNameWithoutAddress(t *testing.T) {
+	useFake(t, nil)
+	code, stderr := program("-l", "name.invalid", "-p", "0", "-b", "0")
+	oneLine(t, code, 1, stderr, "cannot listen on name.invalid: no address is known of that name", "change listener.address")
 }
 
 // A password on the command line is in no message.

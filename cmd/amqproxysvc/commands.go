@@ -22,7 +22,8 @@ func checkConfigCommand() *cobra.Command {
 		Long: `Reads the settings file, the environment and the files they name (certificates), as a start
 or a reload would, and says everything that is wrong, a line each. Nothing is started or changed.
 Exit code 0 when all is well, 78 when not.`,
-		Args: cobra.MaximumNArgs(1),
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: filesNamed("toml"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 1 {
 				if file != "" {
@@ -34,7 +35,15 @@ Exit code 0 when all is well, 78 when not.`,
 		},
 	}
 	cmd.Flags().StringVarP(&file, "config", "c", "", "The settings `FILE`, instead of the argument")
+	_ = cmd.MarkFlagFilename("config", "toml")
 	return cmd
+}
+
+// filesNamed completes an argument with the files of that ending.
+func filesNamed(ending string) cobra.CompletionFunc {
+	return func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+		return []string{ending}, cobra.ShellCompDirectiveFilterFileExt
+	}
 }
 
 // checkConfig tells problems and warnings, or that all is well.
@@ -84,7 +93,8 @@ func importConfigCommand() *cobra.Command {
 		Short: "Print the settings of an AMQProxy ini file as TOML",
 		Long: `Reads an ini file of AMQProxy and prints the TOML that means the same. What has no equivalent
 is named in a comment and on standard error.`,
-		Args: cobra.ExactArgs(1),
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: filesNamed("ini"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			text, notes, err := config.Import(args[0])
 			if err != nil {
@@ -143,5 +153,6 @@ func manCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&dir, "dir", "", "Write amqproxysvc.8 and amqproxysvc.toml.5 into `DIR`")
+	_ = cmd.MarkFlagDirname("dir")
 	return cmd
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -88,9 +89,17 @@ func openEngine(src config.Source, logOpts logging.Options) (*engine, error) {
 
 // Start binds the HTTP port, then the listeners. Either both are bound or none.
 func (e *engine) Start(_ context.Context, inherited []net.Listener) error {
+	if has := len(e.settings.Listeners); len(inherited) > has { // nobody would answer on what is too many
+		return service.ConfigError(fmt.Errorf("socket activation: there is a socket for listener %d, counted from 0, and the settings have %d [[listener]]: "+
+			"give each ListenStream= of the .socket unit one (an empty ListenStream= in a drop-in takes back those before it)", len(inherited)-1, has))
+	}
 	var httpListener net.Listener
 	if address := e.adminSet.HostPort(); address != "" {
-		ln, err := net.Listen("tcp", address)
+		network := "tcp"
+		if ip, err := netip.ParseAddr(e.adminSet.Address); err == nil && ip.Is4() {
+			network = "tcp4" // else 0.0.0.0 would be all IPv6 addresses too
+		}
+		ln, err := net.Listen(network, address)
 		if err != nil {
 			return bindError(err, "http.address, http.port")
 		}
@@ -124,7 +133,10 @@ func bindError(err error, settings string) error {
 		where = op.Addr.String()
 	}
 	reason := op.Err.Error()
+	var lookup *net.DNSError
 	switch {
+	case errors.As(err, &lookup):
+		where, reason = lookup.Name, "no address is known of that name: "+lookup.Err
 	case addressInUse(err):
 		reason = "another program uses this address"
 	case errors.Is(err, syscall.EACCES):

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -69,6 +70,31 @@ func TestReload(t *testing.T) {
 	}
 	if _, err := os.Stat(logFile); err != nil {
 		t.Errorf("the new log file is not there: %v", err)
+	}
+}
+
+// A socket that no listener takes would leave those who connect to it without an answer.
+func TestSocketsWithoutAListener(t *testing.T) {
+	useFake(t, nil)
+	file := filepath.Join(t.TempDir(), "a.toml")
+	writeFile(t, file, ports)
+	e, err := openEngine(config.Source{File: file}, logging.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = e.log.Close() })
+	err = e.Start(t.Context(), make([]net.Listener, 2))
+	if !errors.Is(err, service.ErrConfig) || !strings.Contains(err.Error(), "listener 1, counted from 0, and the settings have 1 [[listener]]") {
+		t.Errorf("two sockets for one listener: got %v", err)
+	}
+}
+
+// 0.0.0.0 is what the settings page says: the addresses of IPv4.
+func TestHTTPOnAllOfIPv4(t *testing.T) {
+	e, _, _ := startEngine(t, nil, "[[listener]]\nport = 0\n[http]\naddress = \"0.0.0.0\"\nport = "+freePort(t)+"\n")
+	defer func() { _ = e.Drain(t.Context()) }()
+	if got := e.adminAddr.String(); !strings.HasPrefix(got, "0.0.0.0:") {
+		t.Errorf("metrics are served on %s", got)
 	}
 }
 

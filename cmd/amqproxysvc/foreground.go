@@ -86,9 +86,9 @@ func runForeground(ctx context.Context, src config.Source) error {
 }
 
 type foreground struct {
-	term    *terminal   // nil: standard output is not a terminal
-	verbose atomic.Bool // debug lines were asked for at the start
-	failed  string      // why the start failed: told once, on standard error
+	term    *terminal                   // nil: standard output is not a terminal
+	log     atomic.Pointer[slog.Logger] // nil: not serving yet
+	failed  string                      // why the start failed: told once, on standard error
 	updater sync.WaitGroup
 	ended   chan struct{}
 }
@@ -108,7 +108,11 @@ func (f *foreground) hide(r slog.Record) (hidden bool) {
 	})
 	switch event {
 	case 0:
-		return f.term != nil && r.Level == slog.LevelInfo && !f.verbose.Load()
+		if f.term == nil || r.Level != slog.LevelInfo {
+			return false
+		}
+		log := f.log.Load() // who wants debug lines wants these too
+		return log == nil || !log.Enabled(context.Background(), slog.LevelDebug)
 	case service.EventStarted:
 		return true
 	case service.EventStartFailed:
@@ -120,7 +124,7 @@ func (f *foreground) hide(r slog.Record) (hidden bool) {
 
 // ready says AMQProxy's lines and begins to keep the counts up to date.
 func (f *foreground) ready(e *engine) {
-	f.verbose.Store(e.log.Logger().Enabled(context.Background(), slog.LevelDebug))
+	f.log.Store(e.log.Logger())
 	if f.term == nil {
 		slog.Info("Proxy upstream: " + e.upstreamText())
 		for _, a := range e.Status().Listening {

@@ -71,6 +71,12 @@ func commandPage(root *cobra.Command) []byte {
 **1**
 : Failed at run time, as when a port is in use.
 
+**3**, **4**
+: status: the service does not run; it is not installed, or nothing is known of it.
+
+**5**
+: start, stop, restart, reload, uninstall: the service is not installed.
+
 **64**
 : Wrong command line.
 

@@ -20,7 +20,7 @@ import (
 )
 
 func init() {
-	commandHooks = append(commandHooks, func(root *cobra.Command) { root.AddCommand(msiConfigureCommand()) })
+	systemCommands = append(systemCommands, msiConfigureCommand)
 }
 
 // msiOptions are the command's flags. An empty value counts as not given: the MSI passes

@@ -180,6 +180,31 @@ func TestTerminal(t *testing.T) {
 	}
 }
 
+// A reload that asks for debug lines shows the informative ones on a terminal too, as -d does.
+func TestDebugOnATerminalAfterAReload(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "a.toml")
+	settings := "[[listener]]\nport = 0\n[http]\nport = 0\n"
+	writeFile(t, file, settings)
+	tty, screen := openPTY(t)
+	stderr := newOutput()
+	cmd := startProgram(t, nil, stderr, tty, []string{asProgram + "=real"}, "-c", file, "amqp://127.0.0.1:1")
+	m := screen.wait(t, `Proxy listening on (127\.0\.0\.1:\d+)\r\n\r0 clients\t\t 0 upstreams`)
+	writeFile(t, file, settings+"[log]\nlevel = \"debug\"\n")
+	if err := cmd.Process.Signal(unix.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	screen.wait(t, `INFO configuration reloaded`)
+	c := dial(t, m[1])
+	if _, err := c.Write([]byte("GET / HTTP/1.1\r\n\r\n")); err != nil {
+		t.Fatal(err)
+	}
+	screen.wait(t, `INFO client refused: it sent an HTTP request`)
+	if err := cmd.Process.Signal(unix.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	ended(t, cmd, 0, screen, stderr)
+}
+
 func TestBusyPortOnATerminal(t *testing.T) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -4,6 +4,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -15,16 +16,8 @@ import (
 	"github.com/amqproxysvc/amqproxysvc/service/config"
 )
 
-// commandHooks add further commands to the root; files of this package append to it in
-// their init.
-var commandHooks []func(root *cobra.Command)
-
-// addServiceCommands runs the hooks.
-func addServiceCommands(root *cobra.Command) {
-	for _, hook := range commandHooks {
-		hook(root)
-	}
-}
+// systemCommands make the commands that only this system has.
+var systemCommands []func() *cobra.Command
 
 // newRootCommand is the whole command line.
 func newRootCommand() *cobra.Command {
@@ -57,14 +50,22 @@ Settings are taken from the command line, then the environment, then the file gi
 	}
 	root.SetVersionTemplate("{{.Version}}\n") // as AMQProxy prints it
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError(err) })
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usageError(withNearestFlag(cmd, err)) })
 	flags.add(root)
 	root.Flags().BoolP("help", "h", false, "Show this help")
 	root.Flags().BoolP("version", "v", false, "Show the version")
 
 	root.AddCommand(checkConfigCommand(), importConfigCommand(), sampleConfigCommand(), versionCommand(), manCommand())
-	addServiceCommands(root)
+	root.AddCommand(serviceCommands()...)
+	for _, command := range systemCommands {
+		root.AddCommand(command())
+	}
 	root.InitDefaultCompletionCmd()
+	for _, c := range root.Commands() {
+		if c.Name() == "completion" { // without a function of its own it takes any shell's name
+			c.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+		}
+	}
 	for _, c := range allCommands(root)[1:] {
 		usageArgs(c)
 	}
@@ -91,7 +92,7 @@ func (f *settingFlags) add(cmd *cobra.Command) {
 				continue
 			}
 			first, _, _ := strings.Cut(d.Help, ". ")
-			fs.VarP(&settingValue{f, d}, d.Flag, d.Short, strings.TrimSuffix(first, "."))
+			fs.VarP(&settingValue{f, d, d.Flag}, d.Flag, d.Short, strings.TrimSuffix(first, "."))
 		}
 	}
 	fs.Var(&setValue{f}, "set", "Any other setting, as pool.max_upstreams=20; repeatable")
@@ -128,6 +129,7 @@ func (f *settingFlags) source(args, commands []string) (config.Source, error) {
 type settingValue struct {
 	flags *settingFlags
 	d     *config.Setting
+	name  string // the flag's
 }
 
 func (v *settingValue) String() string {
@@ -138,7 +140,7 @@ func (v *settingValue) String() string {
 }
 
 func (v *settingValue) Set(text string) error {
-	v.flags.overrides = append(v.flags.overrides, config.Override{Setting: v.d, Value: text, Origin: "--" + v.d.Flag})
+	v.flags.overrides = append(v.flags.overrides, config.Override{Setting: v.d, Value: text, Origin: "--" + v.name})
 	return nil
 }
 
@@ -146,6 +148,8 @@ func (v *settingValue) Type() string {
 	switch v.d.Kind {
 	case config.KindHost:
 		return "ADDRESS"
+	case config.KindURL:
+		return "URL"
 	case config.KindDuration:
 		return "SECONDS"
 	}
@@ -179,6 +183,25 @@ func (v *setValue) Set(text string) error {
 }
 
 var _, _ pflag.Value = &settingValue{}, &setValue{}
+
+// withNearestFlag names, for a flag that is not known, the one that was meant most likely.
+func withNearestFlag(cmd *cobra.Command, err error) error {
+	var unknown *pflag.NotExistError
+	if !errors.As(err, &unknown) {
+		return err
+	}
+	word := unknown.GetSpecifiedName()
+	best, bestDistance := "", 2+len(word)/4
+	cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		if n := config.Distance(word, f.Name); n < bestDistance && !f.Hidden && len(word) > 1 {
+			best, bestDistance = f.Name, n
+		}
+	})
+	if best == "" {
+		return err
+	}
+	return fmt.Errorf("%w, did you mean --%s?", err, best)
+}
 
 // nearestCommand is the command that someone who wrote word may have meant.
 func nearestCommand(word string, commands []string) string {

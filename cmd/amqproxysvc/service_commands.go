@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"reflect"
+	"strconv"
 	"strings"
 	"time"
 
@@ -20,13 +21,11 @@ import (
 	"github.com/amqproxysvc/amqproxysvc/service/logging"
 )
 
-func init() {
-	commandHooks = append(commandHooks, func(root *cobra.Command) {
-		root.AddCommand(runCommand(), installCommand(), uninstallCommand(), reloadCommand(), statusCommand(),
-			controlCommand("start", "Start the installed service, and wait until clients can connect"),
-			controlCommand("stop", "Stop the installed service: clients get the drain timeout to finish"),
-			controlCommand("restart", "Stop and start the installed service"))
-	})
+func serviceCommands() []*cobra.Command {
+	return []*cobra.Command{runCommand(), installCommand(), uninstallCommand(), reloadCommand(), statusCommand(),
+		controlCommand("start", "Start the installed service, and wait until clients can connect"),
+		controlCommand("stop", "Stop the installed service: clients get the drain timeout to finish"),
+		controlCommand("restart", "Stop and start the installed service")}
 }
 
 func nameFlag(cmd *cobra.Command, name *string) {
@@ -34,7 +33,44 @@ func nameFlag(cmd *cobra.Command, name *string) {
 }
 
 func timeoutFlag(cmd *cobra.Command, timeout *time.Duration, what string) {
-	cmd.Flags().DurationVar(timeout, "timeout", time.Minute, what)
+	*timeout = time.Minute
+	cmd.Flags().Var((*timeoutValue)(timeout), "timeout", what)
+}
+
+// timeoutValue is a time, written as those of the settings are.
+type timeoutValue time.Duration
+
+func (v *timeoutValue) String() string { return time.Duration(*v).String() }
+func (v *timeoutValue) Type() string   { return "TIME" }
+
+func (v *timeoutValue) Set(text string) error {
+	d, ok := config.ParseDuration(text)
+	if !ok || d <= 0 {
+		return errors.New(`allowed is a time above 0, "90s" or "5m" or a number of seconds`)
+	}
+	*v = timeoutValue(d)
+	return nil
+}
+
+// pidValue is the number of one process: kill(2) takes 0 and what is below for many.
+type pidValue int
+
+func (v *pidValue) Type() string { return "PID" }
+
+func (v *pidValue) String() string {
+	if *v == 0 {
+		return ""
+	}
+	return strconv.Itoa(int(*v))
+}
+
+func (v *pidValue) Set(text string) error {
+	n, err := strconv.ParseInt(text, 10, 32)
+	if err != nil || n < 1 {
+		return errors.New("allowed is the number of a process, 1 or more")
+	}
+	*v = pidValue(n)
+	return nil
 }
 
 func runCommand() *cobra.Command {
@@ -82,7 +118,6 @@ func runManaged(ctx context.Context, src config.Source, name string) error {
 
 func installCommand() *cobra.Command {
 	var o service.InstallOptions
-	var upstream string
 	flags := &settingFlags{}
 	cmd := &cobra.Command{
 		Use:   "install",
@@ -93,11 +128,7 @@ func installCommand() *cobra.Command {
 			"  amqproxysvc install --name amqproxysvc-eu -p 5674 --http-port 15674 --upstream amqps://eu.example.com",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			var args []string
-			if upstream != "" {
-				args = []string{upstream}
-			}
-			src, err := flags.source(args, nil)
+			src, err := flags.source(nil, nil)
 			if err != nil {
 				return err
 			}
@@ -118,7 +149,7 @@ func installCommand() *cobra.Command {
 	nameFlag(cmd, &o.Name)
 	f := cmd.Flags()
 	f.StringVar(&o.User, "user", "", "Existing `USER` that runs the service (default: one of its own)")
-	f.StringVar(&upstream, "upstream", "", "`URL` of the broker, amqp://HOST or amqps://HOST")
+	f.Var(&settingValue{flags, config.Find("upstream.url"), "upstream"}, "upstream", "The broker, amqp://HOST or amqps://HOST")
 	f.BoolVar(&o.Start, "start", false, "Start it too, and fail if it does not come up")
 	f.BoolVar(&o.Force, "force", false, "Install anew over an earlier install; the configuration is kept")
 	timeoutFlag(cmd, &o.Timeout, "How long --start may take")
@@ -203,7 +234,7 @@ func controlCommand(action, short string) *cobra.Command {
 
 func reloadCommand() *cobra.Command {
 	var name string
-	var pid int
+	var pid pidValue
 	var timeout time.Duration
 	cmd := &cobra.Command{
 		Use:   "reload",
@@ -213,7 +244,7 @@ func reloadCommand() *cobra.Command {
 			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
 			defer cancel()
 			if pid != 0 {
-				r, err := service.ReloadProcess(ctx, pid, "")
+				r, err := service.ReloadProcess(ctx, int(pid), "")
 				printNeedRestart(cmd, r)
 				return err
 			}
@@ -227,7 +258,7 @@ func reloadCommand() *cobra.Command {
 		},
 	}
 	nameFlag(cmd, &name)
-	cmd.Flags().IntVar(&pid, "pid", 0, "Reload the process `PID` itself, as systemd's ExecReload does")
+	cmd.Flags().Var(&pid, "pid", "Reload the process `PID` itself, as systemd's ExecReload does")
 	timeoutFlag(cmd, &timeout, "How long to wait for the outcome")
 	return cmd
 }

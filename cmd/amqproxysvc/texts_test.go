@@ -139,6 +139,11 @@ func TestHelpAndCompletion(t *testing.T) {
 	if got := stdoutOf(t, "__complete", "--set", "log.l"); !strings.Contains(got, "log.level=") {
 		t.Errorf("--set completes to %q", got)
 	}
+	for ending, args := range map[string][]string{"toml": {"__complete", "check-config", ""}, "ini": {"__complete", "import-config", ""}} {
+		if got := stdoutOf(t, args...); !strings.HasPrefix(got, ending+"\n:8\n") { // 8: the files of that ending
+			t.Errorf("%q completes to %q", args, got)
+		}
+	}
 	if got := stdoutOf(t, "__complete", "amq"); !strings.Contains(got, "amqps://") {
 		t.Errorf("the URL completes to %q", got)
 	}

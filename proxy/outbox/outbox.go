@@ -276,6 +276,9 @@ func (b *Box) AwaitRoomLocked(most int, cancel <-chan struct{}) error {
 			} else {
 				b.PassRoomLocked(most) // woken at the same moment
 			}
+			if b.err != nil {
+				return b.err // who goes on after ErrCanceled must not after this
+			}
 			return ErrCanceled
 		}
 	}

@@ -393,3 +393,36 @@ func TestNothingAllocatedPerWrite(t *testing.T) {
 		t.Errorf("%v allocations for each append and flush, want 0", n)
 	}
 }
+
+// Who is called off from a queue that has failed hears of the failure: callers go on after
+// ErrCanceled, and must not when nothing leaves any more.
+func TestCanceledWaitForAFailedQueue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for range 100 {
+			o := newOwned()
+			o.s.set(true, nil)
+			o.kick("a")
+			synctest.Wait()
+			o.kick("much")
+			cancel := make(chan struct{})
+			got := make(chan error, 1)
+			go func() {
+				o.mu.Lock()
+				defer o.mu.Unlock()
+				got <- o.out.AwaitRoomLocked(2, cancel)
+			}()
+			synctest.Wait()
+			want := errors.New("the owner's")
+			o.locked(func() {
+				close(cancel)
+				o.out.FailLocked(want)
+			})
+			err := <-got
+			o.s.set(false, nil)
+			synctest.Wait()
+			if err != want {
+				t.Fatalf("got %v, want %v", err, want)
+			}
+		}
+	})
+}

@@ -110,7 +110,12 @@ func (s *Server) verify(a *account, f *flight, props []byte) {
 		err = errStopping
 	}
 	f.err = err
-	if err == nil {
+	switch {
+	case err == nil && u.stale():
+		s.endSpare(u) // whoever waits asks the new broker
+		u = nil
+		s.tidyLocked(a)
+	case err == nil:
 		if a.spare != nil {
 			s.endSpare(a.spare)
 		}
@@ -119,12 +124,12 @@ func (s *Server) verify(a *account, f *flight, props []byte) {
 		a.info.Store(u.serverInfo)
 		a.verified.Store(s.now())
 		u.account = a
-	} else if a.refs == 0 && len(a.pools) == 0 && l.accounts[a.key] == a {
-		delete(l.accounts, a.key)
+	default:
+		s.tidyLocked(a)
 	}
 	l.mu.Unlock()
 	close(f.done)
-	if err == nil {
+	if err == nil && u != nil {
 		// Whoever logged in may never name a vhost.
 		time.AfterFunc(s.cfg().HandshakeTimeout, func() { s.dropSpare(a, u) })
 	}
@@ -198,6 +203,16 @@ func (s *Server) tidyLocked(a *account) {
 	}
 }
 
+// distrust has every account asked for anew: another broker has accepted them.
+func (s *Server) distrust() {
+	l := &s.logins
+	l.mu.Lock()
+	for _, a := range l.accounts {
+		a.known = false
+	}
+	l.mu.Unlock()
+}
+
 func (s *Server) leaveAccount(a *account) {
 	l := &s.logins
 	l.mu.Lock()
@@ -206,7 +221,7 @@ func (s *Server) leaveAccount(a *account) {
 	l.mu.Unlock()
 }
 
-// pool is the account's pool for a vhost; it counts the caller as a client.
+// poolOf is the account's pool for a vhost; it counts the caller as a client.
 func (s *Server) poolOf(a *account, vhost string) *pool {
 	l := &s.logins
 	l.mu.Lock()
@@ -214,7 +229,14 @@ func (s *Server) poolOf(a *account, vhost string) *pool {
 	p := a.pools[vhost]
 	if p == nil {
 		p = &pool{s: s, id: identity{a.key.user, a.key.secret, vhost}, account: a}
-		a.pools[vhost] = p
+		if l.accounts[a.key] == a {
+			a.pools[vhost] = p
+		} else {
+			// Refused since the client's login: it may go on if the broker lets it, but
+			// nobody after it, and what it opens goes with it.
+			p.forgotten = true
+			s.orphans = append(s.orphans, p)
+		}
 	}
 	p.mu.Lock()
 	p.clients++
@@ -238,8 +260,8 @@ func (s *Server) forget(p *pool, e *amqp.Error) {
 			delete(l.accounts, a.key)
 		}
 	} else {
-		all = append(all, p)
-		if a.pools[p.id.vhost] == p {
+		if a.pools[p.id.vhost] == p { // else it is forgotten already
+			all = append(all, p)
 			delete(a.pools, p.id.vhost)
 		}
 	}

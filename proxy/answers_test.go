@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"bytes"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -175,4 +176,111 @@ func TestSlowReaders(t *testing.T) {
 			_ = c.Hangup()
 		})
 	}
+}
+
+// A client that reads slowly and has two upstreams for itself is waited for by both.
+func TestSlowReaderOfTwoUpstreams(t *testing.T) {
+	withScript(t, 0, func(c *Config) { c.ClientQueue, c.WriteTimeout = 1<<20, time.Hour }, func(r *rig) {
+		c, p := r.pair(proxytest.ClientConfig{})
+		r.must(c.Send(proxytest.Method(1, amqp.BasicPublish, 0, "", "q", 1), proxytest.Header(1, 0)))
+		returned := p.OpenChannel()
+		p.ExpectContent(amqp.BasicPublish)
+		r.must(c.OpenChannel(2))
+		r.must(c.Send(proxytest.Method(2, amqp.BasicGet, 0, "q", 1)))
+		q := r.sc.AcceptOpen()
+		got := q.OpenChannel()
+		q.Expect(amqp.BasicGet)
+		const size = 4 << 20
+		var sent sync.WaitGroup
+		send := func(p *proxytest.Peer, id uint16, m []byte) {
+			sent.Go(func() {
+				p.Send(m, proxytest.Header(id, size))
+				for range size / (64 << 10) {
+					p.Send(proxytest.Body(id, make([]byte, 64<<10)))
+				}
+			})
+			synctest.Wait()
+		}
+		send(p, returned, proxytest.Method(returned, amqp.BasicReturn, 312, "NO_ROUTE", "", "q"))
+		send(q, got, proxytest.Method(got, amqp.BasicGetOk, 1, 0, "", "q", 0))
+		for left := 2 * size; left > 0; {
+			f, err := c.Next()
+			r.must(err)
+			if f.Type() == amqp.FrameMethod && f.Channel() == 0 {
+				t.Fatalf("the client hears %s", proxytest.Describe(f))
+			}
+			if f.Type() == amqp.FrameBody {
+				left -= len(f.Payload())
+			}
+		}
+		sent.Wait()
+		time.Sleep(time.Second)
+		for _, u := range r.s.allPools()[0].ups {
+			if n := u.crowded.Load(); n != 0 {
+				t.Errorf("upstream %d is crowded by %d with everything read", u.n, n)
+			}
+		}
+		_ = c.Hangup()
+	})
+}
+
+// The close-ok that a client owes after crossing closes may come when its number has been
+// cleared away for another channel.
+func TestLateCloseOkOfAClearedNumber(t *testing.T) {
+	withScript(t, 0, nil, func(r *rig) {
+		c, p := r.pair(proxytest.ClientConfig{ChannelMax: 1})
+		r.must(c.Confirm(1))
+		r.must(c.Publish(1, "", "q", nil)) // not confirmed: its close is not quiet
+		id := p.OpenChannel()
+		p.Expect(amqp.ConfirmSelect)
+		p.ExpectContent(amqp.BasicPublish)
+		r.must(c.SendMethod(1, amqp.ChannelClose, 200, "", 0, 0))
+		p.ExpectOn(id, amqp.ChannelClose)
+		p.Send(proxytest.CloseBytes(id, 404, "NOT_FOUND", 0)) // crosses
+		synctest.Wait()
+		r.must(c.Send(proxytest.Method(2, amqp.ChannelOpen, ""), proxytest.Method(1, amqp.ChannelCloseOk)))
+		_, err := c.Await(2, amqp.ChannelOpenOk)
+		r.must(err)
+		r.must(c.CloseChannel(2))
+		_ = c.Hangup()
+	})
+}
+
+// The broker's error for a channel whose close was answered is counted also when that close
+// still waits for its turn.
+func TestLateErrorWhileTheCloseWaits(t *testing.T) {
+	withScript(t, 4<<10, func(c *Config) { c.MaxUpstreams = 1 }, func(r *rig) {
+		a, p := r.pair(proxytest.ClientConfig{})
+		b, c := r.client(proxytest.ClientConfig{}), r.client(proxytest.ClientConfig{Heartbeat: 2})
+		r.must(c.Publish(1, "nowhere", "q", nil))
+		id := p.OpenChannel()
+		p.ExpectContent(amqp.BasicPublish)
+		p.Hold()
+		small := proxytest.PublishBytes(1, "", "q", make([]byte, 20_000), 0)
+		r.must(a.Send(small)) // its reader writes, and waits
+		synctest.Wait()
+		for range 20 {
+			r.must(b.Send(small)) // this one fills the queue
+			synctest.Wait()
+		}
+		r.must(c.SendMethod(1, amqp.ChannelClose, 200, "", 0, 0))
+		synctest.Wait()
+		p.Send(proxytest.CloseBytes(id, 404, "NOT_FOUND - no exchange 'nowhere'", amqp.BasicPublish))
+		synctest.Wait()
+		p.Read()
+		_, err := c.Await(1, amqp.ChannelCloseOk)
+		r.must(err)
+		synctest.Wait()
+		if n := r.s.Stats().LateErrors; n != 1 {
+			t.Errorf("%d late errors are counted, want 1", n)
+		}
+		for _, rec := range r.sc.Records() {
+			if rec.Frame.Channel() == id && isMethod(amqp.ChannelClose)(rec.Frame) {
+				t.Error("a channel that the broker had closed was closed once more")
+			}
+		}
+		for _, x := range []*proxytest.Client{a, b, c} {
+			_ = x.Hangup()
+		}
+	})
 }

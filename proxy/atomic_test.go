@@ -159,3 +159,26 @@ func TestHoarderGivesUpItsRoom(t *testing.T) {
 		_ = hog.Hangup()
 	})
 }
+
+// A client whose socket broke does not go on waiting for room.
+func TestDeadClientWaitsForNoRoom(t *testing.T) {
+	withScript(t, 0, func(c *Config) { c.MaxMessageSize, c.MessageBuffer = 1<<20, 1<<20 }, func(r *rig) {
+		a, p := r.pair(proxytest.ClientConfig{})
+		b := r.client(proxytest.ClientConfig{Heartbeat: 2})
+		begun := proxytest.PublishBytes(1, "", "q", make([]byte, 900_000), 131072)[:70_000]
+		r.must(a.Send(begun))
+		p.OpenChannel()
+		synctest.Wait()
+		r.must(b.Send(begun))
+		synctest.Wait()
+		if !r.s.budget.wanted() {
+			t.Fatal("the second client does not wait for room")
+		}
+		b.Abort()
+		time.Sleep(5 * time.Second) // a heartbeat cannot be written
+		if n := r.s.Stats().Clients; n != 1 || r.s.budget.wanted() {
+			t.Errorf("%d clients, waiting: %v; want one, and nobody waiting", n, r.s.budget.wanted())
+		}
+		_ = a.Hangup()
+	})
+}

@@ -101,6 +101,7 @@ type binding struct {
 	// Read by the other side.
 	calls     atomic.Int32  // synchronous methods sent and not answered
 	commits   atomic.Int32  // of these, tx.commit
+	flows     atomic.Int32  // the broker's channel.flow that the client has not answered
 	consuming atomic.Int32  // consumers, asked for ones included
 	lastTag   atomic.Uint64 // last delivery tag the broker used
 	confirmed atomic.Uint64 // all publishes up to this tag are confirmed

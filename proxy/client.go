@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -76,9 +77,9 @@ type client struct {
 
 	mu          sync.Mutex // guards the outbox, the channels' states and all below
 	out         outbox.Box
-	crowdedAt   *upstream // in whose crowded the client counts while crowding
-	blockedBy   *upstream // whose alarm the client is told of
-	blockedSaid bool      // connection.blocked was sent
+	crowdedAt   []*upstream // in whose crowded the client counts; not empty: crowding
+	blockedBy   *upstream   // whose alarm the client is told of
+	blockedSaid bool        // connection.blocked was sent
 	goneOnce    bool
 	leaving     bool          // connection.close has come: channels get no close-ok of their own
 	answers     chan struct{} // wakes the reader that waits for close-ok of channels
@@ -147,11 +148,14 @@ func (c *client) read() bool {
 			c.lastRead.Store(c.s.now()) // what came while the reader was held up was not silence
 		}
 		if err != nil {
-			if !errors.Is(err, os.ErrDeadlineExceeded) || c.phase.Load() != phaseRunning {
+			if !errors.Is(err, os.ErrDeadlineExceeded) {
 				c.hungUp(err)
 				return false
 			}
 			_ = c.conn.SetReadDeadline(time.Time{})
+			if c.phase.Load() != phaseRunning {
+				continue // closeAt ends it; its last words may not have left yet
+			}
 			c.s.rests.Add(1)
 			go c.readOn()
 			return true
@@ -277,10 +281,14 @@ func (c *client) deliver(b *binding, p []byte) bool {
 func (c *client) measureLocked(u *upstream) {
 	waiting := c.out.LenLocked()
 	limit := c.s.cfg().ClientQueue
-	if high := min(sessionHigh, limit/2); waiting > high && !c.crowding.Load() {
-		c.crowding.Store(true)
-		c.crowdedAt = u
-		u.crowded.Add(1)
+	// Every upstream that adds to a long queue is told: each is to be halted, or closed to
+	// new tenants.
+	if high := min(sessionHigh, limit/2); waiting > high {
+		if !slices.Contains(c.crowdedAt, u) {
+			c.crowding.Store(true)
+			c.crowdedAt = append(c.crowdedAt, u)
+			u.crowded.Add(1)
+		}
 	} else if waiting <= high/4 {
 		c.uncrowdLocked()
 	}
@@ -296,11 +304,14 @@ func (c *client) measureLocked(u *upstream) {
 }
 
 func (c *client) uncrowdLocked() {
-	if c.crowding.Load() {
-		c.crowdedAt.crowded.Add(-1)
-		c.crowding.Store(false)
-		c.crowdedAt = nil
+	if len(c.crowdedAt) == 0 {
+		return
 	}
+	for _, u := range c.crowdedAt {
+		u.crowded.Add(-1)
+	}
+	c.crowding.Store(false)
+	c.crowdedAt = nil
 }
 
 // relievedLocked tells whether little waits for the client, and notes it.

@@ -318,15 +318,16 @@ func (c *client) open(f amqp.Frame) bool {
 	} else {
 		e = c.s.admitted(c, c.pool)
 	}
+	if e == errGone {
+		return false
+	}
 	if e != nil {
 		if e.Code != amqp.ConnectionForced {
 			c.s.n.loginsRefused.Add(1)
 		} else {
 			c.s.n.loginsFailed.Add(1)
 		}
-		if e != errGone {
-			c.end0(e)
-		}
+		c.end0(e)
 		return false
 	}
 	c.rd.MaxFrame = c.frameMax
@@ -334,6 +335,7 @@ func (c *client) open(f amqp.Frame) bool {
 		c.rd.MaxFrame = unboundedFrame
 	}
 	c.s.n.loginsOK.Add(1)
+	c.lastRead.Store(c.s.now()) // the wait for the verdict was not the client's silence
 	c.mu.Lock()
 	running := c.phase.CompareAndSwap(phaseHandshake, phaseRunning)
 	if running {

@@ -50,6 +50,11 @@ type Upstream struct {
 // Address is HOST:PORT as net.Dial takes it.
 func (u Upstream) Address() string { return net.JoinHostPort(u.Host, strconv.Itoa(u.Port)) }
 
+// sameAs tells whether what u leads to is what v leads to.
+func (u Upstream) sameAs(v Upstream) bool {
+	return u.Address() == v.Address() && (u.TLS == nil) == (v.TLS == nil)
+}
+
 // Config is all that the engine can be told. Take DefaultConfig and change it.
 type Config struct {
 	Listeners []Listener

@@ -559,3 +559,75 @@ func TestClientEndsWhileItsRunWaits(t *testing.T) {
 		_ = d.Hangup()
 	})
 }
+
+// A client was not silent while it waited for the broker's verdict.
+func TestHeartbeatsAfterASlowLogin(t *testing.T) {
+	withScript(t, 0, nil, func(r *rig) {
+		done := make(chan *proxytest.Client)
+		go func() {
+			c, err := r.login(proxytest.ClientConfig{Heartbeat: 1})
+			if err != nil {
+				t.Error(err)
+			}
+			done <- c
+		}()
+		p := r.sc.Accept()
+		p.Start()
+		p.Send(amqp.AppendTune(nil, amqp.ConnectionTune, proxytest.DefaultTune))
+		p.Expect(amqp.ConnectionTuneOk)
+		p.Expect(amqp.ConnectionOpen)
+		time.Sleep(4 * time.Second)
+		p.SendMethod(0, amqp.ConnectionOpenOk, "")
+		c := <-done
+		time.Sleep(500 * time.Millisecond)
+		r.must(c.Send(amqp.Heartbeat))
+		r.must(c.OpenChannel(1))
+		_ = c.Hangup()
+	})
+}
+
+// A client that is being closed is not cut short because it came to rest just then.
+func TestCloseOfARestingClient(t *testing.T) {
+	withBroker(t, proxytest.BrokerConfig{}, nil, func(r *rig) {
+		c := r.client(proxytest.ClientConfig{})
+		synctest.Wait()
+		r.s.mu.Lock()
+		for x := range r.s.clients {
+			x.phase.Store(phaseClosing) // as closeLocked does, before its words have left
+			x.closeAt.Store(x.s.now() + int64(closeGrace))
+			_ = x.conn.SetReadDeadline(time.Unix(1, 0)) // as rest does, which saw it running
+		}
+		r.s.mu.Unlock()
+		time.Sleep(closeGrace / 2)
+		if n := r.s.Stats().Clients; n != 1 {
+			t.Error("the client's socket was closed without waiting for it")
+		}
+		time.Sleep(closeGrace)
+		if n := r.s.Stats().Clients; n != 0 {
+			t.Error("the client is still there")
+		}
+		_ = c.Hangup()
+	})
+}
+
+// A broker that halts publishers by channel.flow has its answer from the client.
+func TestFlowFromTheBroker(t *testing.T) {
+	withScript(t, 0, nil, func(r *rig) {
+		c, p := r.pair(proxytest.ClientConfig{})
+		r.must(c.Publish(1, "", "q", nil))
+		id := p.OpenChannel()
+		p.ExpectContent(amqp.BasicPublish)
+		for active := range 2 {
+			p.SendMethod(id, amqp.ChannelFlow, active)
+			_, err := c.Await(1, amqp.ChannelFlow)
+			r.must(err)
+			r.must(c.SendMethod(1, amqp.ChannelFlowOk, active))
+			p.ExpectOn(id, amqp.ChannelFlowOk)
+		}
+		r.must(c.SendMethod(1, amqp.ChannelFlowOk, 1)) // nobody asked
+		e, err := c.Closed(0)
+		r.must(err)
+		r.hears(e, amqp.CommandInvalid, "unimplemented method")
+		_ = c.Hangup()
+	})
+}

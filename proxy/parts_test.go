@@ -115,7 +115,7 @@ func TestBudget(t *testing.T) {
 		var order []int
 		ask := func(ctx context.Context, who int, n int64) {
 			go func() {
-				if g.acquire(ctx, n) {
+				if g.acquire(ctx, n, nil) {
 					mu.Lock()
 					order = append(order, who)
 					mu.Unlock()
@@ -152,7 +152,7 @@ func TestBudget(t *testing.T) {
 		ended, cancel := context.WithCancel(t.Context())
 		cancel()
 		g.try(100)
-		if g.acquire(ended, 5) {
+		if g.acquire(ended, 5, nil) {
 			t.Error("room was given to who had given up")
 		}
 		g.release(100)

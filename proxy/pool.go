@@ -215,6 +215,8 @@ func (p *pool) addLocked(u *upstream) {
 	p.verified = p.s.now()
 	p.account.verified.Store(p.verified)
 	u.idleFrom = p.s.clock()
+	// Reload sets before it retires: what it has not found here is seen to be stale now.
+	u.retired = u.stale()
 	u.start(p)
 	p.notifyLocked()
 }
@@ -305,6 +307,7 @@ func (p *pool) giveBack(u *upstream) {
 	if end {
 		u.close("retired")
 	}
+	p.s.gate.pokeIfWaiting()
 }
 
 func (p *pool) leave() {

@@ -397,3 +397,49 @@ func TestLimitIsNoVerdictOnTheIdentity(t *testing.T) {
 		t.Error("403 is no limit")
 	}
 }
+
+// A session that ends with no channel open makes room at the bound at once.
+func TestIdleSessionMakesRoom(t *testing.T) {
+	withBroker(t, proxytest.BrokerConfig{Users: map[string]string{"a": "a", "b": "b"}}, func(c *Config) {
+		c.Listeners[0].Mode, c.MaxUpstreams = PoolSession, 1
+	}, func(r *rig) {
+		a := r.client(proxytest.ClientConfig{User: "a", Password: "a"})
+		done := make(chan error)
+		go func() {
+			b, err := r.login(proxytest.ClientConfig{User: "b", Password: "b"})
+			if err == nil {
+				err = b.Close()
+			}
+			done <- err
+		}()
+		time.Sleep(time.Second)
+		began := time.Now()
+		r.must(a.Close())
+		r.must(<-done)
+		if took := time.Since(began); took > time.Second {
+			t.Errorf("it was served after %v", took)
+		}
+	})
+}
+
+// A login that was accepted before its user was refused leaves nothing behind when it
+// goes on to name its vhost.
+func TestForgottenAmidALogin(t *testing.T) {
+	withBroker(t, proxytest.BrokerConfig{}, func(c *Config) { c.IdleTimeout = 10 * time.Second }, func(r *rig) {
+		a := r.client(proxytest.ClientConfig{})
+		b := r.connect(proxytest.ClientConfig{})
+		r.must(b.Start())
+		r.s.forget(r.s.allPools()[0], amqp.Errorf(amqp.AccessRefused, 0, "for a moment"))
+		r.must(b.TuneOk())
+		r.must(b.Open())
+		if n := r.s.Stats().Identities; n != 2 {
+			t.Errorf("%d pools are known with a client in each of two", n)
+		}
+		r.must(a.Close())
+		r.must(b.Close())
+		time.Sleep(11 * time.Second)
+		if st := r.s.Stats(); st.Upstreams != 0 || st.Identities != 0 {
+			t.Errorf("%d upstreams and %d identities are left", st.Upstreams, st.Identities)
+		}
+	})
+}

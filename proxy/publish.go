@@ -55,8 +55,8 @@ func (g *budget) try(n int64) bool {
 	return false
 }
 
-// acquire waits for n bytes. False: ctx ended first.
-func (g *budget) acquire(ctx context.Context, n int64) bool {
+// acquire waits for n bytes. False: ctx ended first, or gone was closed.
+func (g *budget) acquire(ctx context.Context, n int64, gone <-chan struct{}) bool {
 	g.mu.Lock()
 	w := &budgetWait{n: n, done: make(chan struct{})}
 	g.queue = append(g.queue, w)
@@ -66,6 +66,7 @@ func (g *budget) acquire(ctx context.Context, n int64) bool {
 	case <-w.done:
 		return true
 	case <-ctx.Done():
+	case <-gone:
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -222,7 +223,12 @@ func (c *client) reserve(sp *spill, body uint64) bool {
 		// Whoever holds the room must go on sending or give it up, see client.hoarding.
 		ctx, cancel := context.WithTimeout(c.s.ctx, c.s.cfg().WriteTimeout)
 		defer cancel()
-		if !c.s.budget.acquire(ctx, need) {
+		if !c.s.budget.acquire(ctx, need, c.gone) {
+			select {
+			case <-c.gone:
+				return false // nobody is left to hear why
+			default:
+			}
 			c.die(amqp.Errorf(amqp.ResourceError, amqp.BasicPublish,
 				"the unfinished publishes of all clients fill message_buffer = %d bytes", c.s.cfg().MessageBuffer))
 			return false

@@ -103,6 +103,14 @@ func (s *Server) placeLocked(c *client) bool {
 	return true
 }
 
+// wakeWaitingLocked has those who wait for a place look again.
+func (s *Server) wakeWaitingLocked() {
+	if s.left != nil {
+		close(s.left)
+		s.left = nil
+	}
+}
+
 // waitPlace waits, at most wait_timeout, for a place under max_clients.
 func (s *Server) waitPlace(c *client) *amqp.Error {
 	timer := time.NewTimer(s.cfg().WaitTimeout)

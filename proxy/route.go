@@ -119,10 +119,7 @@ func (c *client) route(f amqp.Frame) bool {
 		c.last = ch
 	}
 	if ch != nil && ch.state.Load() == chClosed {
-		if ch.crossed.Load() {
-			c.owe(id)
-		}
-		c.forget(ch)
+		c.clear(ch)
 		ch = nil
 	}
 	switch f.Type() {
@@ -148,6 +145,14 @@ func (c *client) refuse(code uint16, m amqp.Method, format string, args ...any) 
 	c.s.n.firewallCloses.Add(1)
 	c.die(amqp.Errorf(code, m, format, args...))
 	return false
+}
+
+// clear forgets a channel that the broker's word has closed.
+func (c *client) clear(ch *channel) {
+	if ch.crossed.Load() {
+		c.owe(ch.id)
+	}
+	c.forget(ch)
 }
 
 func (c *client) forget(ch *channel) {
@@ -284,7 +289,14 @@ func (c *client) method(ch *channel, id uint16, f amqp.Frame) bool {
 		}
 		return c.pass(ch, f, laneNone, wait)
 
-	case amqp.ChannelFlowOk, amqp.BasicCancelOk:
+	case amqp.ChannelFlowOk:
+		if b := ch.cur.Load(); b != nil && b.flows.Load() > 0 {
+			b.flows.Add(-1)
+			return c.pass(ch, f, laneNone, false)
+		}
+		return c.refuse(amqp.CommandInvalid, m, "unimplemented method")
+
+	case amqp.BasicCancelOk:
 		return c.refuse(amqp.CommandInvalid, m, "unimplemented method")
 
 	default: // exchanges, queues, access.request
@@ -404,7 +416,7 @@ func (c *client) openChannel(id uint16) {
 	if c.chanMax != 0 && c.chans.len() >= int(c.chanMax) {
 		for ch := range c.chans.all() {
 			if ch.state.Load() == chClosed {
-				c.forget(ch)
+				c.clear(ch)
 			}
 		}
 		if c.chans.len() >= int(c.chanMax) {

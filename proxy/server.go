@@ -54,7 +54,7 @@ type Server struct {
 	offenders     map[offender]int64 // until when, coarse clock
 	channelLimits map[string]learned // channels that the broker lets a user have
 	held          int                // clients that have a place under max_clients
-	left          chan struct{}      // closed when one of them leaves
+	left          chan struct{}      // closed when there may be a place again
 	empty         chan struct{}      // closed when the last client has gone, while stopping
 	ended         bool
 	err           error
@@ -102,6 +102,9 @@ func (s *Server) setConfig(cfg Config) {
 	s.budget.resize(cfg.MessageBuffer)
 	s.conf.Store(&cfg)
 	s.gate.poke()
+	s.mu.Lock()
+	s.wakeWaitingLocked() // max_clients may be larger now
+	s.mu.Unlock()
 }
 
 func (s *Server) cfg() *Config { return s.conf.Load() }
@@ -213,10 +216,7 @@ func (s *Server) clientGone(c *client) {
 	delete(s.clients, c)
 	if c.held {
 		s.held--
-		if s.left != nil {
-			close(s.left)
-			s.left = nil
-		}
+		s.wakeWaitingLocked()
 	}
 	if len(s.clients) == 0 && s.empty != nil {
 		close(s.empty)
@@ -313,11 +313,13 @@ func (s *Server) Reload(cfg Config) (needRestart []string, err error) {
 		}
 	}
 	cfg.Listeners = old.Listeners
-	moved := cfg.Upstream.Address() != old.Upstream.Address() || (cfg.Upstream.TLS == nil) != (old.Upstream.TLS == nil)
+	moved := !cfg.Upstream.sameAs(old.Upstream)
 	s.setConfig(cfg)
 	if moved {
-		// What stands is used up; what comes goes to the new broker.
+		// What stands is used up; what comes goes to the new broker. What is being opened
+		// now is looked at when it is there, see upstream.stale.
 		s.down.Store(nil)
+		s.distrust()
 		s.dropSpares(math.MaxInt)
 		for _, p := range s.allPools() {
 			p.retireAll()
@@ -426,7 +428,9 @@ func (s *Server) end(err error) {
 	s.mu.Lock()
 	if s.ended {
 		s.mu.Unlock()
-		<-s.done
+		if err == nil {
+			<-s.done // else a listener's goroutine calls, which the end waits for
+		}
 		return
 	}
 	s.ended, s.accepting, s.err = true, false, err

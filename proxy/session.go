@@ -120,7 +120,7 @@ func (c *client) move(ch *channel, to *upstream) {
 }
 
 // ready has the channel where readers are, before its first get or consume: it may have
-// been declaring among the publishers. False: the client is being closed.
+// been declaring among the publishers.
 func (c *client) ready(ch *channel) {
 	b := ch.cur.Load()
 	switch {
@@ -363,15 +363,12 @@ func (c *client) awaitID(u *upstream) bool {
 	}
 }
 
-// dropUpstream forgets an upstream that turned out to be dead.
+// dropUpstream forgets a shared upstream that turned out to be dead.
 func (c *client) dropUpstream(u *upstream) {
 	if c.publish == u {
 		c.publish = nil
 	}
 	if c.readers == u {
 		c.readers = nil
-	}
-	if c.session == u {
-		c.session = nil
 	}
 }

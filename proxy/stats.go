@@ -24,7 +24,7 @@ type Stats struct {
 	UpstreamsTotal                         uint64
 	LoginsOK                               uint64 // clients whose open was answered with open-ok
 	LoginsRefused                          uint64 // refused by the broker's verdict
-	LoginsFailed                           uint64 // failed because the broker could not be reached
+	LoginsFailed                           uint64 // failed for want of a broker that can be reached, or of a place
 	ReuseHits                              uint64 // logins served by an upstream that was there
 	BytesFromClients, BytesToClients       uint64
 	BytesFromUpstreams, BytesToUpstreams   uint64

@@ -39,6 +39,7 @@ type upstream struct {
 	s          *Server
 	n          uint64 // number, for names and logs
 	conn       net.Conn
+	to         Upstream // the broker, as it was set when this was dialled
 	account    *account
 	pool       *pool  // nil before connection.open
 	props      []byte // client-properties it was opened with

@@ -38,9 +38,9 @@ func (s *Server) dial(ctx context.Context, key accountKey, props []byte) (*upstr
 		conn, err = startTLS(ctx, conn, cfg.Upstream)
 	}
 	if err != nil {
-		return nil, s.unreachable(err)
+		return nil, s.unreachable(cfg.Upstream, err)
 	}
-	u := &upstream{s: s, conn: conn, opened: s.clock(), done: make(chan struct{}), props: props}
+	u := &upstream{s: s, conn: conn, to: cfg.Upstream, opened: s.clock(), done: make(chan struct{}), props: props}
 	u.n = s.n.upstreamSeq.Add(1)
 	if props == nil {
 		u.own = true
@@ -50,7 +50,7 @@ func (s *Server) dial(ctx context.Context, key accountKey, props []byte) (*upstr
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	e := u.logIn(key)
 	if !stop() && e == nil {
-		e = s.unreachable(ctx.Err())
+		e = u.unreachable(ctx.Err())
 	}
 	if e != nil {
 		_ = conn.Close()
@@ -81,8 +81,13 @@ type outage struct {
 	until time.Time
 }
 
+// stale tells whether the proxy has been told meanwhile of another broker than u's.
+func (u *upstream) stale() bool { return !u.to.sameAs(u.s.cfg().Upstream) }
+
+func (u *upstream) unreachable(err error) *amqp.Error { return u.s.unreachable(u.to, err) }
+
 // unreachable makes the error that clients hear, and has further dials fail fast with it.
-func (s *Server) unreachable(err error) *amqp.Error {
+func (s *Server) unreachable(to Upstream, err error) *amqp.Error {
 	cfg := s.cfg()
 	switch {
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
@@ -90,9 +95,11 @@ func (s *Server) unreachable(err error) *amqp.Error {
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		err = errors.New("it closed the connection during the handshake")
 	}
-	e := amqp.Errorf(amqp.ConnectionForced, 0, "the broker at %s cannot be reached: %v", cfg.Upstream.Address(), err)
-	s.down.Store(&outage{err: e, until: s.clock().Add(cfg.RetryDelay)})
-	s.log.Warn("broker cannot be reached", "address", cfg.Upstream.Address(), "error", err)
+	e := amqp.Errorf(amqp.ConnectionForced, 0, "the broker at %s cannot be reached: %v", to.Address(), err)
+	if to.sameAs(cfg.Upstream) {
+		s.down.Store(&outage{err: e, until: s.clock().Add(cfg.RetryDelay)})
+	}
+	s.log.Warn("broker cannot be reached", "address", to.Address(), "error", err)
 	return e
 }
 
@@ -121,15 +128,15 @@ func (u *upstream) next() (amqp.Frame, error) {
 // logIn is the handshake up to tune.
 func (u *upstream) logIn(key accountKey) *amqp.Error {
 	if _, err := u.conn.Write(amqp.ProtocolHeader[:]); err != nil {
-		return u.s.unreachable(err)
+		return u.unreachable(err)
 	}
 	f, err := u.next()
 	if err != nil {
-		return u.s.unreachable(err)
+		return u.unreachable(err)
 	}
 	info, err := parseStart(f)
 	if err != nil {
-		return u.s.unreachable(err)
+		return u.unreachable(err)
 	}
 	props := u.props
 	if !u.own {
@@ -141,7 +148,7 @@ func (u *upstream) logIn(key accountKey) *amqp.Error {
 		response = amqp.AppendStringField(amqp.AppendStringField(nil, "LOGIN", key.user), "PASSWORD", key.secret)
 	}
 	if _, err := u.conn.Write(amqp.AppendStartOk(nil, props, mechanism, response, "en_US")); err != nil {
-		return u.s.unreachable(err)
+		return u.unreachable(err)
 	}
 	f, err = u.next()
 	if errors.Is(err, io.EOF) {
@@ -149,7 +156,7 @@ func (u *upstream) logIn(key accountKey) *amqp.Error {
 		return refusedLogin(mechanism)
 	}
 	if err != nil {
-		return u.s.unreachable(err)
+		return u.unreachable(err)
 	}
 	switch f.Method() {
 	case amqp.ConnectionClose:
@@ -158,11 +165,11 @@ func (u *upstream) logIn(key accountKey) *amqp.Error {
 		return e
 	case amqp.ConnectionTune:
 	default:
-		return u.s.unreachable(fmt.Errorf("it sent %v where tune was due", f.Method()))
+		return u.unreachable(fmt.Errorf("it sent %v where tune was due", f.Method()))
 	}
 	t, ok := amqp.ParseTune(f)
 	if !ok || (t.FrameMax != 0 && t.FrameMax < amqp.FrameMinSize) {
-		return u.s.unreachable(errors.New("its tune cannot be understood"))
+		return u.unreachable(errors.New("its tune cannot be understood"))
 	}
 	info.tune = t
 	u.serverInfo = info
@@ -192,7 +199,7 @@ func (u *upstream) broke(err error) *amqp.Error {
 	if u.spare {
 		return amqp.Errorf(amqp.ConnectionForced, 0, "the connection to the broker was lost: %v", err)
 	}
-	return u.s.unreachable(err)
+	return u.unreachable(err)
 }
 
 func (u *upstream) opens(vhost string) *amqp.Error {
@@ -226,7 +233,7 @@ func (u *upstream) opens(vhost string) *amqp.Error {
 		}
 		return nil
 	}
-	return u.s.unreachable(fmt.Errorf("it sent %v where open-ok was due", f.Method()))
+	return u.unreachable(fmt.Errorf("it sent %v where open-ok was due", f.Method()))
 }
 
 // unboundedFrame bounds a frame where frame_max 0 was negotiated: some bound there must be.

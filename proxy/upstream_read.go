@@ -254,6 +254,8 @@ func (u *upstream) method(b *binding, f amqp.Frame, d *delivery, at int) bool {
 		b.commits.Add(-1)
 		u.wakeAnsweredLocked()
 		u.mu.Unlock()
+	case amqp.ChannelFlow: // not RabbitMQ's, but the specification's
+		b.flows.Add(1)
 	case amqp.ChannelClose:
 		u.pass(d, at)
 		u.brokerClosed(b, f, d)
@@ -328,6 +330,8 @@ func (u *upstream) brokerClosed(b *binding, f amqp.Frame, d *delivery) {
 		f.SetChannel(ch.id)
 		if ch.c.refused(b, f) {
 			d.touch(ch.c)
+		} else if ch.state.Load() == chClosed && ch.cur.Load() == b {
+			u.s.lateError(u, ch, e) // its close has been answered and waits to be sent
 		}
 	case was == bClosing && !silent:
 		f.SetChannel(ch.id)

@@ -21,6 +21,8 @@ type brokerInfo struct {
 	mechanisms string
 	tune       amqp.Tune
 	confirms   bool
+	// failureClose: a refused login is answered before the socket is closed.
+	failureClose bool
 }
 
 // account is a user and secret; its pools are its vhosts.

@@ -185,12 +185,10 @@ func (c *client) startOk(f amqp.Frame) bool {
 	c.props = a.LongStr() // in the read buffer still, see keepProperties
 	mechanism := string(a.Str())
 	response := a.LongStr()
-	if typ, caps, ok := amqp.Lookup(c.props, "capabilities"); ok && typ == 'F' {
-		c.caps = capabilities{
-			authFailureClose: amqp.LookupBool(caps, "authentication_failure_close"),
-			cancelNotify:     amqp.LookupBool(caps, "consumer_cancel_notify"),
-			blocked:          amqp.LookupBool(caps, "connection.blocked"),
-		}
+	c.caps = capabilities{
+		authFailureClose: announces(c.props, failureClose),
+		cancelNotify:     announces(c.props, "consumer_cancel_notify"),
+		blocked:          announces(c.props, "connection.blocked"),
 	}
 	key, ok, known := parseResponse(mechanism, response)
 	if !known {

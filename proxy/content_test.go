@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"math/rand/v2"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -226,4 +227,33 @@ func TestNotAMQP(t *testing.T) {
 		}
 		_ = c.Hangup()
 	})
+}
+
+// Frames that a client may send, but an upstream with a smaller frame_max may not carry,
+// end the client alone.
+func TestFramesTooLargeForTheUpstream(t *testing.T) {
+	for name, frames := range map[string][]byte{
+		"method": proxytest.Method(1, amqp.QueueBind, 0, "q", "x", "", 0, amqp.AppendStringField(nil, "long", strings.Repeat("x", 5000))),
+		"header": append(proxytest.Method(1, amqp.BasicPublish, 0, "", "q", 0),
+			proxytest.HeaderWith(1, 0, 1<<13, amqp.AppendLongStr(nil, amqp.AppendStringField(nil, "long", strings.Repeat("x", 5000))))...),
+	} {
+		t.Run(name, func(t *testing.T) {
+			withScript(t, 0, func(c *Config) { c.MaxLifetime = time.Minute }, func(r *rig) {
+				c, p := r.pair(proxytest.ClientConfig{})
+				time.Sleep(61 * time.Second) // what stands retires
+				p.Expect(amqp.ConnectionClose)
+				r.must(c.SendMethod(1, amqp.QueueDeclare, 0, "q", 0, nil))
+				q := r.sc.Accept()
+				q.OpenTuned(amqp.Tune{ChannelMax: 100, FrameMax: 4096, Heartbeat: 60})
+				q.OpenChannel()
+				q.Expect(amqp.QueueDeclare)
+				r.must(c.Send(frames))
+				e, err := c.Closed(0)
+				r.must(err)
+				r.hears(e, amqp.FrameError, "larger than the negotiated frame_max of 4096")
+				q.Expect(amqp.ChannelClose)
+				_ = c.Hangup()
+			})
+		})
+	}
 }

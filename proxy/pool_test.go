@@ -443,3 +443,44 @@ func TestForgottenAmidALogin(t *testing.T) {
 		}
 	})
 }
+
+// One user whose login the broker never answers is no outage for the others.
+func TestOneHangingLoginIsNoOutage(t *testing.T) {
+	for _, atOpen := range []bool{false, true} {
+		withScript(t, 0, nil, func(r *rig) {
+			done := make(chan error, 1)
+			go func() {
+				_, err := r.login(proxytest.ClientConfig{User: "a"})
+				done <- err
+			}()
+			p := r.sc.Accept()
+			p.Start()
+			if atOpen {
+				p.Send(amqp.AppendTune(nil, amqp.ConnectionTune, proxytest.DefaultTune))
+				time.Sleep(time.Second)
+				p.Close() // the spare connection: the vhost is asked for on another one
+				p = r.sc.Accept()
+				p.Start()
+				p.Send(amqp.AppendTune(nil, amqp.ConnectionTune, proxytest.DefaultTune))
+			}
+			r.hears(<-done, amqp.ConnectionForced, "no answer within connect_timeout")
+			c, _ := r.pair(proxytest.ClientConfig{User: "b"})
+			_ = c.Hangup()
+		})
+	}
+}
+
+// A broker that dies amid a login has not refused it: it said that it would say so.
+func TestBrokerDiesAmidALogin(t *testing.T) {
+	withScript(t, 0, nil, func(r *rig) {
+		done := make(chan error, 1)
+		go func() {
+			_, err := r.login(proxytest.ClientConfig{})
+			done <- err
+		}()
+		p := r.sc.Accept()
+		p.Start()
+		p.Close()
+		r.hears(<-done, amqp.ConnectionForced, "closed the connection during the handshake")
+	})
+}

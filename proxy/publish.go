@@ -297,6 +297,18 @@ func (c *client) dropSpill(ch *channel) {
 	}
 }
 
+// fits tells whether a method or header, which cannot be cut, is no larger than the upstream
+// takes: the brokers of a cluster may differ, or have changed since the client's tune. False:
+// the client is being closed.
+func (c *client) fits(u *upstream, f amqp.Frame) bool {
+	size, most := uint32(len(f.Payload())), u.tune.FrameMax
+	if size <= amqp.FrameMinSize || most == 0 || size <= most {
+		return true
+	}
+	c.s.n.firewallCloses.Add(1)
+	return c.die(amqp.FrameTooLarge(f.Type(), size, most))
+}
+
 // resplit cuts bodies anew when the broker's frame_max is smaller than the client's.
 func (c *client) resplit(u *upstream, p []byte) []byte {
 	most := u.tune.FrameMax

@@ -311,7 +311,7 @@ func (c *client) method(ch *channel, id uint16, f amqp.Frame) bool {
 // pass binds the channel where it is not, and has the frame go there. called: an answer is awaited.
 func (c *client) pass(ch *channel, f amqp.Frame, l lane, called bool) bool {
 	b := c.bound(ch, l)
-	if b == nil {
+	if b == nil || !c.fits(b.u, f) {
 		return false
 	}
 	m := f.Method()
@@ -510,6 +510,9 @@ func (c *client) header(ch *channel, f amqp.Frame) bool {
 	if most := uint64(c.s.cfg().MaxMessageSize); size > most {
 		return c.refuse(amqp.FrameError, amqp.BasicPublish,
 			"message of %d octets is larger than max_message_size = %d", size, most)
+	}
+	if !ch.discard && !c.fits(ch.cur.Load().u, f) {
+		return false
 	}
 	ch.remaining, ch.bodySize = size, size
 	ch.content = wantBody

@@ -149,7 +149,7 @@ func (c *client) consume(ch *channel, f amqp.Frame, bits byte, wait bool) bool {
 	}
 	c.ready(ch)
 	b := c.bound(ch, laneRead)
-	if b == nil {
+	if b == nil || !c.fits(b.u, f) {
 		return false
 	}
 	b.u.mu.Lock()

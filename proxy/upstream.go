@@ -44,6 +44,7 @@ type upstream struct {
 	pool       *pool  // nil before connection.open
 	props      []byte // client-properties it was opened with
 	own        bool   // these are the proxy's own
+	greeted    bool   // the broker has sent connection.start
 	spare      bool   // it has waited for its vhost to be named
 	session    bool   // opened with a client's own properties
 	tune       amqp.Tune

@@ -84,10 +84,26 @@ type outage struct {
 // stale tells whether the proxy has been told meanwhile of another broker than u's.
 func (u *upstream) stale() bool { return !u.to.sameAs(u.s.cfg().Upstream) }
 
-func (u *upstream) unreachable(err error) *amqp.Error { return u.s.unreachable(u.to, err) }
+// unreachable is the error of a handshake that did not come to its end. Once the broker has
+// greeted, that is about one user or vhost, and no outage for the others.
+func (u *upstream) unreachable(err error) *amqp.Error {
+	if u.greeted {
+		return u.s.noAnswer(u.to, err)
+	}
+	return u.s.unreachable(u.to, err)
+}
 
-// unreachable makes the error that clients hear, and has further dials fail fast with it.
+// unreachable is noAnswer for a broker that nobody reaches: further dials fail fast with it.
 func (s *Server) unreachable(to Upstream, err error) *amqp.Error {
+	e := s.noAnswer(to, err)
+	if cfg := s.cfg(); to.sameAs(cfg.Upstream) {
+		s.down.Store(&outage{err: e, until: s.clock().Add(cfg.RetryDelay)})
+	}
+	return e
+}
+
+// noAnswer makes the error that clients hear.
+func (s *Server) noAnswer(to Upstream, err error) *amqp.Error {
 	cfg := s.cfg()
 	switch {
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
@@ -96,9 +112,6 @@ func (s *Server) unreachable(to Upstream, err error) *amqp.Error {
 		err = errors.New("it closed the connection during the handshake")
 	}
 	e := amqp.Errorf(amqp.ConnectionForced, 0, "the broker at %s cannot be reached: %v", to.Address(), err)
-	if to.sameAs(cfg.Upstream) {
-		s.down.Store(&outage{err: e, until: s.clock().Add(cfg.RetryDelay)})
-	}
 	s.log.Warn("broker cannot be reached", "address", to.Address(), "error", err)
 	return e
 }
@@ -138,6 +151,7 @@ func (u *upstream) logIn(key accountKey) *amqp.Error {
 	if err != nil {
 		return u.unreachable(err)
 	}
+	u.greeted = true
 	props := u.props
 	if !u.own {
 		props = u.s.withProxy(props)
@@ -151,8 +165,9 @@ func (u *upstream) logIn(key accountKey) *amqp.Error {
 		return u.unreachable(err)
 	}
 	f, err = u.next()
-	if errors.Is(err, io.EOF) {
-		// Without authentication_failure_close this is how a broker refuses (spec 1.4.2.2).
+	if errors.Is(err, io.EOF) && !(info.failureClose && announces(u.props, failureClose)) {
+		// Without authentication_failure_close this is how a broker refuses (spec 1.4.2.2);
+		// with it, the broker died.
 		return refusedLogin(mechanism)
 	}
 	if err != nil {
@@ -265,10 +280,18 @@ func parseStart(f amqp.Frame) (*brokerInfo, error) {
 	if why := amqp.CheckTable(props); a.Bad || why != "" {
 		return nil, errors.New("its connection.start cannot be understood")
 	}
-	if typ, caps, ok := amqp.Lookup(props, "capabilities"); ok && typ == 'F' {
-		info.confirms = amqp.LookupBool(caps, "publisher_confirms")
-	}
+	info.confirms = announces(props, "publisher_confirms")
+	info.failureClose = announces(props, failureClose)
 	return info, nil
+}
+
+// failureClose is the capability of saying connection.close to who is refused at login.
+const failureClose = "authentication_failure_close"
+
+// announces tells whether properties have a capability.
+func announces(properties []byte, capability string) bool {
+	typ, caps, ok := amqp.Lookup(properties, "capabilities")
+	return ok && typ == 'F' && amqp.LookupBool(caps, capability)
 }
 
 func hasWord(words, word string) bool {

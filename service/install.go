@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 )
 
@@ -93,6 +94,44 @@ func (o *InstallOptions) fill() error {
 		o.Out = io.Discard
 	}
 	return nil
+}
+
+// fill checks the name and puts what is not given in.
+func (o *UninstallOptions) fill() error {
+	if o.Name == "" {
+		o.Name = DefaultName
+	}
+	if o.Config == "" {
+		o.Config = DefaultConfig(o.Name)
+	}
+	if o.Timeout <= 0 {
+		o.Timeout = defaultTimeout
+	}
+	if o.Out == nil {
+		o.Out = io.Discard
+	}
+	return checkName(o.Name)
+}
+
+// purgeConfig removes the configuration, or says that it is kept where Purge is not set.
+func (o *UninstallOptions) purgeConfig() error {
+	if o.Purge {
+		if err := os.Remove(o.Config); !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	} else if _, err := os.Stat(o.Config); err == nil {
+		fmt.Fprintf(o.Out, "kept: %s (uninstall --purge removes it too)\n", o.Config)
+	}
+	return nil
+}
+
+// needOurs refuses to replace or remove another program's service: its name was mistyped.
+// runs is its unit or its command line.
+func needOurs(name, runs string) error {
+	if strings.Contains(runs, " run --service ") {
+		return nil
+	}
+	return fmt.Errorf("--name: the service %s is another program's (it does not run `amqproxysvc run --service`), it is left alone", name)
 }
 
 func (o *InstallOptions) say(format string, args ...any) { fmt.Fprintf(o.Out, format+"\n", args...) }

@@ -84,6 +84,11 @@ func Install(ctx context.Context, o InstallOptions) (err error) {
 	if exists && !o.Force {
 		return fmt.Errorf("the service %s is installed already (%s): --force installs it anew", o.Name, unit)
 	}
+	if exists {
+		if err := needOurs(o.Name, string(old)); err != nil {
+			return err
+		}
+	}
 	if err := reachable(o.Executable); err != nil {
 		return err
 	}
@@ -227,24 +232,22 @@ func makeUser(ctx context.Context) error {
 // Uninstall stops the service, at the latest after the timeout, and removes its unit. The
 // configuration stays but for Purge.
 func Uninstall(ctx context.Context, o UninstallOptions) error {
-	if o.Name == "" {
-		o.Name = DefaultName
-	}
-	if err := checkName(o.Name); err != nil {
+	if err := o.fill(); err != nil {
 		return err
 	}
 	if err := errors.Join(needSystemd(), needRoot("uninstall")); err != nil {
 		return err
 	}
 	unit := unitFile(o.Name)
-	if _, err := os.Stat(unit); err != nil {
+	text, err := os.ReadFile(unit)
+	if err != nil {
 		if perr := packaged(o.Name); perr != nil {
 			return perr
 		}
 		return fmt.Errorf("%w: there is no %s", ErrNotInstalled, unit)
 	}
-	if o.Timeout <= 0 {
-		o.Timeout = defaultTimeout
+	if err := needOurs(o.Name, string(text)); err != nil {
+		return err
 	}
 	// A socket unit beside it would start the service again with the next client.
 	socket := filepath.Join(etcUnits, o.Name+".socket")
@@ -265,18 +268,9 @@ func Uninstall(ctx context.Context, o UninstallOptions) error {
 	}
 	_ = systemctl(ctx, "reset-failed", o.Name+".service") // an error here: it had not failed
 	fmt.Fprintf(o.Out, "%s: stopped and removed\n", o.Name)
-	if o.Config == "" {
-		o.Config = DefaultConfig(o.Name)
-	}
+	err = o.purgeConfig()
 	if !o.Purge {
-		if _, err := os.Stat(o.Config); err == nil {
-			fmt.Fprintf(o.Out, "kept: %s (uninstall --purge removes it too)\n", o.Config)
-		}
-		return nil
-	}
-	err = os.Remove(o.Config)
-	if errors.Is(err, fs.ErrNotExist) {
-		err = nil
+		return err
 	}
 	_ = os.Remove(filepath.Dir(o.Config)) // only when empty
 	for _, dir := range []string{"/var/log/" + o.Name, "/var/lib/" + o.Name, unit + ".d"} {

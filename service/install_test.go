@@ -76,6 +76,44 @@ func TestNames(t *testing.T) {
 	}
 }
 
+func TestOtherProgramsServicesAreLeftAlone(t *testing.T) {
+	settings := scmSettingsFor("a", `C:\a b.exe`, `C:\a.toml`, `NT AUTHORITY\LocalService`, 0)
+	for _, runs := range []string{UnitText, TemplateUnitText, settings.ImagePath} {
+		if err := needOurs("a", runs); err != nil {
+			t.Errorf("%.60q: %v", runs, err)
+		}
+	}
+	for _, runs := range []string{"", "[Service]\nExecStart=/usr/sbin/nginx\n", `C:\Windows\System32\spoolsv.exe`} {
+		if err := needOurs("nginx", runs); err == nil || !strings.Contains(err.Error(), "nginx is another program's") {
+			t.Errorf("%q: %v", runs, err)
+		}
+	}
+}
+
+// Without Purge the configuration stays, and is said to.
+func TestPurgeConfig(t *testing.T) {
+	var out strings.Builder
+	o := UninstallOptions{Config: filepath.Join(t.TempDir(), "a.toml"), Out: &out}
+	if err := o.purgeConfig(); err != nil || out.String() != "" {
+		t.Errorf("of no file: %v, %q", err, out.String())
+	}
+	if err := os.WriteFile(o.Config, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := o.purgeConfig(); err != nil || !strings.Contains(out.String(), "kept: "+o.Config) {
+		t.Errorf("%v, %q", err, out.String())
+	}
+	o.Purge = true
+	for range 2 { // one that is gone is no error
+		if err := o.purgeConfig(); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := os.Stat(o.Config); err == nil {
+		t.Error("the configuration is left")
+	}
+}
+
 func TestExitCodes(t *testing.T) {
 	for want, err := range map[int]error{
 		0:  nil,

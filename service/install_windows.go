@@ -58,6 +58,15 @@ func connect() (*mgr.Mgr, error) {
 	return m, nil
 }
 
+// ours refuses another program's service.
+func ours(s *mgr.Service) error {
+	c, err := serviceConfig(s.Handle)
+	if err != nil {
+		return fmt.Errorf("the service %s cannot be asked what it runs: %w", s.Name, err)
+	}
+	return needOurs(s.Name, windows.UTF16PtrToString(c.BinaryPathName))
+}
+
 // Install registers the service with the service control manager. What it did is taken back
 // when a later step fails.
 func Install(ctx context.Context, o InstallOptions) (err error) {
@@ -71,11 +80,14 @@ func Install(ctx context.Context, o InstallOptions) (err error) {
 	defer ignore(m.Disconnect)
 	exists := false
 	if s, err := m.OpenService(o.Name); err == nil {
-		ignore(s.Close)
 		exists = true
-	}
-	if exists && !o.Force {
-		return fmt.Errorf("the service %s is installed already: --force installs it anew", o.Name)
+		if err = ours(s); err == nil && !o.Force {
+			err = fmt.Errorf("the service %s is installed already: --force installs it anew", o.Name)
+		}
+		ignore(s.Close)
+		if err != nil {
+			return err
+		}
 	}
 
 	var done undo
@@ -294,10 +306,7 @@ func setAccessList(path, sddl string) error {
 // Uninstall stops the service, at the latest after the timeout, and removes it. The
 // configuration and logs stay but for Purge.
 func Uninstall(ctx context.Context, o UninstallOptions) error {
-	if o.Name == "" {
-		o.Name = DefaultName
-	}
-	if err := checkName(o.Name); err != nil {
+	if err := o.fill(); err != nil {
 		return err
 	}
 	m, err := connect()
@@ -309,10 +318,9 @@ func Uninstall(ctx context.Context, o UninstallOptions) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", o.Name, ErrNotInstalled)
 	}
-	if o.Timeout <= 0 {
-		o.Timeout = defaultTimeout
+	if err = ours(s); err == nil {
+		err = stopOrKill(ctx, s, o.Timeout)
 	}
-	err = stopOrKill(ctx, s, o.Timeout)
 	ignore(s.Close)
 	if err != nil {
 		return err
@@ -331,18 +339,9 @@ func Uninstall(ctx context.Context, o UninstallOptions) error {
 		}
 	}
 	_ = removeDir(stateDir(o.Name)) // it says nothing any more, and can stay
-	if o.Config == "" {
-		o.Config = DefaultConfig(o.Name)
-	}
+	err = o.purgeConfig()
 	if !o.Purge {
-		if _, err := os.Stat(o.Config); err == nil {
-			fmt.Fprintf(o.Out, "kept: %s (uninstall --purge removes it too)\n", o.Config)
-		}
-		return nil
-	}
-	err = os.Remove(o.Config)
-	if errors.Is(err, fs.ErrNotExist) {
-		err = nil
+		return err
 	}
 	err = errors.Join(err, removeDir(logDir(o.Name)))
 	for _, dir := range []string{filepath.Dir(logDir(o.Name)), filepath.Dir(stateDir(o.Name)), dataDir()} {

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"log/slog"
 	"os"
-	"os/signal"
 	"syscall"
 	"time"
 
@@ -47,25 +46,7 @@ func (s *supervisor) run() error {
 }
 
 func (s *supervisor) runConsole() error {
-	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
-	done, heard := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(heard)
-		for {
-			select {
-			case <-signals:
-				s.requestStop()
-			case <-done:
-				return
-			}
-		}
-	}()
-	defer func() {
-		signal.Stop(signals)
-		close(done)
-		<-heard
-	}()
+	defer onSignals(map[os.Signal]func(){os.Interrupt: s.requestStop, syscall.SIGTERM: s.requestStop})()
 
 	p := program{s}
 	if err := p.Start(nil); err != nil {

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/signal"
 	"strings"
 	"sync"
 	"time"
@@ -112,7 +113,33 @@ func (s *supervisor) requestStop() {
 	}
 }
 
+// onSignals makes the requests of the signals that come, until stop.
+func onSignals(requests map[os.Signal]func()) (stop func()) {
+	signals := make(chan os.Signal, 8)
+	for sig := range requests {
+		signal.Notify(signals, sig)
+	}
+	done, heard := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(heard)
+		for {
+			select {
+			case sig := <-signals:
+				requests[sig]()
+			case <-done:
+				return
+			}
+		}
+	}()
+	return func() {
+		signal.Stop(signals)
+		close(done)
+		<-heard
+	}
+}
+
 func (s *supervisor) requestReload() { offer(s.reload) }
+func (s *supervisor) requestReopen() { offer(s.reopen) }
 
 // offer leaves one request pending; a second one says nothing that the first does not.
 func offer(c chan struct{}) {

@@ -197,6 +197,16 @@ func (l *life) installing() {
 		}
 		s.contains(l.fails(s, 78, prog, "install", "--force", "--upstream", "amqp://elsewhere"), "sets otherwise")
 	})
+	l.step("another program's service is neither replaced nor removed", func(s *step) {
+		other := l.m.path("/etc/systemd/system/other.service")
+		s.check(os.WriteFile(other, []byte("[Service]\nExecStart=/bin/sleep 1000\n"), 0o644))
+		l.sh(s, "systemctl", "daemon-reload")
+		s.contains(l.fails(s, 1, prog, "install", "--name", "other", "--force"), "another program's")
+		s.contains(l.fails(s, 1, prog, "uninstall", "--name", "other", "--purge"), "another program's")
+		s.check(os.Remove(other))
+		l.sh(s, "systemctl", "daemon-reload")
+		l.gone(s, "/etc/amqproxysvc/other.toml")
+	})
 	l.step("active only when it listens", func(s *step) {
 		for range 5 {
 			l.sh(s, "systemctl", "restart", unit)

@@ -631,3 +631,35 @@ func TestFlowFromTheBroker(t *testing.T) {
 		_ = c.Hangup()
 	})
 }
+
+// slowClose is a connection whose end takes its time, as with TLS, which says goodbye first.
+type slowClose struct{ net.Conn }
+
+func (c slowClose) Close() error {
+	time.Sleep(5 * time.Second)
+	return c.Conn.Close()
+}
+
+// While the socket of a dead upstream is being closed nobody is sent there, and the clock
+// that all heartbeats hang on goes on.
+func TestUpstreamThatEndsSlowly(t *testing.T) {
+	withScript(t, 0, func(c *Config) {
+		dial := c.Dial
+		c.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+			conn, err := dial(ctx, network, address)
+			return slowClose{conn}, err
+		}
+	}, func(r *rig) {
+		c, _ := r.pair(proxytest.ClientConfig{}) // nothing of it is there when the upstream ends
+		u := r.s.allPools()[0].ups[0]
+		clock := r.s.now()
+		u.lastRead.Store(clock - int64(10*time.Minute)) // the janitor finds it silent
+		time.Sleep(time.Second)
+		if took := time.Duration(r.s.now() - clock); took < 900*time.Millisecond {
+			t.Errorf("the clock went on by %v in a second", took)
+		}
+		r.must(c.Publish(1, "", "q", nil))
+		r.sc.AcceptOpen().OpenChannel()
+		_ = c.Hangup()
+	})
+}

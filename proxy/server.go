@@ -266,7 +266,6 @@ func (s *Server) upstreamGone(u *upstream) {
 	s.mu.Lock()
 	delete(s.upstreams, u)
 	s.mu.Unlock()
-	s.gate.give()
 	s.log.Info("upstream closed", "upstream", u.n)
 }
 

@@ -352,11 +352,14 @@ func (u *upstream) fail(e *amqp.Error, lost bool) {
 	u.blockedTold = nil
 	u.mu.Unlock()
 
-	_ = u.conn.Close()
 	if u.pool != nil {
 		u.pool.remove(u)
 	}
 	u.s.upstreamGone(u)
+	go func() { // with TLS it says goodbye first, and the caller may be the janitor
+		_ = u.conn.Close()
+		u.s.gate.give()
+	}()
 	if lost {
 		u.s.n.upstreamsLost.Add(1)
 		u.s.log.Warn("upstream lost", "upstream", u.n, "user", u.account.key.user, "vhost", u.vhost(),

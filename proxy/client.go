@@ -259,7 +259,8 @@ func (c *client) closeSocket() {
 
 // broken ends the client after a failed write.
 func (c *client) broken(err error) {
-	c.log(slog.LevelDebug, "writing to the client failed", "error", err)
+	// Not log: amid the handshake, what the client has told of itself is its reader's.
+	c.s.log.Debug("writing to the client failed", "client", c.n, "address", c.conn.RemoteAddr().String(), "error", err)
 	c.closeSocket()
 }
 

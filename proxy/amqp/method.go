@@ -224,16 +224,6 @@ func (m Method) Index() int {
 // Spec is the method's entry in the table; for an unknown method one without a name.
 func (m Method) Spec() *Spec { return &specs[m.Index()] }
 
-// KnownClass tells whether any method of the class is in the table.
-func KnownClass(class uint16) bool {
-	for i := range specs {
-		if specs[i].ID != 0 && specs[i].ID.Class() == class {
-			return true
-		}
-	}
-	return false
-}
-
 func (m Method) String() string {
 	if s := m.Spec(); s.Name != "" {
 		return s.Name

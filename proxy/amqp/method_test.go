@@ -182,15 +182,6 @@ func TestWhoSends(t *testing.T) {
 	}
 }
 
-func TestKnownClass(t *testing.T) {
-	for c := range uint16(300) {
-		want := strings.Contains(" 10 20 30 40 50 60 85 90 ", " "+itoa(int(c))+" ")
-		if KnownClass(c) != want {
-			t.Errorf("KnownClass(%d) is %v", c, !want)
-		}
-	}
-}
-
 func TestCodes(t *testing.T) {
 	hard := map[uint16]bool{320: true, 402: true, 501: true, 502: true, 503: true, 504: true, 505: true, 506: true, 530: true, 540: true, 541: true}
 	for code := range uint16(1000) {

@@ -117,12 +117,9 @@ func (rd *Reader) Buffered() []byte { return rd.buf[rd.r:rd.w] }
 // Skip consumes n of the buffered bytes.
 func (rd *Reader) Skip(n int) { rd.r += n }
 
-// Mark is the place in the buffer up to which frames have been consumed; with Since it
-// gives back consumed frames as one slice. A Fill makes it worthless.
+// Mark is the place in the buffer up to which frames have been consumed; Between two of
+// them lie consumed frames as one slice. A Fill makes it worthless.
 func (rd *Reader) Mark() int { return rd.r }
-
-// Since is what was consumed since the mark.
-func (rd *Reader) Since(mark int) []byte { return rd.buf[mark:rd.r:rd.r] }
 
 // Release gives a borrowed buffer back; the Reader must not be used any more.
 func (rd *Reader) Release() {

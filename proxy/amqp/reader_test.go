@@ -84,8 +84,8 @@ func readAll(t testing.TB, rd *Reader, src io.Reader) (frames [][]byte, err erro
 			frames = append(frames, c)
 			valid = append(valid, held{f, c})
 		}
-		if got := rd.Since(mark); !bytes.Equal(got, bytes.Join(clones(valid, func(h held) []byte { return h.copy }), nil)) {
-			t.Fatalf("Since has %d octets, not those of the %d frames consumed", len(got), len(valid))
+		if got := rd.Between(mark, rd.Mark()); !bytes.Equal(got, bytes.Join(clones(valid, func(h held) []byte { return h.copy }), nil)) {
+			t.Fatalf("between the marks are %d octets, not those of the %d frames consumed", len(got), len(valid))
 		}
 		if end == io.EOF {
 			return frames, nil

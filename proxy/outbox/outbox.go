@@ -55,14 +55,7 @@ type Box struct {
 	room    chan struct{}   // closed when pending has been taken, or on an error
 }
 
-// New makes a queue for w. mu is the owner's mutex; now its coarse clock. onError may be nil.
-func New(mu *sync.Mutex, w io.Writer, now *atomic.Int64, onError func(error)) *Box {
-	b := &Box{}
-	b.Init(mu, w, now, onError)
-	return b
-}
-
-// Init is New for a Box that is part of another struct.
+// Init makes a queue for w. mu is the owner's mutex; now its coarse clock. onError may be nil.
 func (b *Box) Init(mu *sync.Mutex, w io.Writer, now *atomic.Int64, onError func(error)) {
 	b.mu, b.w, b.now, b.onError = mu, w, now, onError
 	b.LastWrite.Store(now.Load())

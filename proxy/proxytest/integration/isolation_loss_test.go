@@ -400,8 +400,7 @@ func loss(t *testing.T, b *rabbit.Broker, addr string, round int, fault string, 
 	if fault == "silent" {
 		limit = 2 * lossHeartbeat
 	}
-	orderly := fault == "restart" && round%2 == 1
-	if orderly {
+	if fault == "restart" && round%2 == 1 {
 		limit += 5 * time.Second // an orderly stop takes its time to tell all
 	}
 	for _, w := range all {
@@ -413,9 +412,6 @@ func loss(t *testing.T, b *rabbit.Broker, addr string, round int, fault string, 
 		switch {
 		case !proxied: // straight a lost socket is all that there is to hear
 		case errors.Is(w.end, errHalted) && w.mayMiss(): // it was served
-		case w.dials != nil && orderly && errors.As(w.end, &e) && e.Code == wire.AccessRefused:
-			// RabbitMQ that stops puts its users away before its listeners, and refuses who
-			// logs in then: its verdict, as straight.
 		case errors.Is(w.end, os.ErrDeadlineExceeded):
 			t.Errorf("%s, round %d: %s hangs: %v", fault, round, w.kind, w.end)
 		case !errors.As(w.end, &e) || e.Code != wire.ConnectionForced:
@@ -423,7 +419,7 @@ func loss(t *testing.T, b *rabbit.Broker, addr string, round int, fault string, 
 		case took > limit+raceSlack:
 			t.Errorf("%s, round %d: %s heard %v only after %v", fault, round, w.kind, w.end, took)
 		}
-		if round == 0 && proxied {
+		if proxied && (round == 0 || took > 2*lossHeartbeat && !errors.Is(w.end, errHalted)) {
 			t.Logf("%s: %s, %d rounds, heard after %v: %v", fault, w.kind, w.rounds.Load(), took.Round(time.Millisecond), w.end)
 		}
 	}

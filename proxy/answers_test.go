@@ -284,3 +284,40 @@ func TestLateErrorWhileTheCloseWaits(t *testing.T) {
 		}
 	})
 }
+
+// Who reads after a quiet close has been answered waits for it, though it still waits for its
+// own turn to be sent.
+func TestReadYourWritesWhileTheCloseWaits(t *testing.T) {
+	withScript(t, 4<<10, func(c *Config) { c.MaxUpstreams = 1 }, func(r *rig) {
+		a, p := r.pair(proxytest.ClientConfig{})
+		b, c := r.client(proxytest.ClientConfig{}), r.client(proxytest.ClientConfig{Heartbeat: 2})
+		r.must(c.Publish(1, "", "q", nil))
+		id := p.OpenChannel()
+		p.ExpectContent(amqp.BasicPublish)
+		p.Hold()
+		small := proxytest.PublishBytes(1, "", "q", make([]byte, 20_000), 0)
+		r.must(a.Send(small)) // its reader writes, and waits
+		synctest.Wait()
+		for range 20 {
+			r.must(b.Send(small)) // this one fills the queue
+			synctest.Wait()
+		}
+		r.must(c.SendMethod(1, amqp.ChannelClose, 200, "", 0, 0))
+		_, err := c.Await(1, amqp.ChannelCloseOk) // it leaves with a heartbeat
+		r.must(err)
+		closes := &r.s.allPools()[0].closes
+		if n := closes.n.Load(); n != 1 {
+			t.Errorf("%d closes are waited for, want 1", n)
+		}
+		p.Read()
+		r.sc.Wait("channel.close", func(rs []proxytest.Record) bool { return proxytest.Count(rs, amqp.ChannelClose) == 1 })
+		p.SendMethod(id, amqp.ChannelCloseOk)
+		synctest.Wait()
+		if n := closes.n.Load(); n != 0 {
+			t.Errorf("%d closes are waited for, want none", n)
+		}
+		for _, x := range []*proxytest.Client{a, b, c} {
+			_ = x.Hangup()
+		}
+	})
+}

@@ -157,8 +157,8 @@ func (c *client) tend() {
 		c.mu.Lock()
 		if c.out.IdleLocked() && c.phase.Load() == phaseRunning {
 			c.out.AppendLocked(amqp.Heartbeat)
-			c.out.KickLocked()
 		}
+		c.out.KickLocked() // answers may lie there while the reader waits for the broker
 		c.mu.Unlock()
 	}
 }

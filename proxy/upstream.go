@@ -183,6 +183,13 @@ func (r *run) reset() {
 // client's end (gone) cut short.
 func (u *upstream) send(r *run, gone <-chan struct{}) error {
 	u.mu.Lock()
+	if u.failed == nil {
+		for _, x := range r.closes {
+			if x.silent && x.b.state == bOpen {
+				u.ticketLocked(x.b) // the client may have its answer before the wait is over
+			}
+		}
+	}
 	// Who is gone waits no longer, but its run leaves all the same: it opens channels that
 	// are about to be closed, and closes others that nobody else will close.
 	if err := u.out.AwaitRoomLocked(upstreamHigh, gone); err != nil && !errors.Is(err, outbox.ErrCanceled) {
@@ -271,6 +278,13 @@ func (u *upstream) closingLocked(b *binding, silent bool, now int64) {
 	b.state, b.silent, b.closedAt = bClosing, silent, now
 	u.closingN.Add(1)
 	if silent {
+		u.ticketLocked(b)
+	}
+}
+
+// ticketLocked has later readers wait for the binding's close.
+func (u *upstream) ticketLocked(b *binding) {
+	if b.ticket == nil {
 		b.ticket = u.pool.closes.add(b)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"math"
 	"net"
+	"net/netip"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -129,7 +130,7 @@ func (s *Server) Start(inherited []net.Listener) error {
 		}
 		if ln == nil {
 			var err error
-			if ln, err = listenConfig.Listen(bg, "tcp", l.Address); err != nil {
+			if ln, err = listenConfig.Listen(bg, ListenNetwork(l.Address), l.Address); err != nil {
 				for _, b := range bound {
 					_ = b.Close()
 				}
@@ -149,6 +150,15 @@ func (s *Server) Start(inherited []net.Listener) error {
 		s.acceptors.Go(func() { s.accept(ln, &lst) })
 	}
 	return nil
+}
+
+// ListenNetwork is the network to listen on at HOST:PORT: for an IPv4 address that of IPv4
+// alone, as 0.0.0.0 would be all IPv6 addresses too in Go's "tcp".
+func ListenNetwork(address string) string {
+	if a, err := netip.ParseAddrPort(address); err == nil && a.Addr().Is4() {
+		return "tcp4"
+	}
+	return "tcp"
 }
 
 // listenConfig leaves TCP keep-alive to client.rest: most clients are gone before it could

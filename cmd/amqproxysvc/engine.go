@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/netip"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -95,11 +94,7 @@ func (e *engine) Start(_ context.Context, inherited []net.Listener) error {
 	}
 	var httpListener net.Listener
 	if address := e.adminSet.HostPort(); address != "" {
-		network := "tcp"
-		if ip, err := netip.ParseAddr(e.adminSet.Address); err == nil && ip.Is4() {
-			network = "tcp4" // else 0.0.0.0 would be all IPv6 addresses too
-		}
-		ln, err := net.Listen(network, address)
+		ln, err := net.Listen(proxy.ListenNetwork(address), address)
 		if err != nil {
 			return bindError(err, "http.address, http.port")
 		}

@@ -171,8 +171,11 @@ func TestTerminal(t *testing.T) {
 		t.Fatal(err)
 	}
 	ended(t, cmd, 0, screen, stderr)
-	screen.wait(t, `INFO service stopped.*\r\n`)
-	if !strings.HasSuffix(screen.String(), "\r\n") {
+	if _, err := tty.WriteString("the prompt"); err != nil {
+		t.Fatal(err)
+	}
+	screen.wait(t, `the prompt$`) // all that came before it is there too
+	if !strings.Contains(screen.String(), "INFO service stopped") || !strings.HasSuffix(screen.String(), "\r\nthe prompt") {
 		t.Errorf("the cursor is left amid a line: %q", screen.String())
 	}
 	if stderr.String() != "" {

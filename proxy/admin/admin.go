@@ -135,9 +135,8 @@ func handler(o Options, ready *readiness) http.Handler {
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, http.StatusOK, "amqproxysvc "+o.Version+": /metrics /healthz /readyz")
 	})
-	if o.Pprof {
+	if o.Pprof { // without the command line, which may hold the broker's URL with a password
 		mux.HandleFunc("GET /debug/pprof/", pprof.Index)
-		mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
 		mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 		mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
 		mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)

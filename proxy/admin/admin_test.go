@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -190,6 +191,9 @@ func TestHealth(t *testing.T) {
 	}
 	if code, body := get(t, Handler(Options{Source: f, Pprof: true}), "/debug/pprof/"); code != 200 || !strings.Contains(body, "goroutine") {
 		t.Errorf("pprof switched on: got %d", code)
+	}
+	if _, body := get(t, Handler(Options{Source: f, Pprof: true}), "/debug/pprof/cmdline"); strings.Contains(body, os.Args[0]) {
+		t.Error("pprof tells the command line")
 	}
 }
 

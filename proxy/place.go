@@ -1,0 +1,154 @@
+// A channel's place: on which upstream it is bound, when its first frame for the broker comes.
+
+package proxy
+
+import (
+	"time"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+)
+
+// pass binds the channel where it is not, and has the frame go there. called: an answer is awaited.
+func (c *client) pass(ch *channel, f amqp.Frame, l lane, called bool) bool {
+	b := c.bound(ch, l)
+	if b == nil || !c.fits(b.u, f) {
+		return false
+	}
+	m := f.Method()
+	if called {
+		b.calls.Add(1)
+		ch.unheard = false // its answer will speak for those before it
+	} else if l == laneNone && m.Spec().Sync {
+		ch.unheard = true
+	}
+	if at := &b.u.senders[m.Index()]; at.Load() != c {
+		at.Store(c)
+	}
+	switch m {
+	case amqp.BasicGet, amqp.QueueBind, amqp.QueueUnbind, amqp.QueuePurge, amqp.QueueDelete:
+		return c.passQueue(ch, b, f)
+	case amqp.QueueDeclare:
+		ch.lastQueue = ""
+	}
+	f.SetChannel(b.id)
+	return true
+}
+
+// bound is the channel's binding, made when there is none, and joined to the run. nil: the
+// client is being closed.
+func (c *client) bound(ch *channel, l lane) *binding {
+	b := ch.cur.Load()
+	if b == nil {
+		if b = c.bind(ch, l); b == nil {
+			return nil
+		}
+	}
+	if c.run.u != b.u {
+		if c.run.u != nil {
+			c.flushRun()
+		}
+		c.run.u = b.u
+	}
+	if b.runSeq != c.runSeq {
+		b.runSeq = c.runSeq
+		c.run.bs = append(c.run.bs, b)
+	}
+	return b
+}
+
+// bind gives the channel a place on an upstream of the lane.
+func (c *client) bind(ch *channel, l lane) *binding {
+	for {
+		if c.session == nil && c.s.atChannelLimit(c.pool) {
+			if e := c.becomeSession(); e != nil {
+				c.die(e)
+				return nil
+			}
+		}
+		u, err := c.upstreamFor(l)
+		if err != nil {
+			c.die(err)
+			return nil
+		}
+		if c.run.u != nil && (c.e0 > c.s0 || c.run.u != u) {
+			c.flushRun()
+		}
+		b, prefix, failed := u.bind(ch, c.run.prefix)
+		if failed != nil {
+			c.pool.release(u)
+			switch {
+			case c.phase.Load() != phaseRunning:
+				return nil
+			case u != c.session:
+				c.dropUpstream(u)
+			case failed != errNoID:
+				c.die(u.why())
+				return nil
+			case !c.awaitID(u):
+				c.die(amqp.Errorf(amqp.ConnectionForced, 0, "the broker closes no channel within %v", c.s.cfg().CloseTimeout))
+				return nil
+			}
+			continue
+		}
+		c.run.u, c.run.prefix = u, prefix
+		c.mu.Lock()
+		ch.cur.Store(b)
+		c.mu.Unlock()
+		return b
+	}
+}
+
+// upstreamFor is where a channel of the client goes, with a place promised.
+func (c *client) upstreamFor(l lane) (*upstream, *amqp.Error) {
+	if u := c.session; u != nil {
+		c.pool.promise(u)
+		return u, nil
+	}
+	slot := &c.publish
+	if l == laneRead {
+		slot = &c.readers
+	}
+	u := c.pool.try(*slot, l)
+	if u == nil {
+		c.settle()
+		var e *amqp.Error
+		if u, e = c.pool.acquire(c, l); e != nil {
+			return nil, e
+		}
+	}
+	*slot = u
+	return u, nil
+}
+
+// awaitID waits until a channel id of the session comes free. False: none did.
+func (c *client) awaitID(u *upstream) bool {
+	c.settle()
+	timer := time.NewTimer(c.s.cfg().CloseTimeout)
+	defer timer.Stop()
+	for {
+		c.pool.mu.Lock()
+		changed := c.pool.changedLocked()
+		free := u.load+u.lost < int(u.ids.limit)
+		c.pool.mu.Unlock()
+		if free {
+			return true
+		}
+		select {
+		case <-changed:
+		case <-c.gone:
+			return false
+		case <-timer.C:
+			return false
+		}
+	}
+}
+
+// dropUpstream forgets a shared upstream that turned out to be dead.
+func (c *client) dropUpstream(u *upstream) {
+	if c.publish == u {
+		c.publish = nil
+	}
+	if c.readers == u {
+		c.readers = nil
+	}
+}

@@ -1,6 +1,8 @@
 // Command compat runs client libraries' own test suites against RabbitMQ, straight and
 // through the proxy, compares them test by test and prints a table. Its exit code is 1
 // when a test that passes straight fails through the proxy for no reason known.
+// The brokers have their management plugin, through which tests close connections; for
+// RabbitMQ 4.0 that takes root with the right to mount.
 
 //go:build linux
 

@@ -44,7 +44,7 @@ type worker struct {
 	end    error
 	at     time.Time
 	began  time.Time // the last round of one that connects anew
-	ledger ending // what was published, and what of it was confirmed
+	ledger ending    // what was published, and what of it was confirmed
 }
 
 // errHalted is the end of a worker by the test's own will.

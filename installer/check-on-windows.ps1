@@ -1,4 +1,5 @@
-# What Wine cannot show of the MSI, checked by a person on a real Windows (10, 11, Server 2016+):
+# What Wine cannot show of the MSI, checked by a person on a real, English Windows (10, 11, Server
+# 2016+):
 #   powershell -ExecutionPolicy Bypass -File check-on-windows.ps1 -Msi NEW.msi [-OldMsi OLD.msi] [-Upstream amqp://HOST]
 # In an elevated prompt, on a machine where amqproxysvc is not installed. It installs, looks,
 # breaks, upgrades and removes it; a line for each point, exit code 1 if one failed.
@@ -30,7 +31,8 @@ function Setup([string[]]$arguments) {
     return $p.ExitCode
 }
 function Wanted($got, $want) { if ("$got" -ne "$want") { throw "is `"$got`", wanted `"$want`"" } }
-function Sc([string[]]$arguments) { (& sc.exe @arguments) -join "`n" }
+# Not "Sc": Windows PowerShell has that as an alias of Set-Content, which comes first.
+function ScExe([string[]]$arguments) { (& sc.exe @arguments) -join "`n" }
 function HasAccess([string]$path, [string]$who, [string]$right) {
     $rules = (Get-Acl $path).Access | Where-Object { $_.IdentityReference -like "*$who*" -and $_.AccessControlType -eq 'Allow' }
     [bool]($rules | Where-Object { $_.FileSystemRights.ToString() -match $right })
@@ -38,14 +40,14 @@ function HasAccess([string]$path, [string]$who, [string]$right) {
 function Listening { [bool](Get-NetTCPConnection -State Listen -LocalPort 5673 -ErrorAction SilentlyContinue) }
 
 $principal = New-Object Security.Principal.WindowsPrincipal([Security.Principal.WindowsIdentity]::GetCurrent())
-if (-not $principal.IsInRole('Administrators')) { throw 'An elevated prompt is needed.' }
+if (-not $principal.IsInRole([Security.Principal.WindowsBuiltInRole]::Administrator)) { throw 'An elevated prompt is needed.' }
 if (Get-Service $name -ErrorAction SilentlyContinue) { throw "$name is installed already: uninstall it first." }
 $first = if ($OldMsi) { (Resolve-Path $OldMsi).Path } else { (Resolve-Path $Msi).Path }
 $Msi = (Resolve-Path $Msi).Path
 
 Point 'the MSI carries a valid Authenticode signature (unsigned builds fail here)' { Wanted (Get-AuthenticodeSignature $Msi).Status 'Valid' }
 Point 'silent installation ends with 0' { Wanted (Setup '/i', "`"$first`"", "UPSTREAM=$Upstream") 0 }
-Point 'UPSTREAM is in no log (MsiHiddenProperties)' { -not (Select-String -Path $log -SimpleMatch "UPSTREAM = $Upstream" -Quiet) }
+Point 'UPSTREAM is in no log (MsiHiddenProperties)' { -not (Select-String -Path $log -SimpleMatch $Upstream -Quiet -Encoding Unicode) }
 Point 'the service runs' { Wanted (Get-Service $name).Status 'Running' }
 Point 'it listens, on loopback only' {
     $on = (Get-NetTCPConnection -State Listen -OwningProcess (Get-CimInstance Win32_Service -Filter "Name='$name'").ProcessId).LocalAddress | Sort-Object -Unique
@@ -53,11 +55,11 @@ Point 'it listens, on loopback only' {
 }
 Point 'account: the virtual account' { Wanted (Get-CimInstance Win32_Service -Filter "Name='$name'").StartName "NT SERVICE\$name" }
 Point 'image path quoted' { (Get-CimInstance Win32_Service -Filter "Name='$name'").PathName.StartsWith('"' + $exe + '"') }
-Point 'delayed automatic start' { (Sc 'qc', $name) -match 'AUTO_START\s+\(DELAYED\)' }
-Point 'three restarts, after 5, 15, 60 s' { $f = Sc 'qfailure', $name; ($f -match '5000') -and ($f -match '15000') -and ($f -match '60000') }
-Point 'restarts after errors too (failure flag)' { (Sc 'qfailureflag', $name) -match 'TRUE' }
-Point 'SID type unrestricted' { (Sc 'qsidtype', $name) -match 'UNRESTRICTED' }
-Point 'preshutdown timeout over the drain (20 s)' { $null = (Sc 'qpreshutdown', $name) -match '(\d{4,})'; [int]$Matches[1] -gt 20000 }
+Point 'delayed automatic start' { (ScExe 'qc', $name) -match 'AUTO_START\s+\(DELAYED\)' }
+Point 'three restarts, after 5, 15, 60 s' { $f = ScExe 'qfailure', $name; ($f -match '5000') -and ($f -match '15000') -and ($f -match '60000') }
+Point 'restarts after errors too (failure flag)' { (ScExe 'qfailureflag', $name) -match 'TRUE' }
+Point 'SID type unrestricted' { (ScExe 'qsidtype', $name) -match 'UNRESTRICTED' }
+Point 'preshutdown timeout over the drain (20 s)' { $null = (ScExe 'qpreshutdown', $name) -match '(\d{4,})'; [int]$Matches[1] -gt 20000 }
 Point 'configuration: Administrators and SYSTEM full, service reads, Users nothing' {
     (HasAccess $config 'Administrators' 'FullControl') -and (HasAccess $config 'SYSTEM' 'FullControl') -and
     (HasAccess $config $name 'Read') -and -not (HasAccess $config 'Users' '.')

@@ -39,6 +39,10 @@ INSERT INTO `CustomAction` (`Action`, `Type`, `Source`, `Target`) VALUES ('KeepC
 INSERT INTO `CustomAction` (`Action`, `Type`, `Source`, `Target`) VALUES ('DefaultConfigFile', 51, 'CONFIGFILE', '[CommonAppDataFolder]amqproxysvc\amqproxysvc.toml')
 INSERT INTO `CustomAction` (`Action`, `Type`, `Source`, `Target`) VALUES ('SetInstallLocation', 51, 'ARPINSTALLLOCATION', '[INSTALLDIR]')
 INSERT INTO `InstallExecuteSequence` (`Action`, `Condition`, `Sequence`) VALUES ('KeepInstallDir', 'PREVINSTALLDIR AND NOT INSTALLDIR', 51)
+# With a user interface (a double click) directories are resolved before the execution, and
+# passed to it: it is too late there.
+INSERT INTO `InstallUISequence` (`Action`, `Condition`, `Sequence`) VALUES ('AppSearch', '', 50)
+INSERT INTO `InstallUISequence` (`Action`, `Condition`, `Sequence`) VALUES ('KeepInstallDir', 'PREVINSTALLDIR AND NOT INSTALLDIR', 51)
 INSERT INTO `InstallExecuteSequence` (`Action`, `Condition`, `Sequence`) VALUES ('KeepConfigFile', 'PREVCONFIGFILE AND NOT CONFIGFILE', 52)
 INSERT INTO `InstallExecuteSequence` (`Action`, `Condition`, `Sequence`) VALUES ('DefaultConfigFile', 'NOT CONFIGFILE', 1010)
 INSERT INTO `InstallExecuteSequence` (`Action`, `Condition`, `Sequence`) VALUES ('SetInstallLocation', '', 1011)

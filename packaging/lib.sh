@@ -7,6 +7,10 @@ umask 022
 
 TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 OUT=${OUT:-$TOP/dist}
+# Given from where the caller is; what follows changes the directory.
+for given in OUT TOOLS GPG_KEY SIGN_CERT SIGN_KEY; do
+    [ -z "${!given:-}" ] || printf -v "$given" %s "$(realpath -m -- "${!given}")"
+done
 
 say() { printf '%s\n' "== $*" >&2; }
 die() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
@@ -29,6 +33,13 @@ need() {
     for pair in "$@"; do
         command -v "${pair%%=*}" >/dev/null 2>&1 || die "no ${pair%%=*} although ${pair#*=} is installed"
     done
+}
+
+# need_go: Go is not installed from the distribution, whose version may be too old.
+need_go() {
+    local said
+    command -v go >/dev/null || die "Go is missing: install the version that go.mod names ($(sed -n 's/^go //p' "$TOP/go.mod"))"
+    said=$(cd "$TOP" && go list -m 2>&1) || die "$(go version) does not read go.mod: $said"
 }
 
 # tools DIR builds the tools of packaging/tools into DIR (nfpm, go-winres, cyclonedx-gomod).

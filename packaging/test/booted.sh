@@ -16,9 +16,10 @@ base_root() {
         chmod 755 "$new" # the root directory: its users must get in
         nice debootstrap --variant=minbase --include="$packages" "$suite" "$new" \
             ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"} >"$tar.log" 2>&1 ||
-            { tail -n 20 "$tar.log" >&2; rm -rf "$new"; die "debootstrap $suite failed, see $tar.log"; }
+            { tail -n 20 "$tar.log" >&2; rm -rf --one-file-system "$new"; die "debootstrap $suite failed, see $tar.log"; }
         rm -rf "$new"/var/cache/apt/archives/*.deb "$new"/var/lib/apt/lists/*
-        tar -C "$new" --numeric-owner -cf "$tar.new" .
+        # In this place "set -e" is not in force.
+        tar -C "$new" --numeric-owner -cf "$tar.new" . || { rm -rf "$new" "$tar.new"; die "could not write $tar.new"; }
         rm -rf "$new" "$tar.log"
         mv "$tar.new" "$tar"
     ) 9>"$tar.lock" || return 1

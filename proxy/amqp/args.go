@@ -43,12 +43,12 @@ func (s *Spec) CheckArgs(args []byte) (bits byte, err *Error) {
 			if len(b) < 4 {
 				return 0, s.cannotDecode(args)
 			}
-			n = 4 + int(binary.BigEndian.Uint32(b))
+			n = longLen(b, 4)
 		case 'T':
 			if len(b) < 4 {
 				return 0, s.cannotDecode(args)
 			}
-			n = 4 + int(binary.BigEndian.Uint32(b))
+			n = longLen(b, 4)
 			if n <= len(b) {
 				if why := checkTable(b[4:n], 0); why != "" {
 					return 0, Errorf(SyntaxError, s.ID, "arguments table of %s: %s", s.Name, why)

@@ -397,3 +397,34 @@ func (r *repeat) Read(p []byte) (n int, err error) {
 	}
 	return n, nil
 }
+
+// A length beyond what is there is an error, whatever it would be as a signed number.
+func TestLengthsBeyondEverything(t *testing.T) {
+	for _, length := range []string{"\xff\xff\xff\xff", "\xff\xff\xff\xf0", "\x80\x00\x00\x00", "\x7f\xff\xff\xff"} {
+		for _, field := range []string{"\x01aS", "\x01aF", "\x01aA", "\x01ax"} {
+			if why := CheckTable([]byte(field + length + "abc")); why == "" {
+				t.Errorf("%q: a table with a value of length %x is accepted", field, length)
+			}
+			if _, _, ok := Lookup([]byte(field+length+"abc"), "a"); ok {
+				t.Errorf("%q: a value of length %x is found", field, length)
+			}
+		}
+		declare := []byte("\x00\x00\x01q\x00" + length + "abc")
+		if _, err := QueueDeclare.Spec().CheckArgs(declare); err == nil {
+			t.Errorf("queue.declare with a table of length %x is accepted", length)
+		}
+		secret := []byte(length + "abc")
+		if _, err := ConnectionUpdateSecret.Spec().CheckArgs(secret); err == nil {
+			t.Errorf("a long string of length %x is accepted", length)
+		}
+		if _, err := CheckContentHeader(contentHeader(3, 1<<13, []byte(length+"abc"))); err == nil {
+			t.Errorf("headers of length %x are accepted", length)
+		}
+		if n, _, err := Split([]byte("\x03\x00\x01"+length+"abc\xce"), 0); n != 0 && err == nil {
+			t.Errorf("a frame of length %x is cut out of 3 octets", length)
+		}
+	}
+	if got := AppendBody(nil, 1, []byte("abc"), 1<<32-1); len(got) != FrameOverhead+3 {
+		t.Errorf("a small body under the largest frame_max became %x", got)
+	}
+}

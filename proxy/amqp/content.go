@@ -46,7 +46,7 @@ func CheckContentHeader(p []byte) (bodySize uint64, err *Error) {
 			if len(b) < 4 {
 				return 0, propertiesCut()
 			}
-			n = 4 + int(binary.BigEndian.Uint32(b))
+			n = longLen(b, 4)
 			if n <= len(b) {
 				if why := checkTable(b[4:n], 0); why != "" {
 					return 0, Errorf(SyntaxError, BasicPublish, "content header, headers table: %s", why)
@@ -75,7 +75,7 @@ func propertiesCut() *Error {
 // (unbounded) or at least FrameMinSize.
 func AppendBody(dst []byte, channel uint16, body []byte, frameMax uint32) []byte {
 	most := len(body)
-	if frameMax != 0 && most > int(frameMax)-FrameOverhead {
+	if frameMax != 0 && uint64(most) > uint64(frameMax)-FrameOverhead {
 		most = int(frameMax) - FrameOverhead
 	}
 	for len(body) > 0 {

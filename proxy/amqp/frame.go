@@ -6,6 +6,7 @@ package amqp
 import (
 	"encoding/binary"
 	"fmt"
+	"math"
 )
 
 // Frame types (spec 4.2.3).
@@ -91,7 +92,7 @@ func Split(b []byte, maxFrame uint32) (n, need int, err error) {
 	if size > maxFrame && maxFrame != 0 {
 		return 0, 0, FrameTooLarge(b[0], size, maxFrame)
 	}
-	total := int(size) + FrameOverhead
+	total := int(min(uint64(size)+FrameOverhead, math.MaxInt)) // an int may have 32 bits
 	if len(b) < total {
 		return 0, total, nil
 	}

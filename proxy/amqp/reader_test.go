@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"math"
 	"math/rand/v2"
 	"testing"
 )
@@ -143,7 +144,7 @@ func TestSplit(t *testing.T) {
 		if err != nil && (!errors.As(err, &e) || e.Code != FrameError || e.Method != 0) {
 			t.Errorf("payload of %d: %v, want 501 by no method", size, err)
 		}
-		if n, need, err := Split(head, 0); n != 0 || need != int(size)+FrameOverhead || err != nil {
+		if n, need, err := Split(head, 0); n != 0 || need != int(min(uint64(size)+FrameOverhead, math.MaxInt)) || err != nil {
 			t.Errorf("payload of %d without a bound: %d, %d, %v", size, n, need, err)
 		}
 	}

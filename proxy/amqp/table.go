@@ -5,6 +5,7 @@ package amqp
 
 import (
 	"encoding/binary"
+	"math"
 	"unicode/utf8"
 )
 
@@ -68,7 +69,7 @@ func checkValue(b []byte, depth int) (n int, why string) {
 		if len(b) < 5 {
 			return 0, "a field's length is cut off"
 		}
-		n = 5 + int(binary.BigEndian.Uint32(b[1:]))
+		n = longLen(b[1:], 5)
 		if n > len(b) {
 			return 0, "a field is longer than what holds it"
 		}
@@ -97,6 +98,16 @@ func checkValue(b []byte, depth int) (n int, why string) {
 		}
 	}
 	return n, ""
+}
+
+// longLen is how long a field of head octets and what the length in b announces is, or more
+// than anything can be: an int may have 32 bits.
+func longLen(b []byte, head int) int {
+	n := binary.BigEndian.Uint32(b)
+	if n > math.MaxInt32-64 {
+		return math.MaxInt
+	}
+	return head + int(n)
 }
 
 // Lookup finds a field in the inside of a well-formed table: its type octet and the

@@ -139,7 +139,7 @@ func (s *Server) verify(a *account, f *flight, props []byte) {
 
 // login is the first half of an upstream's handshake, with its place at the bound.
 func (s *Server) login(key accountKey, props []byte) (*upstream, *amqp.Error) {
-	if err := s.gate.take(nil, false); err != nil {
+	if err := s.gate.take(nil, false, false); err != nil {
 		return nil, err
 	}
 	ctx, cancel := s.connectContext()

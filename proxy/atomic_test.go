@@ -182,3 +182,23 @@ func TestDeadClientWaitsForNoRoom(t *testing.T) {
 		_ = a.Hangup()
 	})
 }
+
+// A frame is counted once, in however many pieces its publish comes.
+func TestFramesAreCountedOnce(t *testing.T) {
+	withScript(t, 0, nil, func(r *rig) {
+		c, p := r.pair(proxytest.ClientConfig{})
+		before := r.s.Stats().FramesFromClients
+		body := proxytest.Body(1, make([]byte, 1000))
+		r.must(c.Send(proxytest.Method(1, amqp.BasicPublish, 0, "", "q", 0), proxytest.Header(1, 10_000)))
+		for range 10 {
+			synctest.Wait()
+			r.must(c.Send(body))
+		}
+		p.OpenChannel()
+		p.ExpectContent(amqp.BasicPublish)
+		if n := r.s.Stats().FramesFromClients - before; n != 12 {
+			t.Errorf("%d frames are counted, 12 were sent", n)
+		}
+		_ = c.Hangup()
+	})
+}

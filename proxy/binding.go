@@ -95,7 +95,7 @@ type binding struct {
 	qosOwn    bitQueue            // which of the awaited qos-ok are the proxy's to swallow
 	selectOwn bitQueue            // likewise for confirm.select-ok
 	consumers map[string]struct{} // tags in use
-	unnamed   int                 // consumers whose tag the broker has yet to tell
+	unnamed   bitQueue            // which of the awaited consume-ok tell of a tag
 	lastQueue string              // name of the queue last declared here
 
 	// Read by the other side.

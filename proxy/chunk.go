@@ -39,7 +39,9 @@ func (c *client) chunk() bool {
 		pos += n
 	}
 	if c.gathered == 1 && c.e0 == pos {
-		pos = c.leaveTail(pos)
+		var left uint64
+		pos, left = c.leaveTail(pos)
+		frames -= left
 	}
 	c.flushRun()
 	c.rd.Skip(pos)

@@ -23,8 +23,8 @@ type gate struct {
 type gateWait struct{ since time.Time }
 
 // take waits for a place in all and, when p is not nil, in the pool (beyond: whatever its bound). At a bound an idle
-// upstream of whomever is closed to make one.
-func (g *gate) take(p *pool, beyond bool) *amqp.Error {
+// upstream of whomever is closed to make one; for a session in the pool, a shared one too.
+func (g *gate) take(p *pool, session, beyond bool) *amqp.Error {
 	var timer *time.Timer
 	var w *gateWait
 	defer func() {
@@ -70,7 +70,7 @@ func (g *gate) take(p *pool, beyond bool) *amqp.Error {
 		if setting == "max_upstreams" {
 			g.s.evictIdle()
 		} else {
-			p.evictSession()
+			p.evict(session)
 		}
 		select {
 		case <-changed:

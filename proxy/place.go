@@ -29,6 +29,12 @@ func (c *client) pass(ch *channel, f amqp.Frame, l lane, called bool) bool {
 		return c.passQueue(ch, b, f)
 	case amqp.QueueDeclare:
 		ch.lastQueue = ""
+		if !called { // no answer will tell the name
+			a := amqp.ReadArgs(f)
+			a.Short()
+			ch.lastQueue = string(a.Str())
+			ch.stateful = ch.stateful || ch.lastQueue == ""
+		}
 	}
 	f.SetChannel(b.id)
 	return true

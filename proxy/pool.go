@@ -358,10 +358,10 @@ func (p *pool) oldestIdle() (oldest *upstream, since time.Time) {
 	return oldest, since
 }
 
-// evictSession closes a former session that is idle.
-func (p *pool) evictSession() {
+// evict closes an upstream that is idle: a former session, or for a new one any.
+func (p *pool) evict(session bool) {
 	p.mu.Lock()
-	i := slices.IndexFunc(p.ups, func(u *upstream) bool { return u.session && u.idleLocked() })
+	i := slices.IndexFunc(p.ups, func(u *upstream) bool { return (session || u.session) && u.idleLocked() })
 	var u *upstream
 	if i >= 0 {
 		u = p.ups[i]
@@ -456,7 +456,7 @@ func limitReached(e *amqp.Error) bool {
 // openUpstream dials, logs in and opens the vhost. Places are bounded; props nil: the proxy's own.
 // beyond: it is for a moment and may be one more than the pool's bound.
 func (s *Server) openUpstream(p *pool, props []byte, beyond bool) (*upstream, *amqp.Error) {
-	if err := s.gate.take(p, beyond); err != nil {
+	if err := s.gate.take(p, props != nil, beyond); err != nil {
 		return nil, err
 	}
 	ctx, cancel := s.connectContext()

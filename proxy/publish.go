@@ -117,8 +117,9 @@ func (g *budget) serveLocked() {
 
 // leaveTail leaves a publish that is not whole in the read buffer, to be routed anew when
 // more has come, if it is the last in the run, nothing is mixed with it and the buffer can
-// hold all of it. It returns the place up to which the buffer has been dealt with.
-func (c *client) leaveTail(pos int) int {
+// hold all of it. It returns the place up to which the buffer has been dealt with,
+// and how many frames stay.
+func (c *client) leaveTail(pos int) (until int, frames uint64) {
 	var ch *channel
 	for x := range c.chans.all() {
 		if x.inRun {
@@ -131,13 +132,13 @@ func (c *client) leaveTail(pos int) int {
 		size += int64(ch.remaining) + (int64(ch.remaining)/(amqp.FrameMinSize-amqp.FrameOverhead)+1)*amqp.FrameOverhead
 	}
 	if size > tailMax {
-		return pos
+		return pos, 0
 	}
 	tail := c.buf[ch.start:pos]
 	for at := 0; at < len(tail); {
 		f := amqp.Frame(tail[at:])
 		if f.Channel() != b.id {
-			return pos
+			return pos, 0
 		}
 		n, _, _ := amqp.Split(tail[at:], 0)
 		at += n
@@ -146,12 +147,13 @@ func (c *client) leaveTail(pos int) int {
 		amqp.Frame(tail[at:]).SetChannel(ch.id)
 		n, _, _ := amqp.Split(tail[at:], 0)
 		at += n
+		frames++
 	}
 	ch.content, ch.inRun = noContent, false
 	c.gathered = 0
 	c.e0 = ch.start
 	c.rd.Expect(int(size))
-	return ch.start
+	return ch.start, frames
 }
 
 // cutOpen takes the frames of publishes that are not whole out of the run.

@@ -35,6 +35,9 @@ func (c *client) becomeSession() *amqp.Error {
 	c.settle()
 	u := c.pool.idleSession(c)
 	if u == nil {
+		if c.s.gate.full(c.pool) {
+			c.moveAll(nil) // first: what these leave idle makes the place
+		}
 		var e *amqp.Error
 		if u, e = c.openSession(); e != nil {
 			return e
@@ -42,10 +45,14 @@ func (c *client) becomeSession() *amqp.Error {
 	}
 	c.session = u
 	c.hasSession.Store(true)
-	for ch := range c.chans.all() {
-		c.move(ch, u)
-	}
+	c.moveAll(u)
 	return nil
+}
+
+func (c *client) moveAll(to *upstream) {
+	for ch := range c.chans.all() {
+		c.move(ch, to)
+	}
 }
 
 // openSession opens an upstream with the client's own properties.
@@ -103,14 +110,18 @@ func (c *client) move(ch *channel, to *upstream) {
 	}
 	c.flushRun()
 	b.u.mu.Lock()
-	if b.lastQueue != "" {
+	if ch.lastQueue == "" {
 		ch.lastQueue = b.lastQueue
 	}
+	freed := b.u.closeLocked(b, true)
 	b.u.mu.Unlock()
+	if !freed {
+		return // the broker has closed it meanwhile, which the client hears
+	}
+	b.u.out.Flush()
 	c.mu.Lock()
 	ch.cur.Store(nil)
 	c.mu.Unlock()
-	b.u.closeBinding(b)
 	if ch.unheard || c.s.atChannelLimit(c.pool) {
 		ch.unheard = false
 		// The declaration goes first; and at the limit of the user's channels the broker
@@ -154,12 +165,13 @@ func (c *client) consume(ch *channel, f amqp.Frame, bits byte, wait bool) bool {
 	}
 	b.u.mu.Lock()
 	_, used := b.consumers[tag]
-	switch {
-	case used:
-	case tag != "":
-		b.addConsumerLocked(tag)
-	case wait:
-		b.unnamed++
+	if !used {
+		if tag != "" {
+			b.addConsumerLocked(tag)
+		}
+		if wait {
+			b.unnamed.push(tag == "")
+		}
 	}
 	b.u.mu.Unlock()
 	if used {

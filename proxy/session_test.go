@@ -254,3 +254,143 @@ func TestQuietClose(t *testing.T) {
 		})
 	}
 }
+
+// A channel that moves names the queue it declared last, with or without awaiting the
+// answer; where only the broker knows the name, it stays.
+func TestMovedChannelKnowsItsLastQueue(t *testing.T) {
+	const noWait = 1 << 4
+	for _, tc := range []struct {
+		declare, want string
+		moves         bool
+	}{{"b", "b", true}, {"", "", false}} {
+		withScript(t, 0, nil, func(r *rig) {
+			c, p := r.pair(proxytest.ClientConfig{})
+			r.must(c.SendMethod(1, amqp.QueueDeclare, 0, "a", 0, nil))
+			id := p.OpenChannel()
+			p.Expect(amqp.QueueDeclare)
+			// The second declaration follows before the first is answered.
+			r.must(c.SendMethod(1, amqp.QueueDeclare, 0, tc.declare, noWait, nil))
+			p.Expect(amqp.QueueDeclare)
+			p.SendMethod(id, amqp.QueueDeclareOk, "a", 0, 0)
+			_, err := c.Await(1, amqp.QueueDeclareOk)
+			r.must(err)
+			r.must(c.SendMethod(1, amqp.BasicConsume, 0, "", "t", 2, nil)) // no-ack: a session
+			q := r.sc.AcceptOpen()
+			if tc.moves {
+				p.ExpectOn(id, amqp.ChannelClose)
+				p.SendMethod(id, amqp.ChannelCloseOk)
+				q.OpenChannel()
+			} else {
+				q = p
+			}
+			a := amqp.ReadArgs(q.Expect(amqp.BasicConsume))
+			a.Short()
+			if name := string(a.Str()); name != tc.want {
+				t.Errorf("the consumer is of queue %q, want %q", name, tc.want)
+			}
+			_ = c.Hangup()
+		})
+	}
+}
+
+// A channel that the broker closes while it waits to move goes nowhere.
+func TestChannelClosedWhileItMoves(t *testing.T) {
+	const noWait = 1 << 4
+	withScript(t, 4<<10, nil, func(r *rig) {
+		done := make(chan *proxytest.Client)
+		go func() {
+			c, err := r.login(proxytest.ClientConfig{})
+			if err != nil {
+				t.Error(err)
+			}
+			done <- c
+		}()
+		p := r.sc.Accept()
+		p.OpenTuned(amqp.Tune{ChannelMax: 100, FrameMax: 131072})
+		a := <-done
+		r.must(a.OpenChannel(1))
+		d := r.client(proxytest.ClientConfig{})
+		c := r.client(proxytest.ClientConfig{})
+		r.must(c.SendMethod(1, amqp.QueueDeclare, 0, "missing", 1|noWait, nil))
+		id := p.OpenChannel()
+		p.Expect(amqp.QueueDeclare)
+		p.Hold()
+		small := proxytest.PublishBytes(1, "", "q", make([]byte, 20_000), 0)
+		r.must(a.Send(small)) // its reader writes, and waits
+		synctest.Wait()
+		for range 20 {
+			r.must(d.Send(small)) // this one fills the queue
+			synctest.Wait()
+		}
+		r.must(c.Send(proxytest.Method(1, amqp.QueueDeclare, 0, "other", noWait, nil), proxytest.Method(1, amqp.BasicGet, 0, "q", 1)))
+		synctest.Wait() // the get is to go where readers are
+		p.Send(proxytest.CloseBytes(id, 404, "NOT_FOUND - no queue 'missing'", amqp.QueueDeclare))
+		synctest.Wait()
+		p.Read()
+		e, err := c.Closed(1)
+		r.must(err)
+		r.hears(e, 404, "missing")
+		synctest.Wait()
+		if n := r.sc.Accepted(); n != 1 {
+			t.Errorf("%d connections, want 1: the closed channel has moved", n)
+		}
+		_ = a.Hangup()
+		_ = d.Hangup()
+		_ = c.Hangup()
+		r.sc.Wait("two closes", func(rs []proxytest.Record) bool { return proxytest.Count(rs, amqp.ChannelClose) == 2 })
+	})
+}
+
+// The name that the broker gives a consumer is that consumer's, whatever was asked before.
+func TestConsumersAreNamedInOrder(t *testing.T) {
+	withScript(t, 0, func(c *Config) { c.Listeners[0].Mode = PoolShared }, func(r *rig) {
+		c, p := r.pair(proxytest.ClientConfig{})
+		r.must(c.Send(proxytest.Method(1, amqp.BasicConsume, 0, "q", "t", 0, nil), proxytest.Method(1, amqp.BasicCancel, "t", 0),
+			proxytest.Method(1, amqp.BasicConsume, 0, "q", "", 0, nil)))
+		id := p.OpenChannel()
+		p.Expect(amqp.BasicConsume)
+		p.Expect(amqp.BasicCancel)
+		p.Expect(amqp.BasicConsume)
+		p.SendMethod(id, amqp.BasicConsumeOk, "t")
+		p.SendMethod(id, amqp.BasicCancelOk, "t")
+		p.SendMethod(id, amqp.BasicConsumeOk, "amq.ctag-1")
+		synctest.Wait()
+		r.must(c.SendMethod(1, amqp.BasicConsume, 0, "q", "t", 0, nil)) // its tag is free again
+		p.Expect(amqp.BasicConsume)
+		p.SendMethod(id, amqp.BasicConsumeOk, "t")
+		synctest.Wait()
+		r.must(c.SendMethod(1, amqp.BasicConsume, 0, "q", "amq.ctag-1", 0, nil)) // this one's is not
+		e, err := c.Closed(0)
+		r.must(err)
+		r.hears(e, amqp.NotAllowed, "attempt to reuse consumer tag 'amq.ctag-1'")
+		_ = c.Hangup()
+	})
+}
+
+// A client that needs a connection of its own gets one at the bound too, if all that is in
+// use is what it gives up for it.
+func TestSessionAtTheBound(t *testing.T) {
+	for _, setting := range []string{"max_upstreams", "max_upstreams_per_identity"} {
+		for _, declared := range []bool{false, true} {
+			withBroker(t, proxytest.BrokerConfig{}, func(c *Config) {
+				if setting == "max_upstreams" {
+					c.MaxUpstreams = 1
+				} else {
+					c.MaxUpstreamsPerIdentity = 1
+				}
+			}, func(r *rig) {
+				c := r.client(proxytest.ClientConfig{})
+				if declared {
+					_, err := c.DeclareQueue(1, "q", 0)
+					r.must(err)
+				}
+				began := time.Now()
+				_, err := c.DeclareQueue(1, "mine", proxytest.Exclusive)
+				if err != nil || time.Since(began) > time.Second {
+					t.Errorf("%s = 1, declared %v: got %v after %v", setting, declared, err, time.Since(began))
+				}
+				_ = c.Close()
+			})
+		}
+	}
+}

@@ -284,8 +284,7 @@ func (u *upstream) method(b *binding, f amqp.Frame, d *delivery, at int) bool {
 // consumerNamed notes the tag that the broker gave a consumer without one.
 func (u *upstream) consumerNamed(b *binding, tag string) {
 	u.mu.Lock()
-	if _, known := b.consumers[tag]; !known && b.unnamed > 0 {
-		b.unnamed--
+	if b.unnamed.pop() {
 		b.addConsumerLocked(tag)
 	}
 	u.mu.Unlock()

@@ -71,6 +71,7 @@ type logins struct {
 // login that the broker accepted, otherwise asked now. The account counts the caller.
 func (s *Server) authenticate(c *client, key accountKey, props []byte) (*account, *amqp.Error) {
 	l := &s.logins
+	came := time.Now()
 	for {
 		l.mu.Lock()
 		a := l.accounts[key]
@@ -85,14 +86,14 @@ func (s *Server) authenticate(c *client, key accountKey, props []byte) (*account
 		}
 		f := a.flight
 		if f == nil {
-			f = &flight{done: make(chan struct{})}
+			f = newFlight()
 			a.flight = f
 			s.spawn(func() { s.verify(a, f, props) })
 		}
 		l.mu.Unlock()
 		select {
 		case <-f.done:
-			if f.err != nil {
+			if f.err != nil && !f.again(came) {
 				return nil, f.err
 			}
 		case <-c.gone:
@@ -278,6 +279,7 @@ func (s *Server) forget(p *pool, e *amqp.Error) {
 // With a session, the client's own upstream has been opened or taken.
 func (s *Server) admitted(c *client, p *pool) *amqp.Error {
 	cfg := s.cfg()
+	came := time.Now()
 	for {
 		p.mu.Lock()
 		if p.verified != 0 && p.usableLocked() {
@@ -291,14 +293,16 @@ func (s *Server) admitted(c *client, p *pool) *amqp.Error {
 		}
 		f := p.login
 		if f == nil {
-			f = &flight{done: make(chan struct{})}
+			f = newFlight()
 			p.login = f
 			p.s.spawn(func() { p.firstLogin(f) })
 		}
 		p.mu.Unlock()
 		select {
 		case <-f.done:
-			return f.err
+			if f.err == nil || !f.again(came) {
+				return f.err
+			}
 		case <-c.gone:
 			return errGone
 		}

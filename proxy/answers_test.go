@@ -321,3 +321,43 @@ func TestReadYourWritesWhileTheCloseWaits(t *testing.T) {
 		}
 	})
 }
+
+// Who waits for a place on a crowded upstream has it as soon as the slow client has caught up.
+func TestWaitForACrowdedUpstream(t *testing.T) {
+	withScript(t, 0, func(c *Config) { c.ClientQueue, c.MaxUpstreams = 64<<10, 1 }, func(r *rig) {
+		c, p := r.pair(proxytest.ClientConfig{})
+		d := r.client(proxytest.ClientConfig{})
+		const size = 300_000 // the client's socket holds 256 KiB
+		r.must(c.SendMethod(1, amqp.BasicGet, 0, "q", 1))
+		id := p.OpenChannel()
+		p.Expect(amqp.BasicGet)
+		p.Send(proxytest.Method(id, amqp.BasicGetOk, 1, 0, "", "q", 0), proxytest.Header(id, size))
+		for left := size; left > 0; left -= 10_000 {
+			p.Send(proxytest.Body(id, make([]byte, min(left, 10_000))))
+			synctest.Wait()
+		}
+		u := r.s.allPools()[0].ups[0]
+		if n := u.crowded.Load(); n != 1 {
+			t.Fatalf("crowded is %d with a client that does not read, want 1", n)
+		}
+		r.must(d.SendMethod(1, amqp.BasicGet, 0, "q", 1))
+		synctest.Wait()
+		if _, err := c.Await(1, amqp.BasicGetOk); err != nil {
+			t.Fatal(err)
+		}
+		for got := 0; got < size; {
+			f, err := c.Next()
+			r.must(err)
+			if f.Type() == amqp.FrameBody {
+				got += len(f.Payload())
+			}
+		}
+		began := time.Now()
+		p.OpenChannel()
+		if took := time.Since(began); took > time.Second {
+			t.Errorf("it was served after %v", took)
+		}
+		_ = c.Hangup()
+		_ = d.Hangup()
+	})
+}

@@ -25,9 +25,10 @@ func TestChaos(t *testing.T) {
 			Tune: amqp.Tune{ChannelMax: uint16(20 + 100*(seed%2)), FrameMax: 8192, Heartbeat: 10},
 		}, func(c *Config) {
 			c.Listeners[0].Mode = mode
-			c.MaxChannels = 10
-			c.MaxUpstreams = int(seed%4) * 8
-			c.MaxUpstreamsPerIdentity = int(seed%5) * 3
+			c.MaxChannels = []int{10, 3, 1}[seed/3%3]
+			c.MaxUpstreams = []int{0, 8, 1, 24}[seed%4]
+			c.MaxUpstreamsPerIdentity = []int{0, 1, 6, 2, 12}[seed%5]
+			c.MaxClients = []int{0, 12}[seed/2%2]
 			c.AuthTTL = time.Second
 			c.IdleTimeout, c.MaxLifetime = 3*time.Second, 7*time.Second
 			c.MaxMessageSize, c.MessageBuffer, c.ClientQueue = 1<<20, 2<<20, 128<<10
@@ -50,7 +51,7 @@ func TestChaos(t *testing.T) {
 			close(stop)
 			weather.Wait()
 			r.b.Unblock()
-			time.Sleep(3 * time.Second)
+			time.Sleep(20 * time.Second) // who waits for a place does not see that its client has gone
 			// The canary finds everything in order.
 			c := r.client(proxytest.ClientConfig{})
 			_, err := c.DeclareQueue(1, "canary", 0)
@@ -152,7 +153,7 @@ func (r *rig) misbehave(rnd *rand.Rand) {
 	for range 1 + rnd.IntN(25) {
 		ch := uint16(1 + rnd.IntN(3))
 		var err error
-		switch rnd.IntN(22) {
+		switch rnd.IntN(35) {
 		case 0:
 			if rnd.IntN(10) == 0 {
 				err = c.OpenChannel(ch)
@@ -207,6 +208,60 @@ func (r *rig) misbehave(rnd *rand.Rand) {
 					err = c.OpenChannel(ch)
 				}
 			}
+		case 22: // a queue without an answer, and what relies on its being the last one
+			err = c.Send(proxytest.Method(ch, amqp.QueueDeclare, 0, q, 1<<4, nil))
+			if err == nil && rnd.IntN(2) == 0 {
+				_, err = c.Get(ch, "", true)
+			}
+		case 23: // several things at once, in pieces
+			p := append(proxytest.PublishBytes(ch, "", q, make([]byte, rnd.IntN(9000)), 4096),
+				proxytest.Method(ch, amqp.BasicQos, 0, rnd.IntN(30), 0)...)
+			p = append(p, proxytest.PublishBytes(1+ch%3, "", q, make([]byte, rnd.IntN(70_000)), 4096)...)
+			for len(p) > 0 && err == nil {
+				n := min(len(p), 1+rnd.IntN(30_000))
+				err = c.Send(p[:n])
+				p = p[n:]
+				if rnd.IntN(3) == 0 {
+					time.Sleep(time.Millisecond)
+				}
+			}
+		case 24: // publishes of two channels, frame by frame in turns
+			a := proxytest.PublishBytes(1, "", q, make([]byte, 1+rnd.IntN(20_000)), 4096)
+			b := proxytest.PublishBytes(2, "", q, make([]byte, 1+rnd.IntN(20_000)), 4096)
+			err = c.Send(inTurns(rnd, a, b))
+		case 25:
+			err = c.Send(proxytest.Method(ch, amqp.BasicQos, 0, rnd.IntN(30), 1))
+			if err == nil {
+				_, err = c.Await(ch, amqp.BasicQosOk)
+			}
+		case 26:
+			err = c.Call(proxytest.Method(ch, amqp.BasicRecover, 1), amqp.BasicRecoverOk)
+		case 27:
+			tag := fmt.Sprint("t", rnd.IntN(3))
+			err = c.Send(proxytest.Method(ch, amqp.BasicConsume, 0, q, tag, rnd.IntN(2)*2, nil),
+				proxytest.Method(ch, amqp.BasicCancel, tag, rnd.IntN(2)))
+		case 28:
+			if rnd.IntN(4) == 0 {
+				err = c.Call(proxytest.Method(0, amqp.ConnectionUpdateSecret, "guest", "because"), amqp.ConnectionUpdateSecretOk)
+			}
+		case 29: // it opens what it closes, without waiting
+			err = c.Send(proxytest.Method(ch, amqp.BasicPublish, 0, "", q, 0), proxytest.Header(ch, 3), proxytest.Body(ch, []byte("abc")),
+				proxytest.Method(ch, amqp.ChannelClose, 200, "", 0, 0))
+			if err == nil {
+				if _, err = c.Await(ch, amqp.ChannelCloseOk); err == nil {
+					err = c.OpenChannel(ch)
+				}
+			}
+		case 30:
+			time.Sleep(time.Duration(rnd.IntN(3000)) * time.Millisecond)
+		case 31:
+			err = c.Call(proxytest.Method(ch, amqp.TxRollback), amqp.TxRollbackOk)
+		case 32:
+			err = c.Send(proxytest.Method(ch, amqp.QueueDeclare, 0, "", 1<<4|proxytest.Exclusive, nil))
+		case 33:
+			err = c.Call(proxytest.Method(ch, amqp.ExchangeDeclare, 0, fmt.Sprint("x", rnd.IntN(2)), []string{"direct", "fanout"}[rnd.IntN(2)], 0, nil), amqp.ExchangeDeclareOk)
+		case 34:
+			err = c.DeleteQueue(ch, q)
 		}
 		var e *amqp.Error
 		if errors.As(err, &e) && !amqp.IsHard(e.Code) {
@@ -214,6 +269,80 @@ func (r *rig) misbehave(rnd *rand.Rand) {
 		}
 		if err != nil && rnd.IntN(3) > 0 {
 			return
+		}
+	}
+}
+
+// inTurns mixes the frames of two channels.
+func inTurns(rnd *rand.Rand, streams ...[]byte) (mixed []byte) {
+	for len(streams) > 0 {
+		i := rnd.IntN(len(streams))
+		n, _, _ := amqp.Split(streams[i], 0)
+		mixed = append(mixed, streams[i][:n]...)
+		if streams[i] = streams[i][n:]; len(streams[i]) == 0 {
+			streams = append(streams[:i], streams[i+1:]...)
+		}
+	}
+	return mixed
+}
+
+// canaryRuns is how many crowds the canary lives in.
+const canaryRuns = 6
+
+// Whatever the others do, one that does nothing wrong is served all the while.
+func TestCanaryAmidChaos(t *testing.T) {
+	for seed := range uint64(canaryRuns) {
+		mode := []PoolMode{PoolAuto, PoolAuto, PoolShared}[seed%3]
+		withBroker(t, proxytest.BrokerConfig{
+			Users: map[string]string{"guest": "guest", "b": "b"}, VHosts: []string{"/", "v"},
+			Tune: amqp.Tune{ChannelMax: 200, FrameMax: 8192, Heartbeat: 10},
+		}, func(c *Config) {
+			c.Listeners[0].Mode = mode
+			c.AuthTTL = time.Second
+			c.IdleTimeout, c.MaxLifetime = 3*time.Second, 7*time.Second
+			c.MaxMessageSize, c.MessageBuffer, c.ClientQueue = 1<<20, 2<<20, 128<<10
+			c.FastClose = seed%5 != 3
+		}, func(r *rig) {
+			var wg sync.WaitGroup
+			for i := range 12 {
+				wg.Go(func() {
+					rnd := rand.New(rand.NewPCG(seed, uint64(i)))
+					for range 12 {
+						r.misbehave(rnd)
+						time.Sleep(time.Duration(rnd.IntN(300)) * time.Millisecond)
+					}
+				})
+			}
+			over := make(chan struct{})
+			go func() { wg.Wait(); close(over) }()
+			c := r.client(proxytest.ClientConfig{Name: "canary", Timeout: 2 * time.Second})
+			_, err := c.DeclareQueue(1, "canary", 0)
+			r.must(err)
+			r.must(c.Confirm(1))
+			r.must(c.OpenChannel(2))
+			r.must(c.Qos(2, 1))
+			_, err = c.Consume(2, "canary", "c", false)
+			r.must(err)
+			for i := 0; ; i++ {
+				select {
+				case <-over:
+					r.must(c.Close())
+					return
+				case <-time.After(50 * time.Millisecond):
+				}
+				song := fmt.Sprint("song ", i)
+				r.must(c.Publish(1, "", "canary", []byte(song)))
+				r.must(c.WaitConfirms(1))
+				m, err := c.Delivery(2)
+				r.must(err)
+				if string(m.Body) != song {
+					t.Errorf("got %q, want %q", m.Body, song)
+				}
+				r.must(c.Ack(2, m.Tag, false))
+			}
+		})
+		if t.Failed() {
+			t.Fatalf("seed %d, mode %s", seed, mode)
 		}
 	}
 }

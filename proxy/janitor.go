@@ -52,6 +52,7 @@ func (s *Server) janitor() {
 		}
 		if i%5 == 0 {
 			s.tendPools()
+			s.gate.pokeIfWaiting() // a login may have come that nobody goes on with
 			s.forgive()
 		}
 	}

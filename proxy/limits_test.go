@@ -87,3 +87,41 @@ func TestOneUpstreamForBoth(t *testing.T) {
 		}
 	})
 }
+
+// Whoever comes when another has long waited for a place has the whole of wait_timeout too.
+func TestEveryoneWaitsTheWholeTime(t *testing.T) {
+	for _, running := range []bool{false, true} {
+		withScript(t, 0, func(c *Config) { c.Listeners[0].Mode, c.MaxUpstreams, c.MaxChannels = PoolShared, 1, 1 }, func(r *rig) {
+			busy, p := r.pair(proxytest.ClientConfig{})
+			user := "b"
+			var clients [2]*proxytest.Client
+			if running {
+				user = "guest"
+				clients = [2]*proxytest.Client{r.client(proxytest.ClientConfig{}), r.client(proxytest.ClientConfig{})}
+			}
+			r.must(busy.Publish(1, "", "q", nil))
+			p.OpenChannel()
+			took := make(chan time.Duration)
+			for i := range 2 {
+				go func() {
+					time.Sleep(time.Duration(i) * 4 * time.Second)
+					began := time.Now()
+					var err error
+					if running {
+						_, err = clients[i].DeclareQueue(1, "q", 0)
+					} else {
+						_, err = r.login(proxytest.ClientConfig{User: user, Password: user})
+					}
+					r.hears(err, amqp.ConnectionForced, "no connection to the broker is free")
+					took <- time.Since(began)
+				}()
+			}
+			for range 2 {
+				if d := <-took; d < 5*time.Second {
+					t.Errorf("running %v: refused after %v, wait_timeout is 5 s", running, d)
+				}
+			}
+			_ = busy.Hangup()
+		})
+	}
+}

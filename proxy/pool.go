@@ -18,8 +18,18 @@ type identity struct{ user, secret, vhost string }
 
 // flight is something that is done once while many wait for it.
 type flight struct {
-	done chan struct{}
-	err  *amqp.Error // read after done
+	began time.Time
+	done  chan struct{}
+	err   *amqp.Error // read after done
+}
+
+func newFlight() *flight { return &flight{began: time.Now(), done: make(chan struct{})} }
+
+// again tells whether who came at the given time shall try once more after the flight has
+// failed: it was under way then, and they have waited for less than half of it, for a place or
+// the broker.
+func (f *flight) again(came time.Time) bool {
+	return f.err.Code == amqp.ConnectionForced && time.Since(came) < time.Since(f.began)/2
 }
 
 type pool struct {
@@ -135,6 +145,7 @@ func (p *pool) acquire(c *client, l lane) (*upstream, *amqp.Error) {
 	timeout := p.s.cfg().WaitTimeout + p.s.cfg().ConnectTimeout
 	timer := time.NewTimer(timeout)
 	defer timer.Stop()
+	came := time.Now()
 	for {
 		if u := p.try(nil, l); u != nil {
 			return u, nil
@@ -153,7 +164,7 @@ func (p *pool) acquire(c *client, l lane) (*upstream, *amqp.Error) {
 		}
 		f := p.dialling
 		if f == nil {
-			f = &flight{done: make(chan struct{})}
+			f = newFlight()
 			p.dialling = f
 			p.s.spawn(func() { p.dialShared(f) })
 		}
@@ -179,6 +190,9 @@ func (p *pool) acquire(c *client, l lane) (*upstream, *amqp.Error) {
 			}
 			if u := p.tryAnyLane(); u != nil {
 				return u, nil
+			}
+			if f.again(came) {
+				continue
 			}
 			return nil, f.err
 		default:
@@ -335,6 +349,9 @@ func (p *pool) tend(now time.Time) (empty bool) {
 		}
 	}
 	empty = p.emptyLocked()
+	if p.waiting > 0 {
+		p.notifyLocked() // a crowded upstream may have room again, which nobody tells
+	}
 	p.mu.Unlock()
 	for _, u := range ends {
 		u.close("idle or old")

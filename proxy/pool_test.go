@@ -484,3 +484,31 @@ func TestBrokerDiesAmidALogin(t *testing.T) {
 		r.hears(<-done, amqp.ConnectionForced, "closed the connection during the handshake")
 	})
 }
+
+// Whoever waits for a place gets that of a login that came up meanwhile and names no vhost.
+func TestUnusedLoginMakesRoom(t *testing.T) {
+	withScript(t, 0, func(c *Config) { c.MaxUpstreams = 1 }, func(r *rig) {
+		a := r.connect(proxytest.ClientConfig{})
+		started, served := make(chan error), make(chan error)
+		go func() { started <- a.Start() }()
+		p := r.sc.Accept()
+		p.Start()
+		go func() {
+			b, err := r.login(proxytest.ClientConfig{User: "b", Password: "b"})
+			if err == nil {
+				err = b.Close()
+			}
+			served <- err
+		}()
+		synctest.Wait() // it waits for the place
+		p.Send(amqp.AppendTune(nil, amqp.ConnectionTune, proxytest.DefaultTune))
+		r.must(<-started)
+		began := time.Now()
+		r.sc.AcceptOpen()
+		r.must(<-served)
+		if took := time.Since(began); took > time.Second {
+			t.Errorf("it was served after %v", took)
+		}
+		_ = a.Hangup()
+	})
+}

@@ -166,8 +166,8 @@ func (r *rig) settled() {
 					u.crowded.Load(), u.closingN.Load(), u.owner.Load() != nil, u.lane)
 			}
 		}
-		if p.clients != 0 {
-			r.t.Errorf("pool counts %d clients", p.clients)
+		if p.clients != 0 || p.waiting != 0 || p.opening != 0 {
+			r.t.Errorf("pool counts %d clients, %d that wait, %d upstreams that are being opened", p.clients, p.waiting, p.opening)
 		}
 		p.mu.Unlock()
 	}

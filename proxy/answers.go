@@ -125,6 +125,7 @@ func (c *client) answerClose(ch *channel, to channelState) bool {
 	if to == chClosed {
 		c.out.SetBufferLocked(amqp.AppendMethod(c.out.BufferLocked(16), ch.id, amqp.ChannelCloseOk))
 	}
+	c.glut = c.out.LenLocked() > c.s.cfg().ClientQueue
 	c.mu.Unlock()
 	if was == chRefused {
 		c.owe(ch.id)

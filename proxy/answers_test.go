@@ -361,3 +361,54 @@ func TestWaitForACrowdedUpstream(t *testing.T) {
 		_ = d.Hangup()
 	})
 }
+
+// A client that asks on and on and reads none of the answers is not read any more when
+// client_queue is full of them; once it reads, it has them all.
+func TestAnswersThatNobodyReads(t *testing.T) {
+	const limit, asked = 512 << 10, 100_000
+	withScript(t, 0, func(c *Config) { c.ClientQueue = limit }, func(r *rig) {
+		c, p := r.pair(proxytest.ClientConfig{Timeout: time.Hour})
+		r.must(c.OpenChannel(2))
+		r.must(c.SendMethod(1, amqp.BasicGet, 0, "q", 1))
+		id := p.OpenChannel()
+		p.Expect(amqp.BasicGet)
+		const size = 300_000 // the client's socket holds 256 KiB
+		p.Send(proxytest.Method(id, amqp.BasicGetOk, 1, 0, "", "q", 0), proxytest.Header(id, size))
+		for left := size; left > 0; left -= 100_000 {
+			p.Send(proxytest.Body(id, make([]byte, 100_000)))
+		}
+		synctest.Wait()
+		sent := make(chan error)
+		go func() {
+			many := bytes.Repeat(proxytest.Method(2, amqp.BasicQos, 0, 10, 0), 1000)
+			for range asked / 1000 {
+				if err := c.Send(many); err != nil {
+					sent <- err
+					return
+				}
+			}
+			sent <- nil
+		}()
+		synctest.Wait()
+		var waits int
+		r.s.mu.Lock()
+		for x := range r.s.clients {
+			x.mu.Lock()
+			waits = x.out.LenLocked()
+			x.mu.Unlock()
+		}
+		r.s.mu.Unlock()
+		if waits > limit+128<<10 {
+			t.Errorf("%d octets wait for a client that does not read, client_queue is %d", waits, limit)
+		}
+		for answers := 0; answers < asked; {
+			f, err := c.Next()
+			r.must(err)
+			if isMethod(amqp.BasicQosOk)(f) {
+				answers++
+			}
+		}
+		r.must(<-sent)
+		_ = c.Hangup()
+	})
+}

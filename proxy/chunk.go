@@ -50,6 +50,10 @@ func (c *client) chunk() bool {
 		c.reserveAll()
 	}
 	c.out.Flush()
+	if c.glut {
+		c.glut = false
+		c.waitRoom(nil) // whoever reads no answers is asked for no more
+	}
 	return alive
 }
 

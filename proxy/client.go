@@ -98,6 +98,7 @@ type client struct {
 	begun    *channel  // whose publish begins with the frame that is being routed
 	gathered int       // publishes that begin in the run and are not whole
 	spilling int       // publishes that are gathered outside of it
+	glut     bool      // the answers that wait for the client fill its queue
 	publish  *upstream // where this client's publishers go
 	readers  *upstream // where its readers go
 	session  *upstream // its own upstream
@@ -418,6 +419,7 @@ func (c *client) reply(ch *channel, m amqp.Method, args ...byte) {
 	if ch.state.Load() == chOpen && c.phase.Load() == phaseRunning {
 		c.out.SetBufferLocked(amqp.AppendMethod(c.out.BufferLocked(32+len(args)), ch.id, m, args...))
 	}
+	c.glut = c.out.LenLocked() > c.s.cfg().ClientQueue
 	c.mu.Unlock()
 }
 

@@ -211,7 +211,6 @@ func (c *client) end() {
 	c.mu.Lock()
 	c.out.FailLocked(outbox.ErrClosed)
 	c.uncrowdLocked()
-	c.s.n.toClientsGone.Add(uint64(c.out.Written.Load()))
 	blockedBy := c.blockedBy
 	c.blockedBy = nil
 	c.mu.Unlock()

@@ -285,3 +285,31 @@ func TestWhatWasLearnedIsForgotten(t *testing.T) {
 		t.Errorf("after %v %d limits and %d offenders are kept", offenceTime, len(s.channelLimits), len(s.offenders))
 	}
 }
+
+// Totals never go down, not even while clients leave: a monitor would take it for a restart.
+func TestTotalsOnlyGrow(t *testing.T) {
+	withBroker(t, proxytest.BrokerConfig{}, nil, func(r *rig) {
+		stop, over := make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(over)
+			for last := uint64(0); ; {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				n := r.s.Stats().BytesToClients
+				if n < last {
+					t.Errorf("%d bytes were sent to clients after %d", n, last)
+					return
+				}
+				last = n
+			}
+		}()
+		for range 300 {
+			r.must(r.client(proxytest.ClientConfig{}).Close())
+		}
+		close(stop)
+		<-over
+	})
+}

@@ -224,6 +224,7 @@ func (s *Server) admit(conn net.Conn, lst *Listener) {
 func (s *Server) clientGone(c *client) {
 	s.mu.Lock()
 	delete(s.clients, c)
+	s.n.toClientsGone.Add(uint64(c.out.Written.Load()))
 	if c.held {
 		s.held--
 		s.wakeWaitingLocked()

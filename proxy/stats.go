@@ -92,7 +92,7 @@ func (s *Server) Stats() Stats {
 		Started: s.began, ClientsTotal: n.clientsTotal.Load(), UpstreamsTotal: n.upstreamsTotal.Load(),
 		LoginsOK: n.loginsOK.Load(), LoginsRefused: n.loginsRefused.Load(), LoginsFailed: n.loginsFailed.Load(),
 		ReuseHits: n.reuseHits.Load(), BytesFromClients: n.fromClients.Load(), BytesFromUpstreams: n.fromUpstreams.Load(),
-		BytesToUpstreams: n.toUpstreams.Load(), BytesToClients: n.toClientsGone.Load(),
+		BytesToUpstreams:  n.toUpstreams.Load(),
 		FramesFromClients: n.framesClients.Load(), FramesFromUpstreams: n.framesUpstreams.Load(),
 		LateErrors: n.lateErrors.Load(), SlowClientCloses: n.slowCloses.Load(), FirewallCloses: n.firewallCloses.Load(),
 		HeartbeatTimeouts: n.heartbeatTimeouts.Load(), UpstreamsLost: n.upstreamsLost.Load(),
@@ -104,6 +104,7 @@ func (s *Server) Stats() Stats {
 	}
 	s.mu.Lock()
 	st.Clients, st.Upstreams = len(s.clients), len(s.upstreams)
+	st.BytesToClients = n.toClientsGone.Load() // in one step with who is here: totals only grow
 	for c := range s.clients {
 		st.BytesToClients += uint64(c.out.Written.Load())
 	}

@@ -92,6 +92,7 @@ type binding struct {
 	silent    bool                // the client has its answer already, or wants none
 	ticket    *ticket             // a quiet close that later readers wait for
 	closedAt  int64               // when close was sent
+	refusal   *amqp.Error         // the broker's channel.close
 	qosOwn    bitQueue            // which of the awaited qos-ok are the proxy's to swallow
 	selectOwn bitQueue            // likewise for confirm.select-ok
 	consumers map[string]struct{} // tags in use

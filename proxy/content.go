@@ -13,6 +13,7 @@ func (c *client) beginPublish(ch *channel, f amqp.Frame, mandatory bool) bool {
 	}
 	b := c.bound(ch, lanePublish)
 	if b == nil {
+		ch.content, ch.discard = wantHeader, true
 		return false
 	}
 	if b.u.blocked.Load() {

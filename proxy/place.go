@@ -41,10 +41,13 @@ func (c *client) pass(ch *channel, f amqp.Frame, l lane, called bool) bool {
 }
 
 // bound is the channel's binding, made when there is none, and joined to the run. nil: the
-// client is being closed.
+// client or the channel is being closed.
 func (c *client) bound(ch *channel, l lane) *binding {
 	b := ch.cur.Load()
 	if b == nil {
+		if ch.state.Load() != chOpen {
+			return nil // refused where it was before it moved
+		}
 		if b = c.bind(ch, l); b == nil {
 			return nil
 		}

@@ -285,6 +285,8 @@ func (c *client) closed(ch *channel) {
 
 // settled notes what basic.ack, nack or reject settles.
 func (c *client) settled(ch *channel, f amqp.Frame, multiple bool) {
+	// Where there is nothing to settle the broker closes the channel, which is to be heard.
+	ch.stateful = true
 	tag := binary.BigEndian.Uint64(f.Args())
 	if multiple && tag == 0 {
 		if b := ch.cur.Load(); b != nil {

@@ -127,7 +127,25 @@ func (c *client) move(ch *channel, to *upstream) {
 		// The declaration goes first; and at the limit of the user's channels the broker
 		// must not count this one twice.
 		c.readYourWrites()
+		c.refusedBehind(ch, b)
 	}
+}
+
+// refusedBehind passes on what the broker said to a declaration without an answer, on the
+// binding that the channel has moved away from.
+func (c *client) refusedBehind(ch *channel, b *binding) {
+	b.u.mu.Lock()
+	e := b.refusal
+	b.u.mu.Unlock()
+	if e == nil {
+		return
+	}
+	c.mu.Lock()
+	if ch.state.Load() == chOpen && c.phase.Load() == phaseRunning {
+		ch.state.Store(chRefused)
+		c.out.SetBufferLocked(amqp.AppendClose(c.out.BufferLocked(300), ch.id, e))
+	}
+	c.mu.Unlock()
 }
 
 // ready has the channel where readers are, before its first get or consume: it may have

@@ -394,3 +394,58 @@ func TestSessionAtTheBound(t *testing.T) {
 		}
 	}
 }
+
+// A channel that acks where there is nothing to settle hears what the broker says of it: it
+// does not move away from that.
+func TestAckKeepsAChannelWhereItIs(t *testing.T) {
+	withScript(t, 0, nil, func(r *rig) {
+		c, p := r.pair(proxytest.ClientConfig{})
+		r.must(c.Send(
+			proxytest.Method(1, amqp.BasicNack, 7, 0),
+			proxytest.Method(1, amqp.BasicConsume, 0, "q", "t", 2, nil)))
+		id := p.OpenChannel()
+		p.ExpectOn(id, amqp.BasicNack)
+		own := r.sc.AcceptOpen() // for the consumer, who needs one
+		p.ExpectOn(id, amqp.BasicConsume)
+		p.Send(proxytest.CloseBytes(id, 406, "PRECONDITION_FAILED - unknown delivery tag 7", amqp.BasicNack))
+		p.ExpectOn(id, amqp.ChannelCloseOk)
+		e, err := c.Closed(1)
+		r.must(err)
+		r.hears(e, 406, "unknown delivery tag")
+		own.ExpectNothing(time.Second)
+		r.must(c.Close())
+	})
+}
+
+// What the broker says to a declaration without an answer is heard although the channel
+// moves right behind it: to a session, or from the publishers to the readers.
+func TestRefusedBeforeItMoves(t *testing.T) {
+	for name, next := range map[string][]byte{
+		"session": proxytest.Method(1, amqp.BasicConsume, 0, "q", "t", 2, nil),
+		"readers": proxytest.Method(1, amqp.BasicGet, 0, "q", 0),
+	} {
+		withScript(t, 0, nil, func(r *rig) {
+			c, p := r.pair(proxytest.ClientConfig{})
+			other := r.client(proxytest.ClientConfig{})
+			r.must(other.Publish(1, "", "q", nil)) // the upstream stays one of publishers
+			p.OpenChannel()
+			p.ExpectContent(amqp.BasicPublish)
+			r.must(c.Send(proxytest.Method(1, amqp.QueueBind, 0, "q", "missing", "", 1, nil), next))
+			id := p.OpenChannel()
+			p.ExpectOn(id, amqp.QueueBind)
+			if name == "session" {
+				r.sc.AcceptOpen()
+			}
+			p.ExpectOn(id, amqp.ChannelClose)
+			p.Send(proxytest.CloseBytes(id, 404, "NOT_FOUND - no exchange 'missing'", amqp.QueueBind))
+			p.ExpectOn(id, amqp.ChannelCloseOk)
+			p.SendMethod(id, amqp.ChannelCloseOk)
+			e, err := c.Closed(1)
+			r.must(err)
+			r.hears(e, 404, "missing")
+			// The number is free again.
+			r.must(c.OpenChannel(1))
+			r.must(c.Close())
+		})
+	}
+}

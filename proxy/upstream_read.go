@@ -306,6 +306,7 @@ func (u *upstream) brokerClosed(b *binding, f amqp.Frame, d *delivery) {
 	ch := b.ch
 	u.mu.Lock()
 	was, silent := b.state, b.silent
+	b.refusal = e // before the ticket of a channel that moves is through
 	switch was {
 	case bOpen, bClosing:
 		buf := u.out.BufferLocked(16)
@@ -337,7 +338,7 @@ func (u *upstream) brokerClosed(b *binding, f amqp.Frame, d *delivery) {
 		if ch.c.crossed(b, f) {
 			d.touch(ch.c)
 		}
-	case was == bClosing:
+	case was == bClosing && ch.state.Load() != chOpen: // else it has moved, and hears it
 		u.s.lateError(u, ch, e)
 	}
 }

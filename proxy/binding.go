@@ -60,12 +60,13 @@ type channel struct {
 	neverQuiet bool
 
 	hears     bool   // got, consumed or published mandatorily: content may come for it
-	stateful  bool   // published, got, consumed or acked: it can move no more
+	stateful  bool   // got, consumed, acked or published with an answer due: it can move no more
+	sent      bool   // published: it moves to a session alone
 	published uint64 // in confirm mode: the tag of the last publish
 	acked     tagSet // delivery tags that the client has settled
 	wantsAcks bool   // some delivery must be acked
 	noAcks    bool   // some delivery needs no ack
-	unheard   bool   // a declaration without an answer went to the current binding
+	unheard   bool   // what has no answer, a publish or a declaration, went last to the current binding
 
 	bodySize  uint64 // of the current publish, as announced
 	lastQueue string // after a move: the queue last declared before it

@@ -22,7 +22,10 @@ func (c *client) beginPublish(ch *channel, f amqp.Frame, mandatory bool) bool {
 	if at := &b.u.senders[amqp.BasicPublish.Index()]; at.Load() != c {
 		at.Store(c)
 	}
-	ch.stateful = true
+	if ch.confirm || mandatory {
+		ch.stateful = true
+	}
+	ch.sent, ch.unheard = true, true
 	ch.mandatory = mandatory
 	ch.hears = ch.hears || mandatory
 	ch.content, ch.discard = wantHeader, false

@@ -26,6 +26,9 @@ func (c *client) needSession(ch *channel, why amqp.Method) bool {
 		c.log(slog.LevelDebug, "client has an upstream of its own now", "upstream", c.session.n, "because", why.String())
 	}
 	c.move(ch, c.session)
+	if b := ch.cur.Load(); b != nil && b.u != c.session && why == amqp.QueueDeclare {
+		b.u.retire() // an exclusive queue that stays there ends when its tenants have left
+	}
 	return true
 }
 
@@ -124,7 +127,7 @@ func (c *client) move(ch *channel, to *upstream) {
 	c.mu.Unlock()
 	if ch.unheard || c.s.atChannelLimit(c.pool) {
 		ch.unheard = false
-		// The declaration goes first; and at the limit of the user's channels the broker
+		// What the broker may refuse goes first; and at the limit of the user's channels the broker
 		// must not count this one twice.
 		c.readYourWrites()
 		c.refusedBehind(ch, b)
@@ -156,7 +159,7 @@ func (c *client) ready(ch *channel) {
 	case b == nil:
 	case c.session != nil:
 		c.move(ch, c.session)
-	case b.movable() && !b.u.turnToReaders():
+	case b.movable() && !ch.sent && !b.u.turnToReaders():
 		c.move(ch, nil)
 	}
 }

@@ -146,6 +146,7 @@ func TestUpdateSecret(t *testing.T) {
 		r.must(c.Call(proxytest.Method(0, amqp.ConnectionUpdateSecret, "new", "because"), amqp.ConnectionUpdateSecretOk))
 		r.must(c.Close())
 		d := r.client(proxytest.ClientConfig{})
+		r.must(d.Confirm(1))
 		r.must(d.Publish(1, "", "q", nil)) // its channel can move no more
 		r.hears(d.Call(proxytest.Method(0, amqp.ConnectionUpdateSecret, "new", "because"), amqp.ConnectionUpdateSecretOk),
 			amqp.NotAllowed, "pool_mode")
@@ -448,4 +449,53 @@ func TestRefusedBeforeItMoves(t *testing.T) {
 			r.must(c.Close())
 		})
 	}
+}
+
+// A channel that has published moves to the session when the broker has taken all of it,
+// and hears what the broker refused.
+func TestPublisherMoves(t *testing.T) {
+	declare := proxytest.Method(1, amqp.QueueDeclare, 0, "mine", proxytest.Exclusive, nil)
+	for _, refused := range []bool{false, true} {
+		withScript(t, 0, nil, func(r *rig) {
+			c, p := r.pair(proxytest.ClientConfig{})
+			r.must(c.Publish(1, "amq.direct", "q", []byte("x")))
+			id := p.OpenChannel()
+			p.ExpectContent(amqp.BasicPublish)
+			r.must(c.Send(declare))
+			q := r.sc.AcceptOpen()
+			p.ExpectOn(id, amqp.ChannelClose)
+			if refused {
+				p.Send(proxytest.CloseBytes(id, 404, "NOT_FOUND - no exchange", amqp.BasicPublish))
+				p.ExpectOn(id, amqp.ChannelCloseOk)
+				p.SendMethod(id, amqp.ChannelCloseOk)
+				e, err := c.Closed(1)
+				r.must(err)
+				r.hears(e, 404, "no exchange")
+			} else {
+				q.ExpectNothing(time.Second)
+				p.SendMethod(id, amqp.ChannelCloseOk)
+				on := q.OpenChannel()
+				q.ExpectOn(on, amqp.QueueDeclare)
+			}
+			_ = c.Hangup()
+		})
+	}
+}
+
+// An exclusive queue on a channel that cannot leave the others ends when they have left.
+func TestExclusiveQueueAmongOthers(t *testing.T) {
+	withBroker(t, proxytest.BrokerConfig{}, nil, func(r *rig) {
+		other := r.client(proxytest.ClientConfig{})
+		r.must(other.Publish(1, "", "q", nil))
+		c := r.client(proxytest.ClientConfig{})
+		r.must(c.Confirm(1))
+		r.must(c.Publish(1, "", "q", nil))
+		_, err := c.DeclareQueue(1, "mine", proxytest.Exclusive)
+		r.must(err)
+		r.must(c.Close())
+		r.must(other.Close())
+		if !r.eventually(time.Minute, func() bool { return r.s.Stats().Upstreams == 0 }) {
+			t.Errorf("%d upstreams are left", r.s.Stats().Upstreams)
+		}
+	})
 }

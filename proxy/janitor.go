@@ -189,19 +189,34 @@ func (u *upstream) tend() {
 	u.answerOverdue(now)
 }
 
+// A broker that leaves closesLate channels unanswered for lateAfter does not keep up with
+// clients that come and go: their closes are not waited for, so new channels must be.
+const (
+	closesLate = 64
+	lateAfter  = 2 * tick
+)
+
 // answerOverdue gives close-ok to clients whose channel.close the broker does not answer,
 // and ends crossed closes that no broker will answer any more; their ids stay unused.
 func (u *upstream) answerOverdue(now int64) {
 	if u.closingN.Load() == 0 {
+		u.late.Store(0)
 		return
 	}
 	limit := int64(u.s.cfg().CloseTimeout)
+	late := int32(0)
 	var overdue, crossed []*binding
 	u.mu.Lock()
 	t := u.table.Load()
 	for i := range *t {
 		b := (*t)[i].Load()
-		if b == nil || b.state == bOpen || now-b.closedAt < limit {
+		if b == nil || b.state == bOpen {
+			continue
+		}
+		if now-b.closedAt >= int64(lateAfter) {
+			late++
+		}
+		if now-b.closedAt < limit {
 			continue
 		}
 		if !b.silent {
@@ -224,6 +239,7 @@ func (u *upstream) answerOverdue(now int64) {
 		}
 	}
 	u.mu.Unlock()
+	u.late.Store(late)
 	for _, b := range overdue {
 		if b.ch.c.closeAnswered(b) {
 			b.ch.c.wake()

@@ -79,6 +79,9 @@ func (c *client) bind(ch *channel, l lane) *binding {
 			c.die(err)
 			return nil
 		}
+		if u.late.Load() >= closesLate {
+			c.readYourWrites()
+		}
 		if c.run.u != nil && (c.e0 > c.s0 || c.run.u != u) {
 			c.flushRun()
 		}

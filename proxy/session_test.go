@@ -176,6 +176,33 @@ func TestReadYourWrites(t *testing.T) {
 	})
 }
 
+// A broker that falls behind with closes that nobody waits for gets no new channels until it
+// has caught up.
+func TestBrokerFallsBehindWithCloses(t *testing.T) {
+	withScript(t, 0, nil, func(r *rig) {
+		c, p := r.pair(proxytest.ClientConfig{})
+		ids := make([]uint16, closesLate)
+		for i := range ids {
+			ch := uint16(i + 2)
+			r.must(c.OpenChannel(ch))
+			r.must(c.Publish(ch, "", "q", nil))
+			r.must(c.CloseChannel(ch))
+			ids[i] = p.OpenChannel()
+			p.ExpectContent(amqp.BasicPublish)
+			p.ExpectOn(ids[i], amqp.ChannelClose)
+		}
+		time.Sleep(lateAfter + 2*tick)
+		r.must(c.Publish(1, "", "q", nil))
+		p.ExpectNothing(time.Second)
+		for _, id := range ids {
+			p.SendMethod(id, amqp.ChannelCloseOk)
+		}
+		p.OpenChannel()
+		p.ExpectContent(amqp.BasicPublish)
+		_ = c.Hangup()
+	})
+}
+
 // The wait for quiet closes leaves time for a new connection within two heartbeats.
 func TestReadYourWritesIsBounded(t *testing.T) {
 	withScript(t, 0, func(c *Config) { c.CloseTimeout, c.ConnectTimeout = time.Hour, 70*time.Second }, func(r *rig) {

@@ -58,6 +58,7 @@ type upstream struct {
 	blocked  atomic.Bool            // the broker announced an alarm
 	crowded  atomic.Int32           // clients whose queue fills up
 	closingN atomic.Int32           // bindings that wait for close-ok
+	late     atomic.Int32           // those of them that have waited for lateAfter
 	owner    atomic.Pointer[client] // the client whose session this is
 
 	mu  sync.Mutex // guards all below, the outbox and the bindings' states

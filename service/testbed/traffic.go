@@ -89,6 +89,11 @@ func (s *step) end(c *client) string {
 }
 
 func (s *step) endAll(all []*client) {
+	for _, c := range all { // all at once: who ends gets back what it published, beside nobody who publishes still
+		if c.mode != "stay" {
+			s.check(os.WriteFile(c.file, nil, 0o644))
+		}
+	}
 	var words []string
 	for _, c := range all {
 		words = append(words, c.mode+" "+s.end(c))

@@ -26,10 +26,17 @@ const (
 	tailMax = 48 << 10
 )
 
-// spillPool keeps buffers for publishes of up to 1 MiB, the size of most large ones.
-var spillPool = sync.Pool{New: func() any { return new([spillPooled]byte) }}
+// Buffers for publishes of up to 128 KiB and of up to 1 MiB, the sizes of most large ones,
+// are used again. None is taken for less than an eighth of it.
+var (
+	spillSmallPool = sync.Pool{New: func() any { return new([spillSmall]byte) }}
+	spillBigPool   = sync.Pool{New: func() any { return new([spillBig]byte) }}
+)
 
-const spillPooled = 1<<20 + 64<<10
+const (
+	spillSmall = 128<<10 + 8<<10
+	spillBig   = 1<<20 + 64<<10
+)
 
 // budget bounds the bytes of all publishes that are not whole; who comes first is served first.
 type budget struct {
@@ -240,8 +247,10 @@ func (c *client) reserve(sp *spill, body uint64) bool {
 	c.hoards.Store(true)
 	switch room := min(need, spillStep); {
 	case room <= int64(cap(sp.p)):
-	case room > spillPooled/8 && room <= spillPooled:
-		sp.p = append(spillPool.Get().(*[spillPooled]byte)[:0], sp.p...)
+	case room > spillSmall/8 && room <= spillSmall:
+		sp.p = append(spillSmallPool.Get().(*[spillSmall]byte)[:0], sp.p...)
+	case room > spillBig/8 && room <= spillBig:
+		sp.p = append(spillBigPool.Get().(*[spillBig]byte)[:0], sp.p...)
 	default:
 		sp.p = append(make([]byte, 0, room), sp.p...)
 	}
@@ -289,8 +298,11 @@ func (sp *spill) add(f amqp.Frame) {
 func (c *client) dropSpill(ch *channel) {
 	if ch.spill != nil {
 		c.s.budget.release(ch.spill.reserved)
-		if cap(ch.spill.p) == spillPooled {
-			spillPool.Put((*[spillPooled]byte)(ch.spill.p[:spillPooled]))
+		switch p := ch.spill.p; cap(p) {
+		case spillSmall:
+			spillSmallPool.Put((*[spillSmall]byte)(p[:spillSmall]))
+		case spillBig:
+			spillBigPool.Put((*[spillBig]byte)(p[:spillBig]))
 		}
 		ch.spill = nil
 		if c.spilling--; c.spilling == 0 {

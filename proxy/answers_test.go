@@ -246,6 +246,19 @@ func TestLateCloseOkOfAClearedNumber(t *testing.T) {
 	})
 }
 
+// fillUpstream has the broker take nothing more while two clients publish: the reader of a
+// writes and waits, what b sends fills the queue behind it.
+func (r *rig) fillUpstream(p *proxytest.Peer, a, b *proxytest.Client) {
+	p.Hold()
+	small := proxytest.PublishBytes(1, "", "q", make([]byte, 20_000), 0)
+	r.must(a.Send(small))
+	synctest.Wait()
+	for range 20 {
+		r.must(b.Send(small))
+		synctest.Wait()
+	}
+}
+
 // The broker's error for a channel whose close was answered is counted also when that close
 // still waits for its turn.
 func TestLateErrorWhileTheCloseWaits(t *testing.T) {
@@ -255,14 +268,7 @@ func TestLateErrorWhileTheCloseWaits(t *testing.T) {
 		r.must(c.Publish(1, "nowhere", "q", nil))
 		id := p.OpenChannel()
 		p.ExpectContent(amqp.BasicPublish)
-		p.Hold()
-		small := proxytest.PublishBytes(1, "", "q", make([]byte, 20_000), 0)
-		r.must(a.Send(small)) // its reader writes, and waits
-		synctest.Wait()
-		for range 20 {
-			r.must(b.Send(small)) // this one fills the queue
-			synctest.Wait()
-		}
+		r.fillUpstream(p, a, b)
 		r.must(c.SendMethod(1, amqp.ChannelClose, 200, "", 0, 0))
 		synctest.Wait()
 		p.Send(proxytest.CloseBytes(id, 404, "NOT_FOUND - no exchange 'nowhere'", amqp.BasicPublish))
@@ -294,14 +300,7 @@ func TestReadYourWritesWhileTheCloseWaits(t *testing.T) {
 		r.must(c.Publish(1, "", "q", nil))
 		id := p.OpenChannel()
 		p.ExpectContent(amqp.BasicPublish)
-		p.Hold()
-		small := proxytest.PublishBytes(1, "", "q", make([]byte, 20_000), 0)
-		r.must(a.Send(small)) // its reader writes, and waits
-		synctest.Wait()
-		for range 20 {
-			r.must(b.Send(small)) // this one fills the queue
-			synctest.Wait()
-		}
+		r.fillUpstream(p, a, b)
 		r.must(c.SendMethod(1, amqp.ChannelClose, 200, "", 0, 0))
 		_, err := c.Await(1, amqp.ChannelCloseOk) // it leaves with a heartbeat
 		r.must(err)

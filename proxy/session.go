@@ -25,7 +25,7 @@ func (c *client) needSession(ch *channel, why amqp.Method) bool {
 		}
 		c.log(slog.LevelDebug, "client has an upstream of its own now", "upstream", c.session.n, "because", why.String())
 	}
-	c.move(ch, c.session)
+	c.move(c.session, ch)
 	if b := ch.cur.Load(); b != nil && b.u != c.session && why == amqp.QueueDeclare {
 		b.u.retire() // an exclusive queue that stays there ends when its tenants have left
 	}
@@ -39,7 +39,7 @@ func (c *client) becomeSession() *amqp.Error {
 	u := c.pool.idleSession(c)
 	if u == nil {
 		if c.s.gate.full(c.pool) {
-			c.moveAll(nil) // first: what these leave idle makes the place
+			c.move(nil, slices.Collect(c.chans.all())...) // first: what these leave idle makes the place
 		}
 		var e *amqp.Error
 		if u, e = c.openSession(); e != nil {
@@ -48,14 +48,8 @@ func (c *client) becomeSession() *amqp.Error {
 	}
 	c.session = u
 	c.hasSession.Store(true)
-	c.moveAll(u)
+	c.move(u, slices.Collect(c.chans.all())...)
 	return nil
-}
-
-func (c *client) moveAll(to *upstream) {
-	for ch := range c.chans.all() {
-		c.move(ch, to)
-	}
 }
 
 // openSession opens an upstream with the client's own properties.
@@ -104,12 +98,30 @@ func (c *client) admittedSession() *amqp.Error {
 	return e
 }
 
-// move frees a channel from the upstream it is bound to, if it holds nothing there; its
-// next method binds it to where the client's work is done now.
-func (c *client) move(ch *channel, to *upstream) {
+// move frees channels from the upstreams they are bound to, those that hold nothing there;
+// the next method of each binds it to where the client's work is done now.
+func (c *client) move(to *upstream, chs ...*channel) {
+	var behind []*binding
+	for _, ch := range chs {
+		if b := c.leave(ch, to); b != nil {
+			behind = append(behind, b)
+		}
+	}
+	if len(behind) == 0 {
+		return
+	}
+	c.readYourWrites()
+	for _, b := range behind {
+		c.refusedBehind(b.ch, b)
+	}
+}
+
+// leave closes a channel's binding, if it can move away from there. Not nil: what it closed,
+// whose close-ok must come before the channel is bound anew.
+func (c *client) leave(ch *channel, to *upstream) *binding {
 	b := ch.cur.Load()
 	if b == nil || b.u == to || ch.state.Load() != chOpen || !b.movable() {
-		return
+		return nil
 	}
 	c.flushRun()
 	b.u.mu.Lock()
@@ -119,19 +131,19 @@ func (c *client) move(ch *channel, to *upstream) {
 	freed := b.u.closeLocked(b, true)
 	b.u.mu.Unlock()
 	if !freed {
-		return // the broker has closed it meanwhile, which the client hears
+		return nil // the broker has closed it meanwhile, which the client hears
 	}
 	b.u.out.Flush()
 	c.mu.Lock()
 	ch.cur.Store(nil)
 	c.mu.Unlock()
-	if ch.unheard || c.s.atChannelLimit(c.pool) {
-		ch.unheard = false
-		// What the broker may refuse goes first; and at the limit of the user's channels the broker
-		// must not count this one twice.
-		c.readYourWrites()
-		c.refusedBehind(ch, b)
+	if !ch.unheard && !c.s.atChannelLimit(c.pool) {
+		return nil
 	}
+	// What the broker may refuse goes first; and at the limit of the user's channels the
+	// broker must not count this one twice.
+	ch.unheard = false
+	return b
 }
 
 // refusedBehind passes on what the broker said to a declaration without an answer, on the
@@ -158,9 +170,9 @@ func (c *client) ready(ch *channel) {
 	switch {
 	case b == nil:
 	case c.session != nil:
-		c.move(ch, c.session)
+		c.move(c.session, ch)
 	case b.movable() && !ch.sent && !b.u.turnToReaders():
-		c.move(ch, nil)
+		c.move(nil, ch)
 	}
 }
 

@@ -509,6 +509,32 @@ func TestPublisherMoves(t *testing.T) {
 	}
 }
 
+// Channels that move together are waited for together: one round trip, however many.
+func TestPublishersMoveTogether(t *testing.T) {
+	withScript(t, 0, nil, func(r *rig) {
+		c, p := r.pair(proxytest.ClientConfig{})
+		var ids []uint16
+		for ch := uint16(1); ch <= 3; ch++ {
+			if ch > 1 {
+				r.must(c.OpenChannel(ch))
+			}
+			r.must(c.Publish(ch, "", "q", nil))
+			ids = append(ids, p.OpenChannel())
+			p.ExpectContent(amqp.BasicPublish)
+		}
+		r.must(c.Send(proxytest.Method(1, amqp.QueueDeclare, 0, "mine", proxytest.Exclusive, nil)))
+		q := r.sc.AcceptOpen()
+		r.sc.Wait("three closes", func(rs []proxytest.Record) bool { return proxytest.Count(rs, amqp.ChannelClose) == 3 })
+		q.ExpectNothing(time.Second)
+		for _, id := range ids {
+			p.SendMethod(id, amqp.ChannelCloseOk)
+		}
+		on := q.OpenChannel()
+		q.ExpectOn(on, amqp.QueueDeclare)
+		_ = c.Hangup()
+	})
+}
+
 // An exclusive queue on a channel that cannot leave the others ends when they have left.
 func TestExclusiveQueueAmongOthers(t *testing.T) {
 	withBroker(t, proxytest.BrokerConfig{}, nil, func(r *rig) {

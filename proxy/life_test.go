@@ -219,19 +219,7 @@ func TestBrokerClosesTheConnection(t *testing.T) {
 // What comes in one segment with open-ok is not left lying.
 func TestBlockedRightBehindOpenOk(t *testing.T) {
 	withScript(t, 0, nil, func(r *rig) {
-		done := make(chan *proxytest.Client)
-		go func() {
-			c, err := r.login(proxytest.ClientConfig{})
-			if err != nil {
-				t.Error(err)
-			}
-			done <- c
-		}()
-		p := r.sc.Accept()
-		p.Start()
-		p.Send(amqp.AppendTune(nil, amqp.ConnectionTune, proxytest.DefaultTune))
-		p.Expect(amqp.ConnectionTuneOk)
-		p.Expect(amqp.ConnectionOpen)
+		p, done := r.loginUntilOpen(proxytest.ClientConfig{})
 		p.Send(proxytest.Method(0, amqp.ConnectionOpenOk, ""), proxytest.Method(0, amqp.ConnectionBlocked, "low on memory"))
 		c := <-done
 		r.must(c.OpenChannel(1))
@@ -563,19 +551,7 @@ func TestClientEndsWhileItsRunWaits(t *testing.T) {
 // A client was not silent while it waited for the broker's verdict.
 func TestHeartbeatsAfterASlowLogin(t *testing.T) {
 	withScript(t, 0, nil, func(r *rig) {
-		done := make(chan *proxytest.Client)
-		go func() {
-			c, err := r.login(proxytest.ClientConfig{Heartbeat: 1})
-			if err != nil {
-				t.Error(err)
-			}
-			done <- c
-		}()
-		p := r.sc.Accept()
-		p.Start()
-		p.Send(amqp.AppendTune(nil, amqp.ConnectionTune, proxytest.DefaultTune))
-		p.Expect(amqp.ConnectionTuneOk)
-		p.Expect(amqp.ConnectionOpen)
+		p, done := r.loginUntilOpen(proxytest.ClientConfig{Heartbeat: 1})
 		time.Sleep(4 * time.Second)
 		p.SendMethod(0, amqp.ConnectionOpenOk, "")
 		c := <-done

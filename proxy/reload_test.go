@@ -14,19 +14,7 @@ import (
 // up like those that stood.
 func TestReloadAmidALogin(t *testing.T) {
 	withScript(t, 0, nil, func(r *rig) {
-		done := make(chan *proxytest.Client, 1)
-		go func() {
-			c, err := r.login(proxytest.ClientConfig{})
-			if err != nil {
-				t.Error(err)
-			}
-			done <- c
-		}()
-		p := r.sc.Accept()
-		p.Start()
-		p.Send(amqp.AppendTune(nil, amqp.ConnectionTune, proxytest.DefaultTune))
-		p.Expect(amqp.ConnectionTuneOk)
-		p.Expect(amqp.ConnectionOpen)
+		p, done := r.loginUntilOpen(proxytest.ClientConfig{})
 		cfg := *r.s.cfg()
 		cfg.Upstream.Port = 5999
 		if _, err := r.s.Reload(cfg); err != nil {

@@ -222,6 +222,24 @@ func (r *rig) connect(cfg proxytest.ClientConfig) *proxytest.Client {
 	return c
 }
 
+// loginUntilOpen begins a login that stands when the broker's answer to connection.open is due.
+func (r *rig) loginUntilOpen(cfg proxytest.ClientConfig) (*proxytest.Peer, <-chan *proxytest.Client) {
+	done := make(chan *proxytest.Client, 1)
+	go func() {
+		c, err := r.login(cfg)
+		if err != nil {
+			r.t.Error(err)
+		}
+		done <- c
+	}()
+	p := r.sc.Accept()
+	p.Start()
+	p.Send(amqp.AppendTune(nil, amqp.ConnectionTune, proxytest.DefaultTune))
+	p.Expect(amqp.ConnectionTuneOk)
+	p.Expect(amqp.ConnectionOpen)
+	return p, done
+}
+
 // login is connect and a whole handshake; with a script, answer its side in another goroutine.
 func (r *rig) login(cfg proxytest.ClientConfig) (*proxytest.Client, error) {
 	c := r.connect(cfg)

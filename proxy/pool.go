@@ -6,7 +6,6 @@ package proxy
 import (
 	"bytes"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -82,15 +81,6 @@ func (p *pool) tryLocked(u *upstream, l lane) *upstream {
 		}
 	}
 	return nil
-}
-
-// takenLocked counts a channel more, whose lane becomes that of an upstream that has none.
-func (u *upstream) takenLocked(l lane) *upstream {
-	if u.lane == laneNone {
-		u.lane = max(l, lanePublish)
-	}
-	u.load++
-	return u
 }
 
 func (p *pool) fitsLocked(u *upstream, l lane) bool {
@@ -390,107 +380,22 @@ func (p *pool) evict(session bool) {
 	}
 }
 
-func (u *upstream) idleLocked() bool { return u.load == 0 && u.owner.Load() == nil && !u.retired }
-
-// retireIdle retires an upstream that is idle still. False: somebody has it now.
-func (u *upstream) retireIdle() bool {
-	u.pool.mu.Lock()
-	defer u.pool.mu.Unlock()
-	if !u.idleLocked() {
+// arrives counts an upstream that is about to be opened, unless there are as many as bound
+// (0: none) says, those being opened included.
+func (p *pool) arrives(bound int) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if bound > 0 && len(p.ups)+p.opening >= bound {
 		return false
 	}
-	u.retired = true
+	p.opening++
 	return true
 }
 
-// forget is called when the broker refuses the identity: who is connected stays, nobody
-// new comes in unless the broker accepts them.
-func (p *pool) forget() {
+func (p *pool) retireAll() {
 	p.mu.Lock()
-	p.forgotten, p.verified = true, 0
-	p.mu.Unlock()
-	p.leaveForgotten()
-}
-
-// leaveForgotten ends what is idle of a forgotten pool whose last client has left. Until
-// then its clients need the upstreams: the broker opens no others for them.
-func (p *pool) leaveForgotten() {
-	var ends []*upstream
-	p.mu.Lock()
-	if p.forgotten && p.clients == 0 {
-		for _, u := range p.ups {
-			u.retired = true
-			if u.load == 0 && u.owner.Load() == nil {
-				ends = append(ends, u)
-			}
-		}
+	for _, u := range p.ups {
+		u.retired = true
 	}
 	p.mu.Unlock()
-	for _, u := range ends {
-		u.close("the broker refuses its identity now")
-	}
-}
-
-// recheck verifies the identity anew, behind a login that was served already.
-func (p *pool) recheck() {
-	u, err := p.s.openUpstream(p, nil, true)
-	spare := false
-	p.mu.Lock()
-	p.rechecking = false
-	switch {
-	case err != nil:
-	case p.usableLocked():
-		p.arrivedLocked(u)
-		p.verified = p.s.now()
-		p.account.verified.Store(p.verified)
-		u.start(p)
-		spare = true
-	default:
-		p.addLocked(u) // the place for it was made by closing the last one
-	}
-	p.mu.Unlock()
-	switch {
-	case spare:
-		u.close("verified")
-	case err == nil:
-	case refusal(err) && !limitReached(err):
-		p.s.log.Warn("identity refused by the broker, no longer served", "user", p.id.user, "vhost", p.id.vhost,
-			"code", err.Code, "reason", err.Text)
-		p.s.forget(p, err)
-	}
-}
-
-// refusal tells whether an error is the broker's verdict on an identity.
-func refusal(e *amqp.Error) bool { return e.Code == amqp.AccessRefused || e.Code == amqp.NotAllowed }
-
-// limitReached tells a verdict on numbers (of connections, of channels) from one on the
-// identity. RabbitMQ has one code for both; only its text differs.
-func limitReached(e *amqp.Error) bool {
-	return e.Code == amqp.NotAllowed &&
-		(strings.HasSuffix(e.Text, "is reached") || strings.Contains(e.Text, "has reached the maximum allowed"))
-}
-
-// openUpstream dials, logs in and opens the vhost. Places are bounded; props nil: the proxy's own.
-// beyond: it is for a moment and may be one more than the pool's bound.
-func (s *Server) openUpstream(p *pool, props []byte, beyond bool) (*upstream, *amqp.Error) {
-	if err := s.gate.take(p, props != nil, beyond); err != nil {
-		return nil, err
-	}
-	ctx, cancel := s.connectContext()
-	defer cancel()
-	u, err := s.dial(ctx, p.account.key, props)
-	if err == nil {
-		if err = u.open(ctx, p.id.vhost); err != nil {
-			_ = u.conn.Close()
-		}
-	}
-	if err != nil {
-		p.stayedAway()
-		s.gate.give()
-		return nil, err
-	}
-	u.arriving = true
-	u.account = p.account
-	p.account.info.Store(u.serverInfo)
-	return u, nil
 }

@@ -76,3 +76,13 @@ func (p *pendingCloses) wait(timeout, connect time.Duration, cancel <-chan struc
 		}
 	}
 }
+
+// readYourWrites waits until the quiet closes of the identity that came before are through.
+func (c *client) readYourWrites() {
+	if c.pool.closes.n.Load() == 0 {
+		return
+	}
+	c.settle()
+	cfg := c.s.cfg()
+	c.pool.closes.wait(cfg.CloseTimeout, cfg.ConnectTimeout, c.gone)
+}

@@ -338,14 +338,6 @@ func (s *Server) Reload(cfg Config) (needRestart []string, err error) {
 	return needRestart, nil
 }
 
-func (p *pool) retireAll() {
-	p.mu.Lock()
-	for _, u := range p.ups {
-		u.retired = true
-	}
-	p.mu.Unlock()
-}
-
 // Shutdown stops accepting, gives clients until the drain timeout (or ctx's end, if
 // sooner) to finish, then closes them with 320, flushes, closes the upstreams and returns.
 func (s *Server) Shutdown(ctx context.Context) error {

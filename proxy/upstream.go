@@ -143,40 +143,6 @@ func (u *upstream) bind(ch *channel, prefix []byte) (*binding, []byte, error) {
 	return b, b.prelude(prefix), nil
 }
 
-// run is what one client sends to one upstream in one go: whole frames with the upstream's
-// channel ids, in which every publish is whole.
-type run struct {
-	u      *upstream
-	prefix []byte     // preludes, before body
-	body   []byte     // in the client's read buffer
-	bs     []*binding // whose frames it holds
-	closes []closing  // of these, the ones whose channel.close it holds
-}
-
-// closing is a channel.close in a run; silent: the client has its answer already.
-type closing struct {
-	b      *binding
-	silent bool
-}
-
-// runRoom is where the slices of a run and of a channel set begin: most clients need no more.
-type runRoom struct {
-	prefix [48]byte // open, qos and confirm.select
-	bs     [1]*binding
-	closes [1]closing
-	chans  [1]*channel
-}
-
-func (r *run) init(room *runRoom) {
-	r.prefix, r.bs, r.closes = room.prefix[:0], room.bs[:0], room.closes[:0]
-}
-
-func (r *run) reset() {
-	clear(r.bs)
-	clear(r.closes)
-	r.u, r.prefix, r.body, r.bs, r.closes = nil, r.prefix[:0], nil, r.bs[:0], r.closes[:0]
-}
-
 // send passes a run to the broker, less the frames of channels that are no longer open.
 // When too much waits already it waits its turn; then it writes at once when nobody else
 // does, and appends otherwise.
@@ -415,17 +381,6 @@ func (u *upstream) close(reason string) {
 	time.AfterFunc(u.s.cfg().CloseTimeout, func() {
 		u.fail(&amqp.Error{Code: amqp.ConnectionForced, Text: "CONNECTION_FORCED - closed"}, false)
 	})
-}
-
-// giveTo makes the client the owner of an upstream that nobody has. False: it has ended.
-func (u *upstream) giveTo(c *client) bool {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.failed != nil || u.closing {
-		return false
-	}
-	u.owner.Store(c)
-	return true
 }
 
 // why is the error of an upstream that has ended or is about to.

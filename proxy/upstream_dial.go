@@ -317,3 +317,28 @@ func (s *Server) ownProperties(cfg *Config, n uint64) []byte {
 	p = amqp.AppendStringField(p, "connection_name", fmt.Sprintf("amqproxysvc@%s#%d", s.host, n))
 	return amqp.AppendTableField(p, "capabilities", caps)
 }
+
+// openUpstream dials, logs in and opens the vhost. Places are bounded; props nil: the proxy's own.
+// beyond: it is for a moment and may be one more than the pool's bound.
+func (s *Server) openUpstream(p *pool, props []byte, beyond bool) (*upstream, *amqp.Error) {
+	if err := s.gate.take(p, props != nil, beyond); err != nil {
+		return nil, err
+	}
+	ctx, cancel := s.connectContext()
+	defer cancel()
+	u, err := s.dial(ctx, p.account.key, props)
+	if err == nil {
+		if err = u.open(ctx, p.id.vhost); err != nil {
+			_ = u.conn.Close()
+		}
+	}
+	if err != nil {
+		p.stayedAway()
+		s.gate.give()
+		return nil, err
+	}
+	u.arriving = true
+	u.account = p.account
+	p.account.info.Store(u.serverInfo)
+	return u, nil
+}

@@ -416,3 +416,12 @@ func (u *upstream) backPressure() {
 	}
 	u.mu.Unlock()
 }
+
+// lateError logs a soft error for a channel whose close was answered before the broker's word.
+func (s *Server) lateError(u *upstream, ch *channel, e *amqp.Error) {
+	s.n.lateErrors.Add(1)
+	c := ch.c
+	s.log.Warn("late error for a channel that was closed already", "client", c.n,
+		"address", c.conn.RemoteAddr().String(), "name", c.name(), "user", c.user, "vhost", u.vhost(),
+		"upstream", u.n, "code", e.Code, "reason", e.Text, "method", e.Method.String())
+}

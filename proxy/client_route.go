@@ -5,6 +5,7 @@ package proxy
 
 import (
 	"encoding/binary"
+	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
 )
@@ -307,19 +308,36 @@ func (c *client) settled(ch *channel, f amqp.Frame, multiple bool) {
 // maxAbove bounds the deliveries that are settled out of order.
 const maxAbove = 1 << 16
 
-// hearing notes that deliveries may come, which need acks or do not. Where both do, which
-// of them are settled cannot be told.
-func (ch *channel) hearing(noAck bool) {
-	ch.stateful, ch.hears = true, true
-	if noAck {
-		ch.noAcks = true
-	} else {
-		ch.wantsAcks = true
+// admit judges a method by itself: is it known, and may a client send it on this channel?
+// Codes and texts are RabbitMQ's; for an unknown method RabbitMQ only cuts the connection.
+func (c *client) admit(m amqp.Method, spec *amqp.Spec, f amqp.Frame) *amqp.Error {
+	onChannel0 := f.Channel() == 0
+	switch {
+	case len(f) < amqp.FrameOverhead+4:
+		return amqp.Errorf(amqp.FrameError, 0, "type 1, %d octets of payload: unknown_frame", len(f.Payload()))
+	case m.Index() == 0:
+		return amqp.Errorf(amqp.CommandInvalid, m, "%s", m)
+	case onChannel0 && m != amqp.ConnectionClose && m != amqp.ConnectionUpdateSecret:
+		return amqp.Errorf(amqp.ChannelError, m, "unexpected method in connection state running")
+	case !onChannel0 && (!spec.Client || m.Class() == amqp.ClassConnection):
+		return amqp.Errorf(amqp.CommandInvalid, m, "unimplemented method")
 	}
-	if ch.noAcks && ch.wantsAcks {
-		ch.untracked()
-	}
+	return nil
 }
 
-// untracked gives up on knowing which deliveries are settled.
-func (ch *channel) untracked() { ch.neverQuiet, ch.acked = true, tagSet{} }
+// pastClose tells whether a frame that came behind the client's own channel.close is to be
+// swallowed, as the broker does while it closes: another thread of the application may
+// have been publishing. Only what asks for no answer, and only for a moment.
+func (c *client) pastClose(id uint16, m amqp.Method) bool {
+	if c.lately.id != id || time.Since(c.lately.at) > closeGrace {
+		return false
+	}
+	switch m {
+	case amqp.BasicPublish:
+		c.lately.content = true
+		return true
+	case amqp.BasicAck, amqp.BasicNack, amqp.BasicReject:
+		return true
+	}
+	return false
+}

@@ -164,3 +164,40 @@ func (c *client) dropUpstream(u *upstream) {
 		c.readers = nil
 	}
 }
+
+// passQueue passes a method whose second argument is a queue. A channel that has moved
+// puts the name of the queue it declared last where the client, rightly, gave none.
+func (c *client) passQueue(ch *channel, b *binding, f amqp.Frame) bool {
+	f.SetChannel(b.id)
+	if ch.lastQueue == "" || f.Args()[2] != 0 {
+		return true
+	}
+	m := f.Method()
+	args := f.Args()
+	out := amqp.BeginMethod(nil, b.id, m)
+	out = append(out, args[:2]...)
+	out = amqp.AppendShortStr(out, ch.lastQueue)
+	rest := args[3:]
+	if m == amqp.QueueBind || m == amqp.QueueUnbind {
+		// An empty routing key beside an empty queue means the queue's name as well.
+		n := 1 + int(rest[0])
+		if rest[n] == 0 {
+			out = append(out, rest[:n]...)
+			out = amqp.AppendShortStr(out, ch.lastQueue)
+			rest = rest[n+1:]
+		}
+	}
+	out = append(out, rest...)
+	out = amqp.EndMethod(out, 0)
+	c.inject(b, out)
+	return false
+}
+
+// inject puts a frame that does not stand in the read buffer at the end of the run.
+func (c *client) inject(b *binding, f amqp.Frame) {
+	if c.e0 > c.s0 {
+		c.flushRun()
+		c.bound(b.ch, laneNone)
+	}
+	c.run.prefix = append(c.run.prefix, f...)
+}

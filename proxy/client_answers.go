@@ -44,13 +44,6 @@ func (c *client) qos(ch *channel, f amqp.Frame, bits byte) bool {
 	return true
 }
 
-// mayAnswer tells whether an answer of the proxy's own may go out on the channel now: no
-// earlier call waits for the broker's, and no content can be half way to the client.
-func (ch *channel) mayAnswer() bool {
-	b := ch.cur.Load()
-	return b == nil || (!ch.hears && b.calls.Load() == 0)
-}
-
 func (c *client) expectQos(b *binding, own bool) {
 	b.u.mu.Lock()
 	b.qosOwn.push(own)
@@ -253,12 +246,74 @@ func (c *client) awaitCloses(chs []*channel) {
 	}
 }
 
-// readYourWrites waits until the quiet closes of the identity that came before are through.
-func (c *client) readYourWrites() {
-	if c.pool.closes.n.Load() == 0 {
-		return
-	}
+// awaitCommit waits, bounded, until the broker has answered the channel's tx.commit:
+// RabbitMQ takes anything amid a commit for a hard error.
+func (c *client) awaitCommit(b *binding) {
 	c.settle()
-	cfg := c.s.cfg()
-	c.pool.closes.wait(cfg.CloseTimeout, cfg.ConnectTimeout, c.gone)
+	timer := time.NewTimer(c.s.cfg().WriteTimeout)
+	defer timer.Stop()
+	u := b.u
+	for {
+		u.mu.Lock()
+		pending := b.commits.Load() > 0 && b.state == bOpen && u.failed == nil
+		answered := u.answeredLocked()
+		u.mu.Unlock()
+		if !pending {
+			return
+		}
+		select {
+		case <-answered:
+		case <-u.done:
+			return
+		case <-c.gone:
+			return
+		case <-timer.C:
+			return
+		}
+	}
+}
+
+// consume takes basic.consume.
+func (c *client) consume(ch *channel, f amqp.Frame, bits byte, wait bool) bool {
+	a := amqp.ReadArgs(f)
+	a.Short()
+	a.Str()
+	tag := string(a.Str())
+	noAck := bits&2 != 0
+	limit := c.s.cfg().SharedPrefetchLimit
+	c.readYourWrites()
+	if noAck || ch.prefetch == 0 || int(ch.prefetch) > limit || ch.globalQos ||
+		ownHazard(amqp.BasicConsume, f, bits) {
+		if !c.needSession(ch, amqp.BasicConsume) {
+			return false
+		}
+	}
+	c.ready(ch)
+	b := c.bound(ch, laneRead)
+	if b == nil || !c.fits(b.u, f) {
+		return false
+	}
+	b.u.mu.Lock()
+	_, used := b.consumers[tag]
+	if !used {
+		if tag != "" {
+			b.addConsumerLocked(tag)
+		}
+		if wait {
+			b.unnamed.push(tag == "")
+		}
+	}
+	b.u.mu.Unlock()
+	if used {
+		return c.refuse(amqp.NotAllowed, amqp.BasicConsume, "attempt to reuse consumer tag '%s'", tag)
+	}
+	if at := &b.u.senders[amqp.BasicConsume.Index()]; at.Load() != c {
+		at.Store(c)
+	}
+	b.consuming.Add(1)
+	ch.hearing(noAck)
+	if wait {
+		b.calls.Add(1)
+	}
+	return c.passQueue(ch, b, f)
 }

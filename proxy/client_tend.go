@@ -1,0 +1,115 @@
+// What the janitor looks after in a client: its heartbeat, its silence, its end.
+
+package proxy
+
+import (
+	"log/slog"
+	"net"
+	"time"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+)
+
+// due tells cheaply whether tend has something to do.
+func (c *client) due() bool {
+	now := c.s.now()
+	if at := c.closeAt.Load(); at != 0 {
+		return now >= at
+	}
+	if c.phase.Load() == phaseHandshake {
+		return now-c.started >= int64(c.s.cfg().HandshakeTimeout)
+	}
+	if c.crowding.Load() {
+		return true
+	}
+	if !c.rested.Load() && now-c.lastRead.Load() >= int64(restAfter) {
+		return true
+	}
+	hb := int64(c.heartbeat)
+	if hb != 0 && (now-c.out.LastWrite.Load() >= hb/2 || now-c.lastRead.Load() > 2*hb+int64(tick)) {
+		return true
+	}
+	if c.hoarding(now) {
+		return true
+	}
+	since := c.out.WriteSince.Load()
+	return since != 0 && now-since >= int64(c.s.cfg().WriteTimeout)
+}
+
+// hoarding tells whether the client holds room for a publish, has sent nothing for half of
+// write_timeout, which is how long others wait for room, and others do wait.
+func (c *client) hoarding(now int64) bool {
+	return c.hoards.Load() && c.reading.Load() &&
+		now-c.lastRead.Load() >= int64(c.s.cfg().WriteTimeout)/2 && c.s.budget.wanted()
+}
+
+func (c *client) tend() {
+	now := c.s.now()
+	if at := c.closeAt.Load(); at != 0 {
+		if now >= at {
+			c.closeSocket()
+		}
+		return
+	}
+	if c.phase.Load() == phaseHandshake {
+		// Waiting for the broker's verdict is not the client's fault, but bounded all the same.
+		// What it has told of itself is still its reader's, which log would read.
+		c.s.log.Info("client closed: its handshake took too long", "client", c.n,
+			"address", c.conn.RemoteAddr().String(), "handshake_timeout", c.s.cfg().HandshakeTimeout)
+		c.closeSocket()
+		return
+	}
+	if c.crowding.Load() {
+		c.mu.Lock()
+		c.relievedLocked()
+		c.mu.Unlock()
+	}
+	silent := now - c.lastRead.Load()
+	if silent >= int64(restAfter) {
+		c.rest()
+	}
+	if since := c.out.WriteSince.Load(); since != 0 && now-since >= int64(c.s.cfg().WriteTimeout) &&
+		silent >= int64(c.s.cfg().WriteTimeout) && !c.ownsUpstream() {
+		c.log(slog.LevelInfo, "client closed: it takes no data", "write_timeout", c.s.cfg().WriteTimeout)
+		c.closeSocket()
+		return
+	}
+	if c.hoarding(now) {
+		c.log(slog.LevelInfo, "client closed: it holds room of the message buffer and sends nothing", "silent_for", time.Duration(silent))
+		c.shut(amqp.Errorf(amqp.ResourceError, amqp.BasicPublish,
+			"a publish came to a halt half way while others wait for message_buffer = %d bytes", c.s.cfg().MessageBuffer), false)
+		return
+	}
+	hb := int64(c.heartbeat)
+	if hb == 0 {
+		return
+	}
+	if silent > 2*hb+int64(tick) && c.reading.Load() {
+		c.s.n.heartbeatTimeouts.Add(1)
+		c.log(slog.LevelInfo, "client closed: no heartbeat", "silent_for", time.Duration(silent), "heartbeat", c.heartbeat)
+		c.closeSocket()
+		return
+	}
+	if now-c.out.LastWrite.Load() >= hb/2 {
+		c.mu.Lock()
+		if c.out.IdleLocked() && c.phase.Load() == phaseRunning {
+			c.out.AppendLocked(amqp.Heartbeat)
+		}
+		c.out.KickLocked() // answers may lie there while the reader waits for the broker
+		c.mu.Unlock()
+	}
+}
+
+// ownsUpstream tells whether the client has a session: then it may be as slow as it likes.
+func (c *client) ownsUpstream() bool { return c.hasSession.Load() }
+
+// rest interrupts the read of a client that has been idle, see read. From now on the
+// kernel also looks whether its peer is still there: clients without heartbeats may die unseen.
+func (c *client) rest() {
+	if c.reading.Load() && c.rested.CompareAndSwap(false, true) {
+		if t, ok := c.conn.(*net.TCPConn); ok {
+			_ = t.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 15 * time.Second, Count: 4})
+		}
+		_ = c.conn.SetReadDeadline(time.Unix(1, 0))
+	}
+}

@@ -1,0 +1,81 @@
+// An upstream as its pool sees it: whose it is, idle or retired. All of it is guarded by pool.mu.
+
+package proxy
+
+import "slices"
+
+func (u *upstream) idleLocked() bool { return u.load == 0 && u.owner.Load() == nil && !u.retired }
+
+// retireIdle retires an upstream that is idle still. False: somebody has it now.
+func (u *upstream) retireIdle() bool {
+	u.pool.mu.Lock()
+	defer u.pool.mu.Unlock()
+	if !u.idleLocked() {
+		return false
+	}
+	u.retired = true
+	return true
+}
+
+// takenLocked counts a channel more, whose lane becomes that of an upstream that has none.
+func (u *upstream) takenLocked(l lane) *upstream {
+	if u.lane == laneNone {
+		u.lane = max(l, lanePublish)
+	}
+	u.load++
+	return u
+}
+
+// retire lets no new channels or sessions onto the upstream.
+func (u *upstream) retire() {
+	u.pool.mu.Lock()
+	u.retired = true
+	u.pool.mu.Unlock()
+}
+
+// turnToReaders tells whether the upstream is one for readers, which it becomes when the
+// caller's channel is the only one there and there is no other for readers.
+func (u *upstream) turnToReaders() bool {
+	p := u.pool
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if u.load == 1 && !slices.ContainsFunc(p.ups, func(x *upstream) bool { return x != u && x.lane == laneRead && p.roomLocked(x) }) {
+		u.lane = laneRead
+	}
+	return u.lane != lanePublish
+}
+
+// soleTenant is the client that has the upstream for itself: the session's owner, or,
+// when somebody's queue is crowded, the only client bound here. Nil: several, or nobody crowded.
+func (u *upstream) soleTenant() *client {
+	if c := u.owner.Load(); c != nil {
+		return c
+	}
+	if u.crowded.Load() == 0 {
+		return nil
+	}
+	var sole *client
+	t := u.table.Load()
+	for i := range *t {
+		b := (*t)[i].Load()
+		if b == nil || b.ch.c == sole {
+			continue
+		}
+		if sole != nil {
+			return nil
+		}
+		sole = b.ch.c
+	}
+	return sole
+}
+
+// giveTo makes the client the owner of an upstream that nobody has. False: it has ended.
+func (u *upstream) giveTo(c *client) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.failed != nil || u.closing {
+		return false
+	}
+	u.owner.Store(c)
+	return true
+}

@@ -1,0 +1,92 @@
+// What the janitor looks after in an upstream: its heartbeat, answers that are overdue.
+
+package proxy
+
+import (
+	"time"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+)
+
+func (u *upstream) tend() {
+	now := u.s.now()
+	hb := int64(u.heartbeat)
+	if hb != 0 {
+		if silent := now - u.lastRead.Load(); silent > 2*hb+int64(tick) && !u.halted.Load() {
+			u.s.n.heartbeatTimeouts.Add(1)
+			u.fail(amqp.Errorf(amqp.ConnectionForced, 0, "the broker has been silent for %v, its heartbeat is %v",
+				time.Duration(silent).Round(time.Millisecond), u.heartbeat), true)
+			return
+		}
+		if now-u.out.LastWrite.Load() >= hb/2 {
+			u.mu.Lock()
+			if u.out.IdleLocked() && u.failed == nil {
+				u.out.AppendLocked(amqp.Heartbeat)
+				u.out.KickLocked()
+			}
+			u.mu.Unlock()
+		}
+	}
+	u.answerOverdue(now)
+}
+
+// A broker that leaves closesLate channels unanswered for lateAfter does not keep up with
+// clients that come and go: their closes are not waited for, so new channels must be.
+const (
+	closesLate = 64
+	lateAfter  = 2 * tick
+)
+
+// answerOverdue gives close-ok to clients whose channel.close the broker does not answer,
+// and ends crossed closes that no broker will answer any more; their ids stay unused.
+func (u *upstream) answerOverdue(now int64) {
+	if u.closingN.Load() == 0 {
+		u.late.Store(0)
+		return
+	}
+	limit := int64(u.s.cfg().CloseTimeout)
+	late := int32(0)
+	var overdue, crossed []*binding
+	u.mu.Lock()
+	t := u.table.Load()
+	for i := range *t {
+		b := (*t)[i].Load()
+		if b == nil || b.state == bOpen {
+			continue
+		}
+		if now-b.closedAt >= int64(lateAfter) {
+			late++
+		}
+		if now-b.closedAt < limit {
+			continue
+		}
+		if !b.silent {
+			b.silent = true
+			overdue = append(overdue, b)
+		} else if b.ticket != nil {
+			u.pool.closes.finish(b.ticket) // nobody needs to wait for it any more
+		}
+		if b.state == bCrossed {
+			b.state = bFree
+			u.setLocked(b.id, nil)
+			u.closingN.Add(-1)
+			if u.failed == nil { // else fail has counted it
+				u.s.n.bindings.Add(-1)
+			}
+			if b.ticket != nil {
+				u.pool.closes.finish(b.ticket)
+			}
+			crossed = append(crossed, b)
+		}
+	}
+	u.mu.Unlock()
+	u.late.Store(late)
+	for _, b := range overdue {
+		if b.ch.c.closeAnswered(b) {
+			b.ch.c.wake()
+		}
+	}
+	for range crossed {
+		u.pool.lose(u)
+	}
+}

@@ -126,7 +126,7 @@ func (t *table) foot(took time.Duration) {
 	fmt.Printf("took %v\n", took.Round(time.Second))
 }
 
-// markdown is the same table for a README.
+// markdown is the same table for proxy/BENCHMARK.md.
 func (t *table) markdown() string {
 	var b strings.Builder
 	for i, cells := range t.lines {

@@ -1,0 +1,262 @@
+// The documents against the source and against one another: tables of log lines, metrics,
+// flags and commands are whole, links lead somewhere, the README stays short.
+
+package main
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"unicode"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/admin"
+	"github.com/amqproxysvc/amqproxysvc/service/config"
+)
+
+const (
+	top        = "../.."
+	commandsMD = "COMMANDS.md"
+	monitoring = top + "/service/MONITORING.md"
+)
+
+// document is a file of the tree as every system reads it.
+func document(t *testing.T, path string) string {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.ReplaceAll(string(data), "\r\n", "\n")
+}
+
+// logLines are the messages of all calls that log at Info or above in a package's files.
+func logLines(t *testing.T, dir string) (lines []string) {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(dir, "*.go"))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no source in %s: %v", dir, err)
+	}
+	for _, path := range files {
+		if strings.HasSuffix(path, "_test.go") {
+			continue
+		}
+		parsed, err := parser.ParseFile(token.NewFileSet(), path, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ast.Inspect(parsed, func(n ast.Node) bool {
+			call, ok := n.(*ast.CallExpr)
+			if !ok {
+				return true
+			}
+			sel, ok := call.Fun.(*ast.SelectorExpr)
+			if !ok {
+				return true
+			}
+			at := -1
+			switch sel.Sel.Name {
+			case "Info", "Warn", "Error":
+				at = 0
+			case "log": // the engine's helper: level, message
+				if len(call.Args) > 1 {
+					if level, ok := call.Args[0].(*ast.SelectorExpr); ok && level.Sel.Name != "LevelDebug" {
+						at = 1
+					}
+				}
+			}
+			if at < 0 || len(call.Args) <= at {
+				return true
+			}
+			arg := call.Args[at]
+			if sum, ok := arg.(*ast.BinaryExpr); ok {
+				arg = sum.X
+			}
+			if lit, ok := arg.(*ast.BasicLit); ok && lit.Kind == token.STRING {
+				text, err := strconv.Unquote(lit.Value)
+				if err != nil {
+					t.Fatal(err)
+				}
+				lines = append(lines, strings.TrimSpace(text))
+			}
+			return true
+		})
+	}
+	return lines
+}
+
+func TestLogLinesAreDocumented(t *testing.T) {
+	page := document(t, monitoring)
+	var lines []string
+	for _, dir := range []string{".", "../../proxy", "../../service"} {
+		lines = append(lines, logLines(t, dir)...)
+	}
+	slices.Sort(lines)
+	lines = slices.Compact(lines)
+	if len(lines) < 20 {
+		t.Errorf("only %d log lines found in the source: %q", len(lines), lines)
+	}
+	for _, line := range lines {
+		if !strings.Contains(page, "`"+line) {
+			t.Errorf("MONITORING.md's table of log lines lacks %q", line)
+		}
+	}
+}
+
+func TestMetricsAreDocumented(t *testing.T) {
+	page := document(t, monitoring)
+	names := admin.Names()
+	for _, name := range names {
+		if !strings.Contains(page, "| `"+name+"`") && !strings.Contains(page, "| `"+name+"{") {
+			t.Errorf("MONITORING.md's table of metrics lacks %s", name)
+		}
+	}
+	// What a page tells people to watch must be there to be watched.
+	named := regexp.MustCompile(`\bamqproxy(svc)?_[a-z_]+[a-z]`)
+	for _, path := range documents(t) {
+		if strings.HasSuffix(path, "CHANGELOG.md") {
+			continue // tells of names that went
+		}
+		for _, name := range named.FindAllString(document(t, path), -1) {
+			name = strings.TrimSuffix(name, "_bucket")
+			if !slices.Contains(names, name) && strings.Count(name, "_") > 1 {
+				t.Errorf("%s names the metric %s, which there is not", path, name)
+			}
+		}
+	}
+}
+
+func TestCommandLineIsDocumented(t *testing.T) {
+	page := document(t, commandsMD)
+	for i := range config.Table {
+		d := &config.Table[i]
+		for _, word := range []string{d.Env, d.Flag} {
+			if word != "" && !strings.Contains(page, word) {
+				t.Errorf("COMMANDS.md lacks %s", word)
+			}
+		}
+	}
+	for _, name := range subcommandNames(newRootCommand()) {
+		if name != "help" && !strings.Contains(page, "`amqproxysvc "+name) && !strings.Contains(page, "`"+name+"`") {
+			t.Errorf("COMMANDS.md lacks the command %s", name)
+		}
+	}
+}
+
+// The README is read first, and only once: what is looked up again stands elsewhere.
+func TestReadmeIsShort(t *testing.T) {
+	if n := strings.Count(document(t, top+"/README.md"), "\n"); n > 200 {
+		t.Errorf("README.md has %d lines, at most 200 are wanted", n)
+	}
+}
+
+// documents are the tree's Markdown files.
+func documents(t *testing.T) (paths []string) {
+	t.Helper()
+	err := filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() && (d.Name() == ".git" || d.Name() == "dist" || d.Name() == "node_modules") {
+			return fs.SkipDir
+		}
+		if strings.HasSuffix(path, ".md") {
+			paths = append(paths, path)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(paths) < 10 {
+		t.Fatalf("only %d documents found: %q", len(paths), paths)
+	}
+	return paths
+}
+
+// Links must lead to a file of the tree, and to a heading in it, without a network.
+func TestLinks(t *testing.T) {
+	link := regexp.MustCompile(`\]\(([^()\s]+)\)`)
+	known := map[string]map[string]bool{}
+	headings := func(path string) map[string]bool {
+		if known[path] == nil {
+			known[path] = anchors(document(t, path))
+		}
+		return known[path]
+	}
+	links := 0
+	for _, path := range documents(t) {
+		for _, m := range link.FindAllStringSubmatch(prose(document(t, path)), -1) {
+			to, err := url.Parse(m[1])
+			if err != nil {
+				t.Errorf("%s: %q is no link: %v", path, m[1], err)
+				continue
+			}
+			if to.Scheme != "" {
+				continue
+			}
+			links++
+			target := path
+			if to.Path != "" {
+				target = filepath.Join(filepath.Dir(path), filepath.FromSlash(to.Path))
+				if _, err := os.Stat(target); err != nil {
+					t.Errorf("%s: the link %s leads nowhere", path, m[1])
+					continue
+				}
+			}
+			if to.Fragment != "" && !headings(target)[to.Fragment] {
+				t.Errorf("%s: the link %s leads to no heading", path, m[1])
+			}
+		}
+	}
+	if links < 50 {
+		t.Errorf("only %d links found", links)
+	}
+}
+
+// prose is a document without its blocks of code.
+func prose(text string) string {
+	var b strings.Builder
+	inside := false
+	for line := range strings.Lines(text) {
+		if strings.HasPrefix(strings.TrimSpace(line), "```") {
+			inside = !inside
+		} else if !inside {
+			b.WriteString(line)
+		}
+	}
+	return b.String()
+}
+
+// anchors are the names under which a page's headings are linked, as GitHub makes them.
+func anchors(text string) map[string]bool {
+	all := map[string]bool{}
+	for line := range strings.Lines(prose(text)) {
+		title := strings.TrimLeft(line, "#")
+		if title == line || !strings.HasPrefix(title, " ") {
+			continue
+		}
+		name := strings.Map(func(r rune) rune {
+			switch {
+			case r == ' ':
+				return '-'
+			case r == '-' || r == '_' || unicode.IsLetter(r) || unicode.IsDigit(r):
+				return unicode.ToLower(r)
+			}
+			return -1
+		}, strings.TrimSpace(title))
+		for n, base := 1, name; all[name]; n++ {
+			name = base + "-" + strconv.Itoa(n)
+		}
+		all[name] = true
+	}
+	return all
+}

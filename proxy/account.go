@@ -231,7 +231,7 @@ func (s *Server) poolOf(a *account, vhost string) *pool {
 	defer l.mu.Unlock()
 	p := a.pools[vhost]
 	if p == nil {
-		p = &pool{s: s, id: identity{a.key.user, a.key.secret, vhost}, account: a}
+		p = &pool{s: s, env: &s.env, id: identity{a.key.user, a.key.secret, vhost}, account: a}
 		if l.accounts[a.key] == a {
 			a.pools[vhost] = p
 		} else {
@@ -285,7 +285,7 @@ func (s *Server) admitted(c *client, p *pool) *amqp.Error {
 		if p.verified != 0 && p.usableLocked() {
 			if s.now()-p.verified > int64(cfg.AuthTTL) && !p.rechecking {
 				p.rechecking = true
-				p.s.spawn(p.recheck)
+				p.env.spawn(p.recheck)
 			}
 			p.mu.Unlock()
 			s.n.reuseHits.Add(1)
@@ -295,7 +295,7 @@ func (s *Server) admitted(c *client, p *pool) *amqp.Error {
 		if f == nil {
 			f = newFlight()
 			p.login = f
-			p.s.spawn(func() { p.firstLogin(f) })
+			p.env.spawn(func() { p.firstLogin(f) })
 		}
 		p.mu.Unlock()
 		select {

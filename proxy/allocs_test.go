@@ -33,9 +33,9 @@ func halves(t *testing.T) (*client, *upstream, *sinkConn) {
 	s.coarse.Store(1)
 	a := &account{pools: map[string]*pool{}}
 	a.info.Store(&brokerInfo{confirms: true})
-	p := &pool{s: s, account: a}
+	p := &pool{s: s, env: &s.env, account: a}
 	broker := &sinkConn{}
-	u := &upstream{s: s, conn: broker, account: a, pool: p, done: make(chan struct{})}
+	u := &upstream{s: s, env: &s.env, conn: broker, account: a, pool: p, done: make(chan struct{})}
 	u.out.Init(&u.mu, broker, &s.coarse, nil)
 	u.rd.Init(make([]byte, upstreamBuffer), 131072)
 	u.tune.FrameMax, u.ids.limit = 131072, 100
@@ -64,7 +64,7 @@ func halves(t *testing.T) (*client, *upstream, *sinkConn) {
 		}
 	}()
 	t.Cleanup(func() { near.Close(); far.Close(); ln.Close(); <-drained })
-	c := &client{s: s, conn: near, raw: rawConn(near), lst: &Listener{Mode: PoolAuto}, account: a, pool: p,
+	c := &client{s: s, env: &s.env, conn: near, raw: rawConn(near), lst: &Listener{Mode: PoolAuto}, account: a, pool: p,
 		frameMax: 131072, gone: make(chan struct{}), runSeq: 1}
 	c.out.Init(&c.mu, near, &s.coarse, nil)
 	c.rd.Init(make([]byte, clientBuffer), 131072)

@@ -48,6 +48,7 @@ type capabilities struct {
 type client struct {
 	// Immutable after the handshake.
 	s         *Server
+	env       *env
 	n         uint64
 	conn      net.Conn
 	raw       syscall.RawConn // of conn, where it can be written to without waiting; else nil
@@ -137,15 +138,15 @@ func (c *client) read() bool {
 		n, err := c.rd.Fill(c.conn)
 		c.reading.Store(false)
 		if n > 0 {
-			c.lastRead.Store(c.s.now())
-			c.s.n.fromClients.Add(uint64(n))
+			c.lastRead.Store(c.env.now())
+			c.env.n.fromClients.Add(uint64(n))
 			if c.rested.Load() {
 				c.rested.Store(false)
 			}
 			if !c.chunk() {
 				return false
 			}
-			c.lastRead.Store(c.s.now()) // what came while the reader was held up was not silence
+			c.lastRead.Store(c.env.now()) // what came while the reader was held up was not silence
 		}
 		if err != nil {
 			if !errors.Is(err, os.ErrDeadlineExceeded) {
@@ -176,7 +177,7 @@ func (c *client) hungUp(err error) {
 }
 
 func (c *client) log(level slog.Level, msg string, args ...any) {
-	if !c.s.log.Enabled(bg, level) {
+	if !c.env.log.Enabled(bg, level) {
 		return
 	}
 	args = append([]any{"client", c.n, "address", c.conn.RemoteAddr().String()}, args...)
@@ -189,7 +190,7 @@ func (c *client) log(level slog.Level, msg string, args ...any) {
 	if name := c.name(); name != "" {
 		args = append(args, "name", name)
 	}
-	c.s.log.Log(bg, level, msg, args...)
+	c.env.log.Log(bg, level, msg, args...)
 }
 
 // end gives back all that the client holds. Channels that are still open are closed at the broker.
@@ -221,7 +222,7 @@ func (c *client) releaseChannels() {
 	for ch := range c.chans.all() {
 		c.dropSpill(ch)
 		if st := ch.state.Load(); st == chOpen || st == chRefused {
-			c.s.n.channels.Add(-1)
+			c.env.n.channels.Add(-1)
 		}
 		c.mu.Lock()
 		ch.state.Store(chClosed)
@@ -248,7 +249,7 @@ func (c *client) closeSocket() {
 // broken ends the client after a failed write.
 func (c *client) broken(err error) {
 	// Not log: amid the handshake, what the client has told of itself is its reader's.
-	c.s.log.Debug("writing to the client failed", "client", c.n, "address", c.conn.RemoteAddr().String(), "error", err)
+	c.env.log.Debug("writing to the client failed", "client", c.n, "address", c.conn.RemoteAddr().String(), "error", err)
 	c.closeSocket()
 }
 
@@ -271,7 +272,7 @@ func (c *client) closeLocked(e *amqp.Error) {
 		return
 	}
 	c.phase.Store(phaseClosing)
-	c.closeAt.Store(c.s.now() + int64(closeGrace))
+	c.closeAt.Store(c.env.now() + int64(closeGrace))
 	c.out.SetBufferLocked(amqp.AppendClose(c.out.BufferLocked(300), 0, e))
 	c.out.KickLocked()
 	c.answeredLocked()

@@ -92,7 +92,7 @@ func (c *client) closeChannel(ch *channel, f amqp.Frame) bool {
 		c.answerClose(ch, chClosed)
 		return false
 	}
-	silent := c.s.cfg().FastClose && b.quiet()
+	silent := c.env.cfg().FastClose && b.quiet()
 	to := chClosing
 	if silent {
 		to = chClosed
@@ -118,7 +118,7 @@ func (c *client) answerClose(ch *channel, to channelState) bool {
 	if to == chClosed {
 		c.out.SetBufferLocked(amqp.AppendMethod(c.out.BufferLocked(16), ch.id, amqp.ChannelCloseOk))
 	}
-	c.glut = c.out.LenLocked() > c.s.cfg().ClientQueue
+	c.glut = c.out.LenLocked() > c.env.cfg().ClientQueue
 	c.mu.Unlock()
 	if was == chRefused {
 		c.owe(ch.id)
@@ -127,7 +127,7 @@ func (c *client) answerClose(ch *channel, to channelState) bool {
 		c.forget(ch)
 		c.lately = lateChannel{id: ch.id, at: time.Now()}
 	}
-	c.s.n.channels.Add(-1)
+	c.env.n.channels.Add(-1)
 	return was == chOpen
 }
 
@@ -147,11 +147,11 @@ func (c *client) route0(f amqp.Frame) bool {
 	}
 	m := f.Method()
 	if e := c.admit(m, m.Spec(), f); e != nil {
-		c.s.n.firewallCloses.Add(1)
+		c.env.n.firewallCloses.Add(1)
 		return c.die(e)
 	}
 	if _, err := m.Spec().CheckArgs(f.Args()); err != nil {
-		c.s.n.firewallCloses.Add(1)
+		c.env.n.firewallCloses.Add(1)
 		if err.Method == 0 {
 			err = &amqp.Error{Code: amqp.FrameError, Text: err.Text, Method: m} // UTF-8, see Spec.CheckArgs
 		} else {
@@ -172,7 +172,7 @@ func (c *client) route0(f amqp.Frame) bool {
 // when the broker has closed those that are not, at the latest after close_timeout.
 func (c *client) closeConnection() {
 	c.flushRun()
-	fast := c.s.cfg().FastClose
+	fast := c.env.cfg().FastClose
 	var waits []*channel
 	for ch := range c.chans.all() {
 		c.dropSpill(ch)
@@ -182,13 +182,13 @@ func (c *client) closeConnection() {
 		c.leaving = true
 		switch ch.state.Load() {
 		case chOpen:
-			c.s.n.channels.Add(-1)
+			c.env.n.channels.Add(-1)
 			ch.state.Store(chClosing)
 			if silent {
 				ch.state.Store(chClosed)
 			}
 		case chRefused:
-			c.s.n.channels.Add(-1)
+			c.env.n.channels.Add(-1)
 			ch.state.Store(chClosed)
 		}
 		if ch.state.Load() == chClosing {
@@ -209,7 +209,7 @@ func (c *client) closeConnection() {
 	c.mu.Lock()
 	if c.phase.Load() == phaseRunning {
 		c.phase.Store(phaseClosing)
-		c.closeAt.Store(c.s.now() + int64(closeGrace))
+		c.closeAt.Store(c.env.now() + int64(closeGrace))
 		c.out.SetBufferLocked(amqp.AppendMethod(c.out.BufferLocked(16), 0, amqp.ConnectionCloseOk))
 	}
 	c.mu.Unlock()
@@ -218,7 +218,7 @@ func (c *client) closeConnection() {
 // awaitCloses waits until none of the channels waits for close-ok any more.
 func (c *client) awaitCloses(chs []*channel) {
 	c.out.Flush()
-	timer := time.NewTimer(c.s.cfg().CloseTimeout)
+	timer := time.NewTimer(c.env.cfg().CloseTimeout)
 	defer timer.Stop()
 	for {
 		c.mu.Lock()
@@ -250,7 +250,7 @@ func (c *client) awaitCloses(chs []*channel) {
 // RabbitMQ takes anything amid a commit for a hard error.
 func (c *client) awaitCommit(b *binding) {
 	c.settle()
-	timer := time.NewTimer(c.s.cfg().WriteTimeout)
+	timer := time.NewTimer(c.env.cfg().WriteTimeout)
 	defer timer.Stop()
 	u := b.u
 	for {
@@ -280,7 +280,7 @@ func (c *client) consume(ch *channel, f amqp.Frame, bits byte, wait bool) bool {
 	a.Str()
 	tag := string(a.Str())
 	noAck := bits&2 != 0
-	limit := c.s.cfg().SharedPrefetchLimit
+	limit := c.env.cfg().SharedPrefetchLimit
 	c.readYourWrites()
 	if noAck || ch.prefetch == 0 || int(ch.prefetch) > limit || ch.globalQos ||
 		ownHazard(amqp.BasicConsume, f, bits) {

@@ -45,7 +45,7 @@ func (c *client) chunk() bool {
 	}
 	c.flushRun()
 	c.rd.Skip(pos)
-	c.s.n.framesClients.Add(frames)
+	c.env.n.framesClients.Add(frames)
 	if alive && c.spilling > 0 && c.phase.Load() == phaseRunning {
 		c.reserveAll()
 	}
@@ -80,7 +80,7 @@ func (c *client) flushRun() {
 	}
 	if c.run.u != nil && (c.e0 > c.s0 || len(c.run.prefix) > 0) {
 		c.run.body = c.resplit(c.run.u, c.buf[c.s0:c.e0])
-		c.s.n.toUpstreams.Add(uint64(len(c.run.body) + len(c.run.prefix)))
+		c.env.n.toUpstreams.Add(uint64(len(c.run.body) + len(c.run.prefix)))
 		if err := c.run.u.send(&c.run, c.gone); err != nil {
 			c.log(slog.LevelDebug, "frames not sent", "error", err)
 		}

@@ -43,10 +43,10 @@ func (c *client) header(ch *channel, f amqp.Frame) bool {
 	}
 	size, err := amqp.CheckContentHeader(f.Payload())
 	if err != nil {
-		c.s.n.firewallCloses.Add(1)
+		c.env.n.firewallCloses.Add(1)
 		return c.die(err)
 	}
-	if most := uint64(c.s.cfg().MaxMessageSize); size > most {
+	if most := uint64(c.env.cfg().MaxMessageSize); size > most {
 		return c.refuse(amqp.FrameError, amqp.BasicPublish,
 			"message of %d octets is larger than max_message_size = %d", size, most)
 	}

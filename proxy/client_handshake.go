@@ -86,7 +86,7 @@ func (c *client) notAMQP(b []byte) {
 
 // drain reads what the client still sends, for a moment, so that closing meets no reset.
 func (c *client) drain() {
-	c.closeAt.Store(c.s.now() + int64(closeGrace))
+	c.closeAt.Store(c.env.now() + int64(closeGrace))
 	c.phase.Store(phaseClosing)
 	for {
 		c.rd.Skip(len(c.rd.Buffered()))
@@ -100,8 +100,8 @@ func (c *client) fill() (int, error) {
 	c.reading.Store(true)
 	n, err := c.rd.Fill(c.conn)
 	c.reading.Store(false)
-	c.lastRead.Store(c.s.now())
-	c.s.n.fromClients.Add(uint64(n))
+	c.lastRead.Store(c.env.now())
+	c.env.n.fromClients.Add(uint64(n))
 	return n, err
 }
 
@@ -247,9 +247,9 @@ func (c *client) refuseLogin(e *amqp.Error) {
 		return
 	}
 	if e.Code == amqp.ConnectionForced {
-		c.s.n.loginsFailed.Add(1)
+		c.env.n.loginsFailed.Add(1)
 	} else {
-		c.s.n.loginsRefused.Add(1)
+		c.env.n.loginsRefused.Add(1)
 	}
 	if e.Code == amqp.AccessRefused && !c.caps.authFailureClose {
 		c.log(slog.LevelInfo, "client refused", "code", e.Code, "reason", e.Text)
@@ -321,9 +321,9 @@ func (c *client) open(f amqp.Frame) bool {
 	}
 	if e != nil {
 		if e.Code != amqp.ConnectionForced {
-			c.s.n.loginsRefused.Add(1)
+			c.env.n.loginsRefused.Add(1)
 		} else {
-			c.s.n.loginsFailed.Add(1)
+			c.env.n.loginsFailed.Add(1)
 		}
 		c.end0(e)
 		return false
@@ -332,8 +332,8 @@ func (c *client) open(f amqp.Frame) bool {
 	if c.frameMax == 0 {
 		c.rd.MaxFrame = unboundedFrame
 	}
-	c.s.n.loginsOK.Add(1)
-	c.lastRead.Store(c.s.now()) // the wait for the verdict was not the client's silence
+	c.env.n.loginsOK.Add(1)
+	c.lastRead.Store(c.env.now()) // the wait for the verdict was not the client's silence
 	c.mu.Lock()
 	running := c.phase.CompareAndSwap(phaseHandshake, phaseRunning)
 	if running {

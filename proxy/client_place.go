@@ -97,7 +97,7 @@ func (c *client) bind(ch *channel, l lane) *binding {
 				c.die(u.why())
 				return nil
 			case !c.awaitID(u):
-				c.die(amqp.Errorf(amqp.ConnectionForced, 0, "the broker closes no channel within %v", c.s.cfg().CloseTimeout))
+				c.die(amqp.Errorf(amqp.ConnectionForced, 0, "the broker closes no channel within %v", c.env.cfg().CloseTimeout))
 				return nil
 			}
 			continue
@@ -135,7 +135,7 @@ func (c *client) upstreamFor(l lane) (*upstream, *amqp.Error) {
 // awaitID waits until a channel id of the session comes free. False: none did.
 func (c *client) awaitID(u *upstream) bool {
 	c.settle()
-	timer := time.NewTimer(c.s.cfg().CloseTimeout)
+	timer := time.NewTimer(c.env.cfg().CloseTimeout)
 	defer timer.Stop()
 	for {
 		c.pool.mu.Lock()

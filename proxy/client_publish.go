@@ -146,7 +146,7 @@ func (c *client) reserve(sp *spill, body uint64) bool {
 	if !c.s.budget.try(need) {
 		c.settle()
 		// Whoever holds the room must go on sending or give it up, see client.hoarding.
-		ctx, cancel := context.WithTimeout(c.s.ctx, c.s.cfg().WriteTimeout)
+		ctx, cancel := context.WithTimeout(c.env.ctx, c.env.cfg().WriteTimeout)
 		defer cancel()
 		if !c.s.budget.acquire(ctx, need, c.gone) {
 			select {
@@ -155,7 +155,7 @@ func (c *client) reserve(sp *spill, body uint64) bool {
 			default:
 			}
 			c.die(amqp.Errorf(amqp.ResourceError, amqp.BasicPublish,
-				"the unfinished publishes of all clients fill message_buffer = %d bytes", c.s.cfg().MessageBuffer))
+				"the unfinished publishes of all clients fill message_buffer = %d bytes", c.env.cfg().MessageBuffer))
 			return false
 		}
 	}
@@ -184,7 +184,7 @@ func (c *client) gather(ch *channel, f amqp.Frame) {
 	c.flushRun()
 	b := ch.cur.Load()
 	p := c.resplit(b.u, sp.p)
-	c.s.n.toUpstreams.Add(uint64(len(p)))
+	c.env.n.toUpstreams.Add(uint64(len(p)))
 	if err := b.u.sendBig(b, p); err != nil {
 		c.log(slog.LevelDebug, "publish not sent", "error", err)
 	}
@@ -235,7 +235,7 @@ func (c *client) fits(u *upstream, f amqp.Frame) bool {
 	if size <= amqp.FrameMinSize || most == 0 || size <= most {
 		return true
 	}
-	c.s.n.firewallCloses.Add(1)
+	c.env.n.firewallCloses.Add(1)
 	return c.die(amqp.FrameTooLarge(f.Type(), size, most))
 }
 

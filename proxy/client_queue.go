@@ -27,7 +27,7 @@ func (c *client) deliver(b *binding, p []byte) bool {
 // tenants; a full queue ends the client, unless the upstream is its own to halt.
 func (c *client) measureLocked(u *upstream) {
 	waiting := c.out.LenLocked()
-	limit := c.s.cfg().ClientQueue
+	limit := c.env.cfg().ClientQueue
 	// Every upstream that adds to a long queue is told: each is to be halted, or closed to
 	// new tenants.
 	if high := min(sessionHigh, limit/2); waiting > high {
@@ -42,7 +42,7 @@ func (c *client) measureLocked(u *upstream) {
 	if waiting <= limit || c.phase.Load() == phaseClosing || u.soleTenant() == c {
 		return
 	}
-	c.s.n.slowCloses.Add(1)
+	c.env.n.slowCloses.Add(1)
 	e := amqp.Errorf(amqp.ResourceError, 0,
 		"the client reads too slowly: more than client_queue = %d bytes wait for it", limit)
 	c.out.DropLocked()
@@ -52,7 +52,7 @@ func (c *client) measureLocked(u *upstream) {
 
 // relievedLocked tells whether little waits for the client, and notes it.
 func (c *client) relievedLocked() bool {
-	if c.out.LenLocked() > min(sessionHigh, c.s.cfg().ClientQueue/2)/4 && c.out.ErrLocked() == nil {
+	if c.out.LenLocked() > min(sessionHigh, c.env.cfg().ClientQueue/2)/4 && c.out.ErrLocked() == nil {
 		return false
 	}
 	c.uncrowdLocked()
@@ -123,7 +123,7 @@ func (c *client) reply(ch *channel, m amqp.Method, args ...byte) {
 	if ch.state.Load() == chOpen && c.phase.Load() == phaseRunning {
 		c.out.SetBufferLocked(amqp.AppendMethod(c.out.BufferLocked(32+len(args)), ch.id, m, args...))
 	}
-	c.glut = c.out.LenLocked() > c.s.cfg().ClientQueue
+	c.glut = c.out.LenLocked() > c.env.cfg().ClientQueue
 	c.mu.Unlock()
 }
 

@@ -45,7 +45,7 @@ func (c *client) route(f amqp.Frame) bool {
 
 // refuse ends the client with a hard error, in the broker's stead. It is false, for route.
 func (c *client) refuse(code uint16, m amqp.Method, format string, args ...any) bool {
-	c.s.n.firewallCloses.Add(1)
+	c.env.n.firewallCloses.Add(1)
 	c.die(amqp.Errorf(code, m, format, args...))
 	return false
 }
@@ -78,12 +78,12 @@ func (c *client) method(ch *channel, id uint16, f amqp.Frame) bool {
 	}
 	unopened := ch == nil && m != amqp.ChannelOpen && spec.Name != ""
 	if e := c.admit(m, spec, f); e != nil && !unopened {
-		c.s.n.firewallCloses.Add(1)
+		c.env.n.firewallCloses.Add(1)
 		return c.die(e)
 	}
 	bits, err := spec.CheckArgs(f.Args())
 	if err != nil {
-		c.s.n.firewallCloses.Add(1)
+		c.env.n.firewallCloses.Add(1)
 		return c.die(err)
 	}
 	if unopened {
@@ -107,7 +107,7 @@ func (c *client) method(ch *channel, id uint16, f amqp.Frame) bool {
 			return c.refuse(amqp.NotImplemented, m, "immediate=true")
 		}
 		if badReplyTo(f) {
-			c.s.n.firewallCloses.Add(1)
+			c.env.n.firewallCloses.Add(1)
 			return c.die(&amqp.Error{Code: amqp.InternalError, Text: "INTERNAL_ERROR"})
 		}
 		return c.beginPublish(ch, f, bits&1 != 0)
@@ -245,7 +245,7 @@ func (c *client) openChannel(id uint16) {
 	if c.lately.id == id {
 		c.lately.id = 0
 	}
-	c.s.n.channels.Add(1)
+	c.env.n.channels.Add(1)
 	c.reply(ch, amqp.ChannelOpenOk, 0, 0, 0, 0)
 }
 
@@ -281,7 +281,7 @@ func (c *client) closed(ch *channel) {
 	ch.state.Store(chClosed)
 	c.mu.Unlock()
 	c.forget(ch)
-	c.s.n.channels.Add(-1)
+	c.env.n.channels.Add(-1)
 }
 
 // settled notes what basic.ack, nack or reject settles.

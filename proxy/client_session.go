@@ -79,12 +79,12 @@ func (c *client) admittedSession() *amqp.Error {
 		c.session = u
 		c.hasSession.Store(true)
 		p.mu.Lock()
-		if c.s.now()-p.verified > int64(c.s.cfg().AuthTTL) && !p.rechecking {
+		if c.env.now()-p.verified > int64(c.env.cfg().AuthTTL) && !p.rechecking {
 			p.rechecking = true
-			c.s.spawn(p.recheck)
+			c.env.spawn(p.recheck)
 		}
 		p.mu.Unlock()
-		c.s.n.reuseHits.Add(1)
+		c.env.n.reuseHits.Add(1)
 		return nil
 	}
 	u, e := p.openSpare(c.props)
@@ -193,7 +193,7 @@ func (c *client) endSession() {
 	if c.phase.Load() != phaseRunning {
 		return
 	}
-	timer := time.NewTimer(c.s.cfg().CloseTimeout)
+	timer := time.NewTimer(c.env.cfg().CloseTimeout)
 	defer timer.Stop()
 	select {
 	case <-u.done:

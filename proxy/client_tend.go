@@ -12,12 +12,12 @@ import (
 
 // due tells cheaply whether tend has something to do.
 func (c *client) due() bool {
-	now := c.s.now()
+	now := c.env.now()
 	if at := c.closeAt.Load(); at != 0 {
 		return now >= at
 	}
 	if c.phase.Load() == phaseHandshake {
-		return now-c.started >= int64(c.s.cfg().HandshakeTimeout)
+		return now-c.started >= int64(c.env.cfg().HandshakeTimeout)
 	}
 	if c.crowding.Load() {
 		return true
@@ -33,18 +33,18 @@ func (c *client) due() bool {
 		return true
 	}
 	since := c.out.WriteSince.Load()
-	return since != 0 && now-since >= int64(c.s.cfg().WriteTimeout)
+	return since != 0 && now-since >= int64(c.env.cfg().WriteTimeout)
 }
 
 // hoarding tells whether the client holds room for a publish, has sent nothing for half of
 // write_timeout, which is how long others wait for room, and others do wait.
 func (c *client) hoarding(now int64) bool {
 	return c.hoards.Load() && c.reading.Load() &&
-		now-c.lastRead.Load() >= int64(c.s.cfg().WriteTimeout)/2 && c.s.budget.wanted()
+		now-c.lastRead.Load() >= int64(c.env.cfg().WriteTimeout)/2 && c.s.budget.wanted()
 }
 
 func (c *client) tend() {
-	now := c.s.now()
+	now := c.env.now()
 	if at := c.closeAt.Load(); at != 0 {
 		if now >= at {
 			c.closeSocket()
@@ -54,8 +54,8 @@ func (c *client) tend() {
 	if c.phase.Load() == phaseHandshake {
 		// Waiting for the broker's verdict is not the client's fault, but bounded all the same.
 		// What it has told of itself is still its reader's, which log would read.
-		c.s.log.Info("client closed: its handshake took too long", "client", c.n,
-			"address", c.conn.RemoteAddr().String(), "handshake_timeout", c.s.cfg().HandshakeTimeout)
+		c.env.log.Info("client closed: its handshake took too long", "client", c.n,
+			"address", c.conn.RemoteAddr().String(), "handshake_timeout", c.env.cfg().HandshakeTimeout)
 		c.closeSocket()
 		return
 	}
@@ -68,16 +68,16 @@ func (c *client) tend() {
 	if silent >= int64(restAfter) {
 		c.rest()
 	}
-	if since := c.out.WriteSince.Load(); since != 0 && now-since >= int64(c.s.cfg().WriteTimeout) &&
-		silent >= int64(c.s.cfg().WriteTimeout) && !c.ownsUpstream() {
-		c.log(slog.LevelInfo, "client closed: it takes no data", "write_timeout", c.s.cfg().WriteTimeout)
+	if since := c.out.WriteSince.Load(); since != 0 && now-since >= int64(c.env.cfg().WriteTimeout) &&
+		silent >= int64(c.env.cfg().WriteTimeout) && !c.ownsUpstream() {
+		c.log(slog.LevelInfo, "client closed: it takes no data", "write_timeout", c.env.cfg().WriteTimeout)
 		c.closeSocket()
 		return
 	}
 	if c.hoarding(now) {
 		c.log(slog.LevelInfo, "client closed: it holds room of the message buffer and sends nothing", "silent_for", time.Duration(silent))
 		c.shut(amqp.Errorf(amqp.ResourceError, amqp.BasicPublish,
-			"a publish came to a halt half way while others wait for message_buffer = %d bytes", c.s.cfg().MessageBuffer), false)
+			"a publish came to a halt half way while others wait for message_buffer = %d bytes", c.env.cfg().MessageBuffer), false)
 		return
 	}
 	hb := int64(c.heartbeat)
@@ -85,7 +85,7 @@ func (c *client) tend() {
 		return
 	}
 	if silent > 2*hb+int64(tick) && c.reading.Load() {
-		c.s.n.heartbeatTimeouts.Add(1)
+		c.env.n.heartbeatTimeouts.Add(1)
 		c.log(slog.LevelInfo, "client closed: no heartbeat", "silent_for", time.Duration(silent), "heartbeat", c.heartbeat)
 		c.closeSocket()
 		return

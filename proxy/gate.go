@@ -13,6 +13,7 @@ import (
 // gate counts the connections to the broker, those being opened included.
 type gate struct {
 	s       *Server
+	env     *env
 	mu      sync.Mutex
 	used    int
 	waits   map[*gateWait]struct{}
@@ -37,7 +38,7 @@ func (g *gate) take(p *pool, session, beyond bool) *amqp.Error {
 		}
 	}()
 	for {
-		cfg := g.s.cfg()
+		cfg := g.env.cfg()
 		setting, bound := "max_upstreams", cfg.MaxUpstreams
 		g.mu.Lock()
 		full := bound > 0 && g.used >= bound
@@ -75,10 +76,10 @@ func (g *gate) take(p *pool, session, beyond bool) *amqp.Error {
 		select {
 		case <-changed:
 		case <-timer.C:
-			g.s.log.Warn("no place for a connection to the broker", "setting", setting, "bound", bound)
+			g.env.log.Warn("no place for a connection to the broker", "setting", setting, "bound", bound)
 			return amqp.Errorf(amqp.ConnectionForced, 0,
 				"no connection to the broker is free: %s = %d are in use", setting, bound)
-		case <-g.s.ctx.Done():
+		case <-g.env.ctx.Done():
 			return errStopping
 		}
 	}
@@ -86,7 +87,7 @@ func (g *gate) take(p *pool, session, beyond bool) *amqp.Error {
 
 // full tells whether the pool can open no other connection now.
 func (g *gate) full(p *pool) bool {
-	cfg := g.s.cfg()
+	cfg := g.env.cfg()
 	g.mu.Lock()
 	used := g.used
 	g.mu.Unlock()

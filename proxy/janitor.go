@@ -13,7 +13,6 @@ import (
 const tick = 100 * time.Millisecond
 
 func (s *Server) janitor() {
-	defer s.owners.Done()
 	t := time.NewTicker(tick)
 	defer t.Stop()
 	var clients []*client

@@ -570,7 +570,7 @@ func TestCloseOfARestingClient(t *testing.T) {
 		r.s.mu.Lock()
 		for x := range r.s.clients {
 			x.phase.Store(phaseClosing) // as closeLocked does, before its words have left
-			x.closeAt.Store(x.s.now() + int64(closeGrace))
+			x.closeAt.Store(x.env.now() + int64(closeGrace))
 			_ = x.conn.SetReadDeadline(time.Unix(1, 0)) // as rest does, which saw it running
 		}
 		r.s.mu.Unlock()

@@ -272,7 +272,7 @@ func TestWhatWasLearnedIsForgotten(t *testing.T) {
 	c, u, _ := halves(t)
 	s := c.s
 	u.account.key.user = "u"
-	p := &pool{s: s, id: identity{user: "u"}, account: u.account}
+	p := &pool{s: s, env: &s.env, id: identity{user: "u"}, account: u.account}
 	u.senders[amqp.ChannelOpen.Index()].Store(c)
 	u.blame(&amqp.Error{Code: amqp.NotAllowed, Method: amqp.ChannelOpen,
 		Text: "NOT_ALLOWED - number of channels opened for user 'u' has reached the maximum allowed user limit of (0)"})

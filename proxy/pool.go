@@ -33,6 +33,7 @@ func (f *flight) again(came time.Time) bool {
 
 type pool struct {
 	s       *Server
+	env     *env
 	id      identity
 	account *account
 	closes  pendingCloses
@@ -105,7 +106,7 @@ func (p *pool) roomLocked(u *upstream) bool {
 	// Channels that are being closed carry no client any more, but have their id until the
 	// broker's close-ok: a distant broker has many on their way.
 	return !u.session && u.owner.Load() == nil && !u.retired && u.crowded.Load() == 0 &&
-		u.load-int(u.closingN.Load()) < p.s.cfg().MaxChannels && u.load+u.lost < int(u.ids.limit)
+		u.load-int(u.closingN.Load()) < p.env.cfg().MaxChannels && u.load+u.lost < int(u.ids.limit)
 }
 
 // tryAnyLane takes a place beside readers or publishers, where no upstream more can be had:
@@ -132,7 +133,7 @@ func (p *pool) publishersBlockedLocked() bool {
 
 // acquire is try, opening an upstream or waiting for a place when there is none.
 func (p *pool) acquire(c *client, l lane) (*upstream, *amqp.Error) {
-	timeout := p.s.cfg().WaitTimeout + p.s.cfg().ConnectTimeout
+	timeout := p.env.cfg().WaitTimeout + p.env.cfg().ConnectTimeout
 	timer := time.NewTimer(timeout)
 	defer timer.Stop()
 	came := time.Now()
@@ -156,7 +157,7 @@ func (p *pool) acquire(c *client, l lane) (*upstream, *amqp.Error) {
 		if f == nil {
 			f = newFlight()
 			p.dialling = f
-			p.s.spawn(func() { p.dialShared(f) })
+			p.env.spawn(func() { p.dialShared(f) })
 		}
 		changed := p.changedLocked()
 		p.waiting++
@@ -216,9 +217,9 @@ func (p *pool) dialShared(f *flight) {
 func (p *pool) addLocked(u *upstream) {
 	p.arrivedLocked(u)
 	p.ups = append(p.ups, u)
-	p.verified = p.s.now()
+	p.verified = p.env.now()
 	p.account.verified.Store(p.verified)
-	u.idleFrom = p.s.clock()
+	u.idleFrom = p.env.clock()
 	// Reload sets before it retires: what it has not found here is seen to be stale now.
 	u.retired = u.stale()
 	u.start(p)
@@ -259,7 +260,7 @@ func (p *pool) release(u *upstream) {
 	end := false
 	if u.load == 0 {
 		u.lane = laneNone
-		u.idleFrom = p.s.clock()
+		u.idleFrom = p.env.clock()
 		end = u.retired && u.owner.Load() == nil
 	}
 	p.notifyLocked()
@@ -304,7 +305,7 @@ func (p *pool) idleSession(c *client) *upstream {
 func (p *pool) giveBack(u *upstream) {
 	p.mu.Lock()
 	u.owner.Store(nil)
-	u.idleFrom = p.s.clock()
+	u.idleFrom = p.env.clock()
 	end := u.retired && u.load == 0
 	p.notifyLocked()
 	p.mu.Unlock()
@@ -326,7 +327,7 @@ func (p *pool) leave() {
 
 // tend retires what is old and closes what is idle. empty: nothing is left of the pool.
 func (p *pool) tend(now time.Time) (empty bool) {
-	cfg := p.s.cfg()
+	cfg := p.env.cfg()
 	var ends []*upstream
 	p.mu.Lock()
 	for _, u := range p.ups {

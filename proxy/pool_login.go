@@ -29,7 +29,7 @@ func (p *pool) firstLogin(f *flight) {
 
 // openSpare opens the vhost on the account's spare connection, see takeSpare. Nil and nil: there is none that works.
 func (p *pool) openSpare(props []byte) (*upstream, *amqp.Error) {
-	if !p.arrives(p.s.cfg().MaxUpstreamsPerIdentity) {
+	if !p.arrives(p.env.cfg().MaxUpstreamsPerIdentity) {
 		return nil, nil
 	}
 	u := p.s.takeSpare(p.account, props)
@@ -78,7 +78,7 @@ func (p *pool) recheck() {
 	case err != nil:
 	case p.usableLocked():
 		p.arrivedLocked(u)
-		p.verified = p.s.now()
+		p.verified = p.env.now()
 		p.account.verified.Store(p.verified)
 		u.start(p)
 		spare = true
@@ -91,7 +91,7 @@ func (p *pool) recheck() {
 		u.close("verified")
 	case err == nil:
 	case refusal(err) && !limitReached(err):
-		p.s.log.Warn("identity refused by the broker, no longer served", "user", p.id.user, "vhost", p.id.vhost,
+		p.env.log.Warn("identity refused by the broker, no longer served", "user", p.id.user, "vhost", p.id.vhost,
 			"code", err.Code, "reason", err.Text)
 		p.s.forget(p, err)
 	}

@@ -112,7 +112,7 @@ func TestListenersFailTogether(t *testing.T) {
 			t.Fatal(err)
 		}
 		first := errors.New("first")
-		s.owners.Go(func() {
+		s.spawn(func() {
 			s.end(first)
 			s.end(errors.New("second"))
 		})

@@ -83,6 +83,6 @@ func (c *client) readYourWrites() {
 		return
 	}
 	c.settle()
-	cfg := c.s.cfg()
+	cfg := c.env.cfg()
 	c.pool.closes.wait(cfg.CloseTimeout, cfg.ConnectTimeout, c.gone)
 }

@@ -25,15 +25,10 @@ type DialFunc func(ctx context.Context, network, address string) (net.Conn, erro
 
 // Server is one proxy engine. Make it with New, run it with Start, end it with Shutdown.
 type Server struct {
-	log  *slog.Logger
+	env
 	host string
-	conf atomic.Pointer[Config]
-	ctx  context.Context // ends with the server
-	stop context.CancelFunc
+	stop context.CancelFunc // ends ctx
 
-	coarse atomic.Int64 // nanoseconds since started, set by the janitor
-	began  time.Time
-	n      counters
 	gate   gate
 	budget budget
 	logins logins
@@ -61,7 +56,6 @@ type Server struct {
 	err           error
 
 	orphans []*pool // refused by the broker, with clients left; guarded by logins.mu
-	owners  sync.WaitGroup
 	// acceptors are those of the owners that accept clients.
 	acceptors sync.WaitGroup
 	done      chan struct{}
@@ -75,7 +69,6 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{
-		began:     time.Now(),
 		clients:   make(map[*client]struct{}),
 		upstreams: make(map[*upstream]struct{}),
 		done:      make(chan struct{}),
@@ -83,6 +76,7 @@ func New(cfg Config) (*Server, error) {
 		offenders:     make(map[offender]int64),
 		channelLimits: make(map[string]learned),
 	}
+	s.began = time.Now()
 	s.log = cfg.Logger
 	if s.log == nil {
 		s.log = slog.Default()
@@ -90,7 +84,7 @@ func New(cfg Config) (*Server, error) {
 	s.host, _ = os.Hostname()
 	s.noBroker = defaultBroker()
 	s.ctx, s.stop = context.WithCancel(bg)
-	s.gate.s = s
+	s.gate.s, s.gate.env = s, &s.env
 	s.logins.accounts = make(map[accountKey]*account)
 	s.setConfig(cfg)
 	return s, nil
@@ -107,15 +101,6 @@ func (s *Server) setConfig(cfg Config) {
 	s.wakeWaitingLocked() // max_clients may be larger now
 	s.mu.Unlock()
 }
-
-func (s *Server) cfg() *Config { return s.conf.Load() }
-
-// now is the coarse clock: nanoseconds since the server was made, plus one tick, so that
-// it is never 0.
-func (s *Server) now() int64 { return s.coarse.Load() }
-
-// clock is the coarse clock as a time.
-func (s *Server) clock() time.Time { return s.began.Add(time.Duration(s.now())) }
 
 // Start binds every listener and accepts clients; it returns when all are bound, or
 // with the first error and nothing bound. An inherited listener (socket activation)
@@ -143,11 +128,14 @@ func (s *Server) Start(inherited []net.Listener) error {
 	s.mu.Lock()
 	s.listeners, s.accepting = bound, true
 	s.mu.Unlock()
-	s.owners.Add(1 + len(bound))
-	go s.janitor()
+	s.spawn(s.janitor)
 	for i, ln := range bound {
 		lst := cfg.Listeners[i]
-		s.acceptors.Go(func() { s.accept(ln, &lst) })
+		s.acceptors.Add(1)
+		s.spawn(func() {
+			defer s.acceptors.Done()
+			s.accept(ln, &lst)
+		})
 	}
 	return nil
 }
@@ -167,7 +155,6 @@ var listenConfig = net.ListenConfig{KeepAlive: -1}
 
 // accept takes clients until the listener ends.
 func (s *Server) accept(ln net.Listener, lst *Listener) {
-	defer s.owners.Done()
 	for pause := time.Duration(0); ; {
 		conn, err := ln.Accept()
 		if err == nil {
@@ -198,7 +185,7 @@ func (s *Server) accept(ln net.Listener, lst *Listener) {
 
 // admit starts a client, if there is a place for it.
 func (s *Server) admit(conn net.Conn, lst *Listener) {
-	c := &client{s: s, conn: conn, raw: rawConn(conn), lst: lst, gone: make(chan struct{}), runSeq: 1}
+	c := &client{s: s, env: &s.env, conn: conn, raw: rawConn(conn), lst: lst, gone: make(chan struct{}), runSeq: 1}
 	c.n = s.n.clientsTotal.Add(1)
 	c.started = s.now()
 	c.lastRead.Store(c.started)
@@ -216,7 +203,7 @@ func (s *Server) admit(conn net.Conn, lst *Listener) {
 	}
 	s.placeLocked(c)
 	s.clients[c] = struct{}{}
-	s.owners.Add(1)
+	s.owners.add()
 	s.mu.Unlock()
 	go c.serve()
 }
@@ -234,7 +221,7 @@ func (s *Server) clientGone(c *client) {
 		s.empty = nil
 	}
 	s.mu.Unlock()
-	s.owners.Done()
+	s.owners.done()
 }
 
 // upstreamUp counts an upstream whose reader is about to run. False: the server has ended.
@@ -245,32 +232,15 @@ func (s *Server) upstreamUp(u *upstream) bool {
 		return false
 	}
 	s.upstreams[u] = struct{}{}
-	s.owners.Add(1)
+	s.owners.add()
 	s.mu.Unlock()
 	s.n.upstreamsTotal.Add(1)
 	return true
 }
 
-// spawn runs f in a goroutine that the server waits for at its end. The locks of pools and
-// logins may be held.
-func (s *Server) spawn(f func()) {
-	s.mu.Lock()
-	owned := !s.ended
-	if owned {
-		s.owners.Add(1)
-	}
-	s.mu.Unlock()
-	go func() {
-		if owned {
-			defer s.owners.Done()
-		}
-		f()
-	}()
-}
-
 func (s *Server) readerGone(u *upstream) {
 	close(u.done)
-	s.owners.Done()
+	s.owners.done()
 }
 
 func (s *Server) upstreamGone(u *upstream) {
@@ -436,6 +406,7 @@ func (s *Server) end(err error) {
 		return
 	}
 	s.ended, s.accepting, s.err = true, false, err
+	s.owners.close()
 	listeners := s.listeners
 	var clients []*client
 	for c := range s.clients {
@@ -458,7 +429,7 @@ func (s *Server) end(err error) {
 		c.closeSocket()
 	}
 	go func() {
-		s.owners.Wait()
+		s.owners.wait()
 		close(s.done)
 	}()
 	if err == nil {

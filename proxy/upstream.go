@@ -37,6 +37,7 @@ const (
 type upstream struct {
 	// Immutable after the handshake.
 	s          *Server
+	env        *env
 	n          uint64 // number, for names and logs
 	conn       net.Conn
 	to         Upstream // the broker, as it was set when this was dialled
@@ -139,7 +140,7 @@ func (u *upstream) bind(ch *channel, prefix []byte) (*binding, []byte, error) {
 		close(u.unhalt) // whoever comes now must not wait behind the sole tenant
 		u.unhalt = nil
 	}
-	u.s.n.bindings.Add(1)
+	u.env.n.bindings.Add(1)
 	return b, b.prelude(prefix), nil
 }
 
@@ -170,7 +171,7 @@ func (u *upstream) send(r *run, gone <-chan struct{}) error {
 			break
 		}
 	}
-	now := u.s.now()
+	now := u.env.now()
 	for _, x := range r.closes {
 		if x.b.state == bOpen {
 			u.closingLocked(x.b, x.silent, now)
@@ -234,7 +235,7 @@ func (u *upstream) closeLocked(b *binding, silent bool) bool {
 	if b.state != bOpen || u.failed != nil {
 		return false
 	}
-	u.closingLocked(b, silent, u.s.now())
+	u.closingLocked(b, silent, u.env.now())
 	buf := u.out.BufferLocked(64)
 	u.out.SetBufferLocked(amqp.AppendClose(buf, b.id, &amqp.Error{Code: amqp.ReplySuccess, Text: "Goodbye"}))
 	return true
@@ -282,7 +283,7 @@ func (u *upstream) freeLocked(b *binding) {
 	u.setLocked(b.id, nil)
 	u.ids.free(b.id)
 	if u.failed == nil { // else fail has counted it
-		u.s.n.bindings.Add(-1)
+		u.env.n.bindings.Add(-1)
 	}
 	if b.ticket != nil {
 		u.pool.closes.finish(b.ticket)
@@ -314,7 +315,7 @@ func (u *upstream) fail(e *amqp.Error, lost bool) {
 			if b.ticket != nil {
 				u.pool.closes.finish(b.ticket)
 			}
-			u.s.n.bindings.Add(-1)
+			u.env.n.bindings.Add(-1)
 			// A client that has its answer, or is gone, has no part in this.
 			// When the proxy itself said connection.close, nobody is affected either.
 			if _, ok := seen[b.ch.c]; !ok && !b.silent && !u.closing {
@@ -342,8 +343,8 @@ func (u *upstream) fail(e *amqp.Error, lost bool) {
 		u.s.gate.give()
 	}()
 	if lost {
-		u.s.n.upstreamsLost.Add(1)
-		u.s.log.Warn("upstream lost", "upstream", u.n, "user", u.account.key.user, "vhost", u.vhost(),
+		u.env.n.upstreamsLost.Add(1)
+		u.env.log.Warn("upstream lost", "upstream", u.n, "user", u.account.key.user, "vhost", u.vhost(),
 			"code", e.Code, "reason", e.Text, "clients", len(told))
 	}
 	for _, c := range told {
@@ -377,8 +378,8 @@ func (u *upstream) close(reason string) {
 	u.out.SetBufferLocked(amqp.AppendClose(buf, 0, &amqp.Error{Code: amqp.ReplySuccess, Text: "Goodbye"}))
 	u.out.KickLocked()
 	u.mu.Unlock()
-	u.s.log.Debug("upstream closing", "upstream", u.n, "reason", reason)
-	time.AfterFunc(u.s.cfg().CloseTimeout, func() {
+	u.env.log.Debug("upstream closing", "upstream", u.n, "reason", reason)
+	time.AfterFunc(u.env.cfg().CloseTimeout, func() {
 		u.fail(&amqp.Error{Code: amqp.ConnectionForced, Text: "CONNECTION_FORCED - closed"}, false)
 	})
 }

@@ -8,7 +8,7 @@ func (u *upstream) alarm(reason string) {
 	u.blockedReason = reason
 	u.blocked.Store(true)
 	u.mu.Unlock()
-	u.s.log.Warn("broker blocks publishers", "upstream", u.n, "user", u.account.key.user,
+	u.env.log.Warn("broker blocks publishers", "upstream", u.n, "user", u.account.key.user,
 		"vhost", u.vhost(), "reason", reason)
 	if t := u.table.Load(); t != nil {
 		for i := range *t {
@@ -25,7 +25,7 @@ func (u *upstream) alarmOver() {
 	told := u.blockedTold
 	u.blockedTold = nil
 	u.mu.Unlock()
-	u.s.log.Info("broker no longer blocks publishers", "upstream", u.n)
+	u.env.log.Info("broker no longer blocks publishers", "upstream", u.n)
 	for c := range told {
 		c.tellUnblocked(u)
 	}

@@ -40,7 +40,7 @@ func (s *Server) dial(ctx context.Context, key accountKey, props []byte) (*upstr
 	if err != nil {
 		return nil, s.unreachable(cfg.Upstream, err)
 	}
-	u := &upstream{s: s, conn: conn, to: cfg.Upstream, opened: s.clock(), done: make(chan struct{}), props: props}
+	u := &upstream{s: s, env: &s.env, conn: conn, to: cfg.Upstream, opened: s.clock(), done: make(chan struct{}), props: props}
 	u.n = s.n.upstreamSeq.Add(1)
 	if props == nil {
 		u.own = true
@@ -82,7 +82,7 @@ type outage struct {
 }
 
 // stale tells whether the proxy has been told meanwhile of another broker than u's.
-func (u *upstream) stale() bool { return !u.to.sameAs(u.s.cfg().Upstream) }
+func (u *upstream) stale() bool { return !u.to.sameAs(u.env.cfg().Upstream) }
 
 // unreachable is the error of a handshake that did not come to its end. Once the broker has
 // greeted, that is about one user or vhost, and no outage for the others.
@@ -219,7 +219,7 @@ func (u *upstream) broke(err error) *amqp.Error {
 
 func (u *upstream) opens(vhost string) *amqp.Error {
 	t := u.serverInfo.tune
-	if want := u.s.cfg().Heartbeat; want > 0 && (t.Heartbeat == 0 || int(want/time.Second) < int(t.Heartbeat)) {
+	if want := u.env.cfg().Heartbeat; want > 0 && (t.Heartbeat == 0 || int(want/time.Second) < int(t.Heartbeat)) {
 		t.Heartbeat = uint16(want / time.Second)
 	}
 	u.tune = t
@@ -257,8 +257,8 @@ const unboundedFrame = 16 << 20
 // start hands the upstream over to its reader.
 func (u *upstream) start(p *pool) {
 	u.pool = p
-	u.out.Init(&u.mu, u.conn, &u.s.coarse, func(err error) { u.fail(u.lostError(err), true) })
-	u.lastRead.Store(u.s.now())
+	u.out.Init(&u.mu, u.conn, &u.env.coarse, func(err error) { u.fail(u.lostError(err), true) })
+	u.lastRead.Store(u.env.now())
 	if !u.s.upstreamUp(u) {
 		close(u.done)
 		go u.fail(errStopping, false)

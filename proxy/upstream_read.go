@@ -22,7 +22,7 @@ type delivery struct {
 
 // read runs until the upstream ends; its goroutine is the upstream's owner.
 func (u *upstream) read() {
-	u.s.log.Info("upstream opened", "upstream", u.n, "user", u.account.key.user, "vhost", u.vhost())
+	u.env.log.Info("upstream opened", "upstream", u.n, "user", u.account.key.user, "vhost", u.vhost())
 	defer u.s.readerGone(u)
 	defer u.rd.Release()
 	var d delivery
@@ -33,8 +33,8 @@ func (u *upstream) read() {
 	for {
 		n, err := u.rd.Fill(u.conn)
 		if n > 0 {
-			u.lastRead.Store(u.s.now())
-			u.s.n.fromUpstreams.Add(uint64(n))
+			u.lastRead.Store(u.env.now())
+			u.env.n.fromUpstreams.Add(uint64(n))
 			if e := u.chunk(&d); e != nil {
 				u.fail(e, true)
 				return
@@ -96,7 +96,7 @@ func (u *upstream) chunk(d *delivery) *amqp.Error {
 		}
 	}
 	u.pass(d, u.rd.Mark())
-	u.s.n.framesUpstreams.Add(frames)
+	u.env.n.framesUpstreams.Add(frames)
 	if len(d.touched) == 1 {
 		d.touched[0].wakeAlone()
 		d.touched[0] = nil
@@ -407,7 +407,7 @@ func (u *upstream) backPressure() {
 	if u.soleTenant() == c {
 		u.halted.Store(true)
 		c.waitRoom(cancel)
-		u.lastRead.Store(u.s.now())
+		u.lastRead.Store(u.env.now())
 		u.halted.Store(false)
 	}
 	u.mu.Lock()

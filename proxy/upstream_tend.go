@@ -9,11 +9,11 @@ import (
 )
 
 func (u *upstream) tend() {
-	now := u.s.now()
+	now := u.env.now()
 	hb := int64(u.heartbeat)
 	if hb != 0 {
 		if silent := now - u.lastRead.Load(); silent > 2*hb+int64(tick) && !u.halted.Load() {
-			u.s.n.heartbeatTimeouts.Add(1)
+			u.env.n.heartbeatTimeouts.Add(1)
 			u.fail(amqp.Errorf(amqp.ConnectionForced, 0, "the broker has been silent for %v, its heartbeat is %v",
 				time.Duration(silent).Round(time.Millisecond), u.heartbeat), true)
 			return
@@ -44,7 +44,7 @@ func (u *upstream) answerOverdue(now int64) {
 		u.late.Store(0)
 		return
 	}
-	limit := int64(u.s.cfg().CloseTimeout)
+	limit := int64(u.env.cfg().CloseTimeout)
 	late := int32(0)
 	var overdue, crossed []*binding
 	u.mu.Lock()
@@ -71,7 +71,7 @@ func (u *upstream) answerOverdue(now int64) {
 			u.setLocked(b.id, nil)
 			u.closingN.Add(-1)
 			if u.failed == nil { // else fail has counted it
-				u.s.n.bindings.Add(-1)
+				u.env.n.bindings.Add(-1)
 			}
 			if b.ticket != nil {
 				u.pool.closes.finish(b.ticket)

@@ -26,10 +26,11 @@ const (
 )
 
 func (p Phase) text(st Status) string {
-	return fmt.Sprintf("%s %s over %s", p, plural(st.Clients, "client"), plural(st.Upstreams, "upstream"))
+	return fmt.Sprintf("%s %s over %s", p, Plural(st.Clients, "client"), Plural(st.Upstreams, "upstream"))
 }
 
-func plural(n int, word string) string {
+// Plural is a number and what it counts: "1 client", "2 clients".
+func Plural(n int, word string) string {
 	if n == 1 {
 		return "1 " + word
 	}

@@ -32,6 +32,9 @@ const (
 	drainGrace = 10 * time.Second
 	// giveUp is how long something that was told to end at once is waited for.
 	giveUp = 5 * time.Second
+	// sameRequest is how soon after the first request to stop another one is the same one:
+	// timeout(1), make and supervisors signal the process and then its group.
+	sameRequest = time.Second
 )
 
 // Options say what Run runs.
@@ -71,10 +74,11 @@ type supervisor struct {
 	// selfEnd makes failed self-checks end the process, where no service manager watches.
 	selfEnd bool
 
-	stopOnce, forceOnce sync.Once
-	stopping            chan struct{} // closed by the first request to stop
-	forced              chan struct{} // closed by the second
-	reload, reopen      chan struct{} // one pending request each
+	stopMu         sync.Mutex
+	stopAsked      time.Time     // when first
+	stopping       chan struct{} // closed by the first request to stop
+	forced         chan struct{} // closed by the second
+	reload, reopen chan struct{} // one pending request each
 
 	// Owned by the goroutine that runs start, serve and stop one after the other.
 	eng        Engine
@@ -104,12 +108,21 @@ func newSupervisor(opts Options) *supervisor {
 	return s
 }
 
-// requestStop asks for a drain; asked again, for an end at once.
+// requestStop asks for a drain; asked again later, for an end at once.
 func (s *supervisor) requestStop() {
-	first := false
-	s.stopOnce.Do(func() { first = true; close(s.stopping) })
-	if !first {
-		s.forceOnce.Do(func() { close(s.forced) })
+	s.stopMu.Lock()
+	defer s.stopMu.Unlock()
+	switch {
+	case s.stopAsked.IsZero():
+		s.stopAsked = time.Now()
+		close(s.stopping)
+	case time.Since(s.stopAsked) < sameRequest:
+	default:
+		select {
+		case <-s.forced:
+		default:
+			close(s.forced)
+		}
 	}
 }
 

@@ -335,6 +335,32 @@ func TestASecondStopEndsTheDrainAtOnce(t *testing.T) {
 	})
 }
 
+// timeout(1) and others signal the process and then its group: that is one request.
+func TestTwoRequestsAtOnceAreOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e := newFakeEngine()
+		e.drain = func(ctx context.Context) error {
+			select {
+			case <-ctx.Done():
+			case <-time.After(10 * time.Second):
+			}
+			return ctx.Err()
+		}
+		s, _ := testSupervisor(e)
+		result := runService(t, s)
+		began := time.Now()
+		s.requestStop()
+		time.Sleep(10 * time.Millisecond)
+		s.requestStop()
+		if err := <-result; err != nil {
+			t.Error(err)
+		}
+		if took := time.Since(began); took != 10*time.Second {
+			t.Errorf("it took %v, want the drain's 10s", took)
+		}
+	})
+}
+
 func TestAnEngineThatDoesNotDrainIsGivenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := newFakeEngine()

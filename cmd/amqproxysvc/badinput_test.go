@@ -101,6 +101,20 @@ func TestBadCommandLine(t *testing.T) {
 	}
 }
 
+// The command that is named is the nearest, not the first that is near.
+func TestNearestCommand(t *testing.T) {
+	commands := subcommandNames(newRootCommand())
+	for word, want := range map[string]string{
+		"statu": "status", "stat": "status", "stats": "status", "stauts": "status", "sttaus": "status", "star": "start", "strat": "start",
+		"sotp": "stop", "re": "reload", "relaod": "reload", "restrat": "restart", "unistall": "uninstall", "check": "check-config",
+		"broker": "", "x": "", "amqp://h": "",
+	} {
+		if got := nearestCommand(word, commands); got != want {
+			t.Errorf("%s: got %q, want %q", word, got, want)
+		}
+	}
+}
+
 // Each flag of the table must be among the cases above.
 func TestEveryFlagIsTested(t *testing.T) {
 	for i := range config.Table {

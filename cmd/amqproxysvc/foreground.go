@@ -7,10 +7,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,6 +16,7 @@ import (
 	"github.com/amqproxysvc/amqproxysvc/service"
 	"github.com/amqproxysvc/amqproxysvc/service/config"
 	"github.com/amqproxysvc/amqproxysvc/service/logging"
+	"github.com/amqproxysvc/amqproxysvc/service/terminal"
 )
 
 // countsEvery is how often the counts on the terminal are looked at.
@@ -72,7 +71,7 @@ func runForeground(ctx context.Context, src config.Source) error {
 	o.Log.Style = logging.StyleOf(os.Stdout)
 	o.Log.Output = os.Stdout
 	if o.Log.Style == logging.StyleTerminal {
-		fg.term = &terminal{w: os.Stdout}
+		fg.term = terminal.Of(os.Stdout)
 		o.Log.Output = fg.term
 	}
 	o.Log.Hide = fg.hide
@@ -86,9 +85,9 @@ func runForeground(ctx context.Context, src config.Source) error {
 }
 
 type foreground struct {
-	term    *terminal                   // nil: standard output is not a terminal
-	log     atomic.Pointer[slog.Logger] // nil: not serving yet
-	failed  string                      // why the start failed: told once, on standard error
+	term    *terminal.Terminal     // nil: standard output is not a terminal
+	engine  atomic.Pointer[engine] // nil: not serving yet
+	failed  string                 // why the start failed: told once, on standard error
 	updater sync.WaitGroup
 	ended   chan struct{}
 }
@@ -111,10 +110,15 @@ func (f *foreground) hide(r slog.Record) (hidden bool) {
 		if f.term == nil || r.Level != slog.LevelInfo {
 			return false
 		}
-		log := f.log.Load() // who wants debug lines wants these too
-		return log == nil || !log.Enabled(context.Background(), slog.LevelDebug)
+		e := f.engine.Load() // who wants debug lines wants these too
+		return e == nil || !e.log.Logger().Enabled(context.Background(), slog.LevelDebug)
 	case service.EventStarted:
 		return true
+	case service.EventStopping:
+		if e := f.engine.Load(); f.term != nil && e != nil {
+			say(f.term, "%s", stoppingText(e.Status()))
+			return true
+		}
 	case service.EventStartFailed:
 		f.failed = text
 		return text != ""
@@ -122,9 +126,22 @@ func (f *foreground) hide(r slog.Record) (hidden bool) {
 	return false
 }
 
+// stoppingText tells whoever pressed Ctrl-C what is waited for.
+func stoppingText(st service.Status) string {
+	switch {
+	case st.Clients == 0:
+		return "Stopping."
+	case st.DrainTimeout <= 0:
+		return fmt.Sprintf("Stopping: %s told to close.", service.Plural(st.Clients, "client"))
+	case st.Clients == 1:
+		return fmt.Sprintf("Stopping: 1 client has %v to finish; Ctrl-C again ends at once.", st.DrainTimeout)
+	}
+	return fmt.Sprintf("Stopping: %d clients have %v to finish; Ctrl-C again ends at once.", st.Clients, st.DrainTimeout)
+}
+
 // ready says AMQProxy's lines and begins to keep the counts up to date.
 func (f *foreground) ready(e *engine) {
-	f.log.Store(e.log.Logger())
+	f.engine.Store(e)
 	if f.term == nil {
 		slog.Info("Proxy upstream: " + e.upstreamText())
 		for _, a := range e.Status().Listening {
@@ -144,8 +161,7 @@ func (f *foreground) ready(e *engine) {
 		tick := time.NewTicker(countsEvery)
 		defer tick.Stop()
 		for {
-			s := e.Stats()
-			f.term.setCounts(fmt.Sprintf("%d clients\t\t %d upstreams", s.Clients, s.Upstreams))
+			f.showCounts(e)
 			select {
 			case <-tick.C:
 			case <-f.ended:
@@ -155,62 +171,17 @@ func (f *foreground) ready(e *engine) {
 	})
 }
 
-// stop ends the updates and leaves the cursor on a line of its own.
+func (f *foreground) showCounts(e *engine) {
+	s := e.Stats()
+	f.term.SetStatus(fmt.Sprintf("%d clients\t\t %d upstreams", s.Clients, s.Upstreams))
+}
+
+// stop ends the updates with the last counts, and leaves the cursor on a line of its own.
 func (f *foreground) stop() {
 	if f.ended != nil {
 		close(f.ended)
 		f.updater.Wait()
-		f.term.end()
+		f.showCounts(f.engine.Load())
+		f.term.End()
 	}
-}
-
-// terminal writes lines above one line that is kept up to date. It uses nothing but
-// carriage returns and spaces, which every console knows.
-type terminal struct {
-	mu     sync.Mutex
-	w      io.Writer
-	counts string
-}
-
-func (t *terminal) Write(lines []byte) (int, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.counts == "" {
-		return t.w.Write(lines)
-	}
-	if _, err := fmt.Fprintf(t.w, "\r%s\r%s%s", strings.Repeat(" ", width(t.counts)), lines, t.counts); err != nil {
-		return 0, err
-	}
-	return len(lines), nil
-}
-
-// setCounts writes the line anew if it changed.
-func (t *terminal) setCounts(line string) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if line == t.counts {
-		return
-	}
-	pad := max(0, width(t.counts)-width(line))
-	_, _ = fmt.Fprintf(t.w, "\r%s%s", line, strings.Repeat(" ", pad))
-	t.counts = line
-}
-
-func (t *terminal) end() {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	_, _ = io.WriteString(t.w, "\n")
-	t.counts = ""
-}
-
-// width is how many columns a line takes, tabs included.
-func width(line string) (n int) {
-	for _, r := range line {
-		if r == '\t' {
-			n += 8 - n%8
-		} else {
-			n++
-		}
-	}
-	return n
 }

@@ -56,7 +56,7 @@ func commandPage(root *cobra.Command) []byte {
 	b.WriteString("**GOMEMLIMIT**, **GOGC**\n: Memory limits of the Go runtime.\n\n")
 	b.WriteString(`# SIGNALS
 **SIGTERM**, **SIGINT**
-: Stop: clients may finish for drain_timeout, then they are told to close. A second one ends all at once.
+: Stop: clients may finish for drain_timeout, then they are told to close. A second one, a second or more later, ends all at once.
 
 **SIGHUP**
 : Read the settings again. Clients stay connected. What is wrong is logged, and nothing is changed then.

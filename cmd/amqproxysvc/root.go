@@ -203,17 +203,28 @@ func withNearestFlag(cmd *cobra.Command, err error) error {
 	return fmt.Errorf("%w, did you mean --%s?", err, best)
 }
 
-// nearestCommand is the command that someone who wrote word may have meant.
+// nearestCommand is the command that someone who wrote word may have meant: one that
+// begins with it, the shortest first, else the one that differs least.
 func nearestCommand(word string, commands []string) string {
 	if strings.ContainsAny(word, ":/.@") {
 		return "" // rather a URL
 	}
+	best := ""
 	for _, c := range commands {
-		if len(word) >= 2 && strings.HasPrefix(c, word) || config.Distance(word, c) <= 1+len(word)/4 {
-			return c
+		if len(word) >= 2 && strings.HasPrefix(c, word) && (best == "" || len(c) < len(best)) {
+			best = c
 		}
 	}
-	return ""
+	if best != "" {
+		return best
+	}
+	bestDistance := 2 + len(word)/4
+	for _, c := range commands {
+		if n := config.Distance(word, c); n < bestDistance {
+			best, bestDistance = c, n
+		}
+	}
+	return best
 }
 
 func subcommandNames(cmd *cobra.Command) (names []string) {

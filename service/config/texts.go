@@ -6,6 +6,8 @@ package config
 import (
 	"fmt"
 	"strings"
+
+	"github.com/amqproxysvc/amqproxysvc/service/terminal"
 )
 
 // Sample is a settings file with every setting, commented out at its default. Those named
@@ -71,24 +73,7 @@ func (d *Setting) note() string {
 
 // comment wraps a text into comment lines.
 func comment(text string) string {
-	return wrap(text, 96, "# ")
-}
-
-func wrap(text string, width int, prefix string) string {
-	var b strings.Builder
-	line := prefix
-	for _, word := range strings.Fields(text) {
-		if len(line) > len(prefix) && len(line)+1+len(word) > width {
-			b.WriteString(strings.TrimRight(line, " ") + "\n")
-			line = prefix
-		}
-		if len(line) > len(prefix) {
-			line += " "
-		}
-		line += word
-	}
-	b.WriteString(line + "\n")
-	return b.String()
+	return terminal.Wrap(text, 96, "# ")
 }
 
 // DefaultText is the default as it stands in the settings file.

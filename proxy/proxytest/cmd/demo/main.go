@@ -8,12 +8,11 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
 	"os/signal"
-	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -22,10 +21,16 @@ import (
 
 	"github.com/amqproxysvc/amqproxysvc/proxy"
 	"github.com/amqproxysvc/amqproxysvc/proxy/proxytest"
+	"github.com/amqproxysvc/amqproxysvc/service/terminal"
 )
 
 func main() {
-	d := demo{terminal: term.IsTerminal(int(os.Stdout.Fd()))}
+	d := demo{out: os.Stdout, columns: func() int { return 0 }}
+	if term.IsTerminal(int(os.Stdout.Fd())) {
+		d.columns = func() int { return terminal.Columns(os.Stdout) }
+		d.screen = terminal.New(os.Stdout, d.columns)
+		d.out = d.screen
+	}
 	flag.StringVar(&d.url, "broker", "", "AMQP `URL` of a real broker, user, password and vhost in it; else a stand-in is started")
 	flag.IntVar(&d.straight, "straight", 20, "messages sent straight to the broker")
 	flag.IntVar(&d.pooled, "pooled", 200, "messages sent through the proxy")
@@ -39,18 +44,34 @@ func main() {
 		os.Exit(1)
 	}
 	if ctx.Err() != nil {
-		d.say("\nStopped.")
+		d.say("Stopped.")
 	}
 }
 
 type demo struct {
-	terminal         bool
+	out              io.Writer
+	screen           *terminal.Terminal // nil: not a terminal
+	columns          func() int         // of the window, 0: not known
 	url, port        string
 	straight, pooled int
 	leave            bool
 }
 
-func (d *demo) say(format string, args ...any) { fmt.Printf(format+"\n", args...) }
+func (d *demo) say(format string, args ...any) { _, _ = fmt.Fprintf(d.out, format+"\n", args...) }
+
+// status is a line that is written over by the next one; a pipe does not get it.
+func (d *demo) status(format string, args ...any) {
+	if d.screen != nil {
+		d.screen.SetStatus(fmt.Sprintf(format, args...))
+	}
+}
+
+// endStatus takes the line away, for what comes in its place.
+func (d *demo) endStatus() {
+	if d.screen != nil {
+		d.screen.SetStatus("")
+	}
+}
 
 func (d *demo) run(ctx context.Context) error {
 	t, err := d.target()
@@ -97,13 +118,15 @@ func (d *demo) run(ctx context.Context) error {
 	if err := awaitMessages(ctx, control, queue, d.straight+d.pooled); err != nil {
 		return err
 	}
-	d.table(a, b)
+	d.say("\n%s", table(d.columns(), a, b))
 	d.say("All %d messages have arrived in the queue.", d.straight+d.pooled)
 	if d.leave {
 		return nil
 	}
-	d.invite(ln.Addr().(*net.TCPAddr).Port, t)
-	d.watch(ctx, srv)
+	t.watchMessages()
+	d.say("\n%s", invitation(d.columns(), ln.Addr().(*net.TCPAddr).Port, t))
+	d.watch(ctx, srv, t)
+	d.endStatus()
 	return nil
 }
 
@@ -188,10 +211,11 @@ type result struct {
 // series sends n messages, each over a connection of its own.
 func (d *demo) series(ctx context.Context, name string, cfg proxytest.ClientConfig, queue string, n int) (result, error) {
 	r := result{name: name}
+	if d.screen == nil {
+		d.say("%-22s sending %d messages, one connection each ...", name, n)
+	}
 	for i := range n {
-		if d.terminal {
-			fmt.Printf("\r%-24s %s %d/%d ", name, bar(i, n), i, n)
-		}
+		d.status("%s", progress(name, i, n))
 		took, err := oneMessage(cfg, queue, fmt.Appendf(nil, "%s %d", name, i))
 		if err != nil {
 			return r, fmt.Errorf("message %d %s: %w", i+1, name, err)
@@ -201,12 +225,15 @@ func (d *demo) series(ctx context.Context, name string, cfg proxytest.ClientConf
 			return r, ctx.Err()
 		}
 	}
-	if d.terminal {
-		fmt.Printf("\r%-24s %s %d/%d \n", name, bar(n, n), n, n)
-	} else {
-		d.say("%-24s %d messages sent, one connection each", name, n)
+	d.endStatus()
+	if d.screen != nil {
+		d.say("%s", terminal.Cut(progress(name, n, n), max(d.columns()-1, 39)))
 	}
 	return r, nil
+}
+
+func progress(name string, i, n int) string {
+	return fmt.Sprintf("%-22s %d/%d %s", name, i, n, bar(i, n))
 }
 
 func bar(i, n int) string {
@@ -239,42 +266,16 @@ func oneMessage(cfg proxytest.ClientConfig, queue string, body []byte) (time.Dur
 	return time.Since(start), nil
 }
 
-func (d *demo) table(rs ...result) {
-	d.say("")
-	d.say("%-24s %9s %9s %9s %9s %24s", "one message per", "messages", "first", "p50", "p99", "connections opened at")
-	d.say("%-24s %9s %9s %9s %9s %24s", "connection", "", "", "", "", "the broker")
-	for _, r := range rs {
-		first := r.times[0]
-		slices.Sort(r.times)
-		at := func(q float64) time.Duration { return r.times[int(q*float64(len(r.times)-1))] }
-		d.say("%-24s %9d %9s %9s %9s %24d", r.name, len(r.times), ms(first), ms(at(0.5)), ms(at(0.99)), r.opened)
-	}
-	d.say("")
-}
-
-func ms(t time.Duration) string {
-	return strconv.FormatFloat(float64(t.Microseconds())/1000, 'f', 2, 64) + " ms"
-}
-
-func (d *demo) invite(port int, t *target) {
-	d.say("")
-	d.say("The proxy stays. Point a client of your own at it: host 127.0.0.1, port %d, no TLS%s.", port, t.credentials)
-	d.say("PHP, for instance:")
-	d.say("    $c = new AMQPConnection(['host' => '127.0.0.1', 'port' => %d, 'login' => '%s', 'password' => '…', 'vhost' => '%s']);", port, t.client.User, t.client.VHost)
-	d.say("    $c->connect(); (new AMQPExchange(new AMQPChannel($c)))->publish('hello', 'some-queue');")
-	d.say("Stop with Ctrl-C.")
-}
-
 // watch keeps a line up to date on a terminal until the demo is stopped.
-func (d *demo) watch(ctx context.Context, srv *proxy.Server) {
+func (d *demo) watch(ctx context.Context, srv *proxy.Server, t *target) {
 	tick := time.NewTicker(500 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		if d.terminal {
-			s := srv.Stats()
-			fmt.Printf("\r%d clients\t\t %d upstreams ", s.Clients, s.Upstreams)
-		}
+		s := srv.Stats()
+		d.status("%d clients\t\t %d upstreams", s.Clients, s.Upstreams)
 		select {
+		case size := <-t.messages:
+			d.say("Your client's message arrived at the stand-in broker: %d bytes.", size)
 		case <-ctx.Done():
 			return
 		case <-srv.Done():

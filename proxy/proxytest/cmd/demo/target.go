@@ -8,9 +8,11 @@ import (
 	"net"
 	"net/url"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy"
+	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
 	"github.com/amqproxysvc/amqproxysvc/proxy/proxytest"
 	"github.com/amqproxysvc/amqproxysvc/proxy/proxytest/relay"
 )
@@ -18,12 +20,30 @@ import (
 // oneWay is half of the simulated round trip.
 const oneWay = 25 * time.Millisecond
 
+// standInPassword is that of the stand-in's user guest.
+const standInPassword = "guest"
+
 type target struct {
-	upstream    proxy.Upstream
-	client      proxytest.ClientConfig // how to go straight to the broker
-	credentials string                 // what to tell the user about them
-	broker      *proxytest.Broker      // nil for a real one
-	relay       *relay.Relay
+	upstream proxy.Upstream
+	client   proxytest.ClientConfig // how to go straight to the broker
+	broker   *proxytest.Broker      // nil for a real one
+	relay    *relay.Relay
+	watching atomic.Bool
+	messages chan int // sizes of what the user's clients published to the stand-in
+}
+
+// watchMessages has the stand-in tell of messages from now on.
+func (t *target) watchMessages() { t.watching.Store(true) }
+
+// see looks at what the stand-in receives: a content header is a message's beginning.
+func (t *target) see(_ *proxytest.BrokerConn, f amqp.Frame) bool {
+	if t.watching.Load() && f.Type() == amqp.FrameHeader {
+		select {
+		case t.messages <- int(f.BodySize()):
+		default: // a crowd of them: some lines are enough
+		}
+	}
+	return false
 }
 
 func (d *demo) target() (*target, error) {
@@ -34,8 +54,8 @@ func (d *demo) target() (*target, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &target{credentials: ", user guest, password guest, vhost /"}
-	if t.broker, err = proxytest.NewBroker(proxytest.BrokerConfig{TLS: certs.Server()}); err != nil {
+	t := &target{messages: make(chan int, 16)}
+	if t.broker, err = proxytest.NewBroker(proxytest.BrokerConfig{TLS: certs.Server(), Intercept: t.see}); err != nil {
 		return nil, err
 	}
 	if t.relay, err = relay.New(t.broker.Addr(), oneWay); err != nil {
@@ -57,7 +77,7 @@ func realTarget(text string) (*target, error) {
 		return nil, fmt.Errorf("-broker is no AMQP URL: %w", errScheme)
 	}
 	port := 5672
-	t := &target{client: proxytest.ClientConfig{User: "guest", Password: "guest", VHost: "/"}, credentials: ", your broker's users"}
+	t := &target{client: proxytest.ClientConfig{User: "guest", Password: "guest", VHost: "/"}}
 	if u.Scheme == "amqps" {
 		port = 5671
 		t.client.TLS = &tls.Config{ServerName: u.Hostname(), MinVersion: tls.VersionTLS12}

@@ -1,0 +1,410 @@
+// Package broker is the way to the broker: its addresses, whether it is there, dialling and
+// TLS, the handshake in two steps, and what was learned of it. It knows nothing of clients.
+package broker
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Target is one address of the broker.
+type Target struct {
+	// Host is the broker's DNS name or IP address.
+	Host string
+	// Port is its TCP port, 5672 for AMQP and 5671 for AMQPS by custom.
+	Port int
+	// TLS is nil for a plain connection. ServerName is filled in from Host when empty.
+	TLS *tls.Config
+}
+
+// Address is HOST:PORT as net.Dial takes it.
+func (t Target) Address() string { return net.JoinHostPort(t.Host, strconv.Itoa(t.Port)) }
+
+// SameAs reports whether t leads to what v leads to.
+func (t Target) SameAs(v Target) bool {
+	return t.Address() == v.Address() && (t.TLS == nil) == (v.TLS == nil)
+}
+
+// DialFunc opens a TCP connection to a HOST:PORT address.
+type DialFunc func(ctx context.Context, network, address string) (net.Conn, error)
+
+// Config is what a Broker can be told, see Set.
+type Config struct {
+	// Targets are the addresses of one broker, tried in their order.
+	Targets []Target
+	// ConnectTimeout bounds one handshake: TCP, TLS, and AMQP up to tune; and connection.open.
+	ConnectTimeout time.Duration
+	// RetryDelay is how long an address that could not be reached is not asked again.
+	RetryDelay time.Duration
+	// WaitTimeout bounds the wait for a turn where many handshakes are under way.
+	WaitTimeout time.Duration
+	// Heartbeat is asked of the broker; the smaller of this and the broker's own is used. 0: the broker's.
+	Heartbeat time.Duration
+	Dial      DialFunc
+}
+
+// Lane is whose handshakes wait for one another.
+type Lane int
+
+const (
+	// Known is for credentials that the broker has accepted before.
+	Known Lane = iota
+	// Strangers is for all others: they cannot hold up those who are known.
+	Strangers
+	lanes
+)
+
+// How many handshakes of a lane are under way at a time. More only wait at the broker
+// instead of here, where they would hold up everybody.
+const (
+	KnownAtATime     = 128
+	StrangersAtATime = 32
+)
+
+const (
+	// upFor is how long a broker that greeted counts as being there although no connection stands.
+	upFor = time.Second
+	// greetedFor is how long a connection on which the broker has greeted waits for a login:
+	// less than a broker waits for start-ok (RabbitMQ: 10 s).
+	greetedFor = 5 * time.Second
+)
+
+// Broker is one broker, or one cluster of them: what logs in here may log in at any target.
+type Broker struct {
+	log   *slog.Logger
+	ctx   context.Context
+	spawn func(func())
+	conf  atomic.Pointer[settings]
+	turns [lanes]chan struct{}
+
+	info     atomic.Pointer[Info] // of the newest handshake
+	standing atomic.Int64         // links that serve, see Link.Stand
+	lastUp   atomic.Int64         // when the broker last greeted, Unix nanoseconds; 0: it was lost since
+
+	mu       sync.Mutex
+	greeting *Greeting
+	greeted  *Link
+	closed   bool
+}
+
+// settings are a configuration with the state of its addresses.
+type settings struct {
+	Config
+	breakers []*breaker
+}
+
+// New makes a Broker, which ends with ctx. spawn runs what goes on behind the callers' backs.
+func New(ctx context.Context, log *slog.Logger, spawn func(func()), cfg Config) *Broker {
+	b := &Broker{log: log, ctx: ctx, spawn: spawn}
+	b.turns[Known] = make(chan struct{}, KnownAtATime)
+	b.turns[Strangers] = make(chan struct{}, StrangersAtATime)
+	b.Set(cfg)
+	return b
+}
+
+// Set takes a configuration for what comes after. moved: the targets are not the ones before.
+func (b *Broker) Set(cfg Config) (moved bool) {
+	next := &settings{Config: cfg, breakers: make([]*breaker, len(cfg.Targets))}
+	old := b.conf.Load()
+	if old != nil {
+		moved = len(old.Targets) != len(cfg.Targets)
+	}
+	for i, t := range cfg.Targets {
+		next.breakers[i] = &breaker{}
+		if old == nil || i >= len(old.Targets) {
+			continue
+		}
+		if old.Targets[i].SameAs(t) {
+			next.breakers[i] = old.breakers[i]
+		} else {
+			moved = true
+		}
+	}
+	b.conf.Store(next)
+	if moved {
+		b.lastUp.Store(0)
+		b.dropGreeted(nil)
+	}
+	return moved
+}
+
+// Close ends what waits here for a login.
+func (b *Broker) Close() {
+	b.mu.Lock()
+	b.closed = true
+	b.mu.Unlock()
+	b.dropGreeted(nil)
+}
+
+// Info is what the newest handshake told of the broker; nil: there was none.
+func (b *Broker) Info() *Info { return b.info.Load() }
+
+// Has reports whether a target is still among those configured.
+func (b *Broker) Has(t Target) bool {
+	for _, x := range b.conf.Load().Targets {
+		if x.SameAs(t) {
+			return true
+		}
+	}
+	return false
+}
+
+// Unreachable says why no target could be reached. Error is for the operator, ForClients
+// for whoever asked: not everybody may know the broker's address or what its network says.
+type Unreachable struct {
+	Address string
+	Err     error
+	why     string // for clients; may be empty
+}
+
+func (e *Unreachable) Error() string {
+	return fmt.Sprintf("the broker at %s cannot be reached: %v", e.Address, e.Err)
+}
+
+func (e *Unreachable) Unwrap() error { return e.Err }
+
+// ForClients is the text that clients may hear.
+func (e *Unreachable) ForClients() string {
+	if e.why == "" {
+		return "the broker cannot be reached"
+	}
+	return "the broker cannot be reached: " + e.why
+}
+
+// Busy says that too many handshakes are under way.
+type Busy struct{ Within time.Duration }
+
+func (e *Busy) Error() string {
+	return fmt.Sprintf("too many logins at the broker are under way, no turn within wait_timeout = %v", e.Within)
+}
+
+// turn waits for one of the lane's turns; the caller gives it back.
+func (b *Broker) turn(ctx context.Context, l Lane) (give func(), err error) {
+	turns := b.turns[l]
+	give = func() { <-turns }
+	select {
+	case turns <- struct{}{}:
+		return give, nil
+	default:
+	}
+	within := b.conf.Load().WaitTimeout
+	timer := time.NewTimer(within)
+	defer timer.Stop()
+	select {
+	case turns <- struct{}{}:
+		return give, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-timer.C:
+		return nil, &Busy{within}
+	}
+}
+
+// Login dials and logs in: the broker's verdict on the credential is an *amqp.Error. props are
+// the client-properties. The link waits for Open or Close.
+func (b *Broker) Login(ctx context.Context, l Lane, c Credential, props []byte) (*Link, error) {
+	give, err := b.turn(ctx, l)
+	if err != nil {
+		return nil, err
+	}
+	defer give()
+	ctx, cancel := context.WithTimeout(ctx, b.conf.Load().ConnectTimeout)
+	defer cancel()
+	if k := b.takeGreeted(); k != nil {
+		err := k.logIn(ctx, c, props)
+		if err == nil {
+			return k, nil
+		}
+		k.Close()
+		if !k.stale(err) {
+			return nil, err
+		}
+		// It died while it waited for a login.
+	}
+	k, err := b.dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := k.logIn(ctx, c, props); err != nil {
+		k.Close()
+		return nil, err
+	}
+	return k, nil
+}
+
+// dial connects to the first target that lets it, up to connection.start.
+func (b *Broker) dial(ctx context.Context) (*Link, error) {
+	cfg := b.conf.Load()
+	var why []error
+	for i, t := range cfg.Targets {
+		k, err := b.dialTarget(ctx, cfg, t, cfg.breakers[i])
+		if err == nil {
+			return k, nil
+		}
+		if ctx.Err() != nil && !errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			return nil, ctx.Err()
+		}
+		why = append(why, err)
+	}
+	if len(why) == 1 {
+		return nil, why[0]
+	}
+	all := &Unreachable{Address: "all of its addresses", Err: errors.Join(why...)}
+	return nil, all
+}
+
+func (b *Broker) dialTarget(ctx context.Context, cfg *settings, t Target, k *breaker) (*Link, error) {
+	probe, err := k.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	began := time.Now()
+	l, err := b.greet(ctx, cfg, t)
+	if err != nil && ctx.Err() != nil && !errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		k.leave(probe, began, nil, noVerdict, 0)
+		return nil, ctx.Err() // nobody waits for it any more
+	}
+	if err != nil {
+		e := cfg.unreachable(t, err)
+		if k.leave(probe, began, e, judge(err), cfg.RetryDelay) {
+			b.lastUp.Store(0)
+		}
+		b.log.Warn("broker cannot be reached", "address", e.Address, "error", e.Err)
+		return nil, e
+	}
+	k.leave(probe, began, nil, reached, 0)
+	b.lastUp.Store(time.Now().UnixNano())
+	l.began = began
+	return l, nil
+}
+
+// unreachable makes the error of a handshake that did not come to its end.
+func (s *settings) unreachable(t Target, err error) *Unreachable {
+	e := &Unreachable{Address: t.Address(), Err: err}
+	switch {
+	case isTimeout(err):
+		e.why = fmt.Sprintf("no answer within connect_timeout = %v", s.ConnectTimeout)
+		e.Err = errors.New(e.why)
+	case isEOF(err):
+		e.why = "it closed the connection during the handshake"
+		e.Err = errors.New(e.why)
+	}
+	return e
+}
+
+// Down is why the broker is not asked now; nil: it may be there.
+func (b *Broker) Down() error {
+	var why error
+	for _, k := range b.conf.Load().breakers {
+		err := k.openFor()
+		if err == nil {
+			return nil
+		}
+		why = err
+	}
+	return why
+}
+
+// Check asks the broker for its greeting, without a login.
+func (b *Broker) Check(ctx context.Context) error {
+	if err := b.Down(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, b.conf.Load().ConnectTimeout)
+	defer cancel()
+	k, err := b.dial(ctx)
+	if err != nil {
+		return err
+	}
+	k.Close()
+	return nil
+}
+
+// Greeting is the wait for the broker's greeting.
+type Greeting struct {
+	done chan struct{}
+	err  error
+}
+
+// Done is closed when the broker has greeted or could not be reached.
+func (g *Greeting) Done() <-chan struct{} { return g.done }
+
+// Err is why the broker has not greeted, after Done.
+func (g *Greeting) Err() error { return g.err }
+
+// Greet is asked before a client is greeted: nil where the broker is known to be up. Otherwise
+// it is being dialled, once for all who wait, and the next login takes that connection.
+func (b *Broker) Greet() *Greeting {
+	if b.standing.Load() > 0 || time.Now().UnixNano()-b.lastUp.Load() < int64(upFor) {
+		return nil
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.greeting == nil {
+		g := &Greeting{done: make(chan struct{})}
+		b.greeting = g
+		b.spawn(func() { b.fetchGreeting(g) })
+	}
+	return b.greeting
+}
+
+func (b *Broker) fetchGreeting(g *Greeting) {
+	ctx, cancel := context.WithTimeout(b.ctx, b.conf.Load().ConnectTimeout)
+	defer cancel()
+	k, err := b.dial(ctx)
+	b.mu.Lock()
+	b.greeting = nil
+	old := b.greeted
+	if err == nil {
+		b.greeted = k
+	} else {
+		old = nil
+	}
+	closed := b.closed
+	b.mu.Unlock()
+	g.err = err
+	close(g.done)
+	if old != nil {
+		old.Close()
+	}
+	switch {
+	case err != nil:
+	case closed || !b.Has(k.Target):
+		b.dropGreeted(k)
+	default:
+		time.AfterFunc(greetedFor, func() { b.dropGreeted(k) })
+	}
+}
+
+// dropGreeted closes the connection that waits for a login, if it is k or k is nil.
+func (b *Broker) dropGreeted(k *Link) {
+	b.mu.Lock()
+	old := b.greeted
+	if old == nil || (k != nil && old != k) {
+		b.mu.Unlock()
+		return
+	}
+	b.greeted = nil
+	b.mu.Unlock()
+	old.Close()
+}
+
+// takeGreeted is a connection on which the broker has greeted, or nil.
+func (b *Broker) takeGreeted() *Link {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	k := b.greeted
+	b.greeted = nil
+	if k != nil {
+		k.waited = true
+	}
+	return k
+}

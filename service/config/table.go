@@ -201,7 +201,7 @@ var Table = []Setting{
 		Help: "How lines are written: key=value pairs or JSON objects. The terminal and the journal always get text.",
 		at:   func(s *Settings, _ *Listener) any { return &s.Log.Format }},
 	{Section: "log", Key: "file", Kind: KindPath, Live: true,
-		Help: "File to which lines are written as well. Empty: no file.",
+		Help: "File to which lines are written as well; a symbolic link is not taken. Empty: no file.",
 		at:   func(s *Settings, _ *Listener) any { return &s.Log.File }},
 	{Section: "log", Key: "max_size", Kind: KindSize, Min: 1 << 20, Max: 1 << 40, Live: true,
 		Help: "Size, in whole MiB, at which the file is put aside under a name with the time in it, and a new one begun.",

@@ -39,8 +39,11 @@ func openFile(s config.Log) (*lumberjack.Logger, error) {
 // writing it moves aside, a directory of that name too.
 func touch(f *lumberjack.Logger) error {
 	err := os.MkdirAll(filepath.Dir(f.Filename), 0o750)
-	if info, statErr := os.Stat(f.Filename); err == nil && statErr == nil && !info.Mode().IsRegular() {
+	if info, statErr := os.Lstat(f.Filename); err == nil && statErr == nil && !info.Mode().IsRegular() {
 		err = errors.New("is not a file")
+		if info.Mode().Type() == os.ModeSymlink { // whoever made it could have us append to any file
+			err = errors.New("is a symbolic link, name the file itself")
+		}
 	}
 	if err == nil {
 		var probe *os.File

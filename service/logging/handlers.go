@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"unicode/utf8"
 
 	"github.com/amqproxysvc/amqproxysvc/service/config"
 )
@@ -162,20 +163,111 @@ func oneLine(text string) string {
 	return text
 }
 
-// redact takes values out that are secret by their name, and passwords out of URLs. The
-// engine logs none; this is the second fence.
+const (
+	// longest is how many octets of a value a line shows: a peer's names can be kilobytes.
+	longest = 256
+	// longestError is the same for what the program itself says is wrong.
+	longestError = 2048
+)
+
+// brief cuts what is too long, between two characters.
+func brief(text string) string { return cut(text, longest) }
+
+func cut(text string, most int) string {
+	if len(text) <= most {
+		return text
+	}
+	for most > 0 && !utf8.RuneStart(text[most]) {
+		most--
+	}
+	return text[:most] + "..."
+}
+
+// redact takes values out that are secret by their name, and passwords out of URLs, and cuts
+// what is too long. The engine logs no secret; this is the second fence.
 func redact(_ []string, a slog.Attr) slog.Attr {
+	most := longest
 	switch strings.ToLower(a.Key) {
 	case "password", "passwd", "secret", "token", "authorization", "credentials", "response":
 		return slog.String(a.Key, "[redacted]")
+	case "error", slog.MessageKey:
+		most = longestError
 	}
 	switch a.Value.Kind() {
 	case slog.KindString:
-		a.Value = slog.StringValue(config.Redact(a.Value.String()))
+		a.Value = slog.StringValue(cut(config.Redact(a.Value.String()), most))
 	case slog.KindAny:
 		if err, ok := a.Value.Any().(error); ok {
-			a.Value = slog.StringValue(config.Redact(err.Error()))
+			a.Value = slog.StringValue(cut(config.Redact(err.Error()), most))
 		}
+	}
+	return a
+}
+
+// redactJSON is redact for JSON, which leaves as they are the characters that turn a line
+// around on a screen, and writes times as numbers without a unit.
+func redactJSON(groups []string, a slog.Attr) slog.Attr {
+	a = redact(groups, a)
+	switch a.Value.Kind() {
+	case slog.KindString:
+		a.Value = slog.StringValue(visible(a.Value.String()))
+	case slog.KindDuration:
+		a.Value = slog.StringValue(a.Value.Duration().String())
+	}
+	return a
+}
+
+// visible writes what cannot be seen, but for what JSON escapes itself, as its code.
+func visible(text string) string {
+	hidden := func(r rune) bool { return r >= ' ' && !strconv.IsPrint(r) }
+	if !strings.ContainsFunc(text, hidden) {
+		return text
+	}
+	var b strings.Builder
+	for _, r := range text {
+		if hidden(r) {
+			quoted := strconv.QuoteRuneToASCII(r)
+			b.WriteString(quoted[1 : len(quoted)-1])
+		} else {
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
+}
+
+// fenced is a handler of another package behind the same fence as our own: secrets taken
+// out, long values cut, each text on one line.
+type fenced struct{ slog.Handler }
+
+func (h fenced) Handle(ctx context.Context, r slog.Record) error {
+	out := slog.NewRecord(r.Time, r.Level, oneLine(cut(config.Redact(r.Message), longestError)), r.PC)
+	r.Attrs(func(a slog.Attr) bool { out.AddAttrs(fence(a)); return true })
+	return h.Handler.Handle(ctx, out)
+}
+
+func (h fenced) WithAttrs(attrs []slog.Attr) slog.Handler {
+	out := make([]slog.Attr, len(attrs))
+	for i, a := range attrs {
+		out[i] = fence(a)
+	}
+	return fenced{h.Handler.WithAttrs(out)}
+}
+
+func (h fenced) WithGroup(name string) slog.Handler { return fenced{h.Handler.WithGroup(name)} }
+
+func fence(a slog.Attr) slog.Attr {
+	a.Value = a.Value.Resolve()
+	if a.Value.Kind() == slog.KindGroup {
+		members := slices.Clone(a.Value.Group())
+		for i := range members {
+			members[i] = fence(members[i])
+		}
+		a.Value = slog.GroupValue(members...)
+		return a
+	}
+	a = redact(nil, a)
+	if a.Value.Kind() == slog.KindString {
+		a.Value = slog.StringValue(oneLine(a.Value.String()))
 	}
 	return a
 }

@@ -77,7 +77,9 @@ func New(o Options) (*Log, error) {
 		all = append(all, h)
 	}
 	all = append(all, fileHandler{l.plain(&l.file), &l.file})
-	all = append(all, o.Extra...)
+	for _, h := range o.Extra {
+		all = append(all, fenced{h})
+	}
 	l.limit = newLimiter(o.Now)
 	l.root = &limited{next: slog.NewMultiHandler(all...), limiter: l.limit}
 	l.limit.root = slog.NewMultiHandler(all...)
@@ -121,8 +123,11 @@ func (l *Log) output(w io.Writer, style Style) slog.Handler {
 
 // plain writes text or JSON, as it is set at the time.
 func (l *Log) plain(w io.Writer) slog.Handler {
-	opts := &slog.HandlerOptions{Level: &l.level, ReplaceAttr: redact}
-	return either{slog.NewTextHandler(w, opts), slog.NewJSONHandler(w, opts), &l.json}
+	return either{
+		slog.NewTextHandler(w, &slog.HandlerOptions{Level: &l.level, ReplaceAttr: redact}),
+		slog.NewJSONHandler(w, &slog.HandlerOptions{Level: &l.level, ReplaceAttr: redactJSON}),
+		&l.json,
+	}
 }
 
 // file is the rotating file, or none.

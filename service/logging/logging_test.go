@@ -211,8 +211,8 @@ func TestFileIsRotated(t *testing.T) {
 	if err := l.Apply(s); err != nil {
 		t.Fatal(err)
 	}
-	for range 11 {
-		l.Logger().Debug(strings.Repeat("x", 100<<10))
+	for range 600 {
+		l.Logger().Debug(strings.Repeat("x", 2000))
 	}
 	files, err := filepath.Glob(filepath.Join(dir, "a*.log"))
 	if err != nil || len(files) != 2 {
@@ -297,6 +297,91 @@ func TestRateLimit(t *testing.T) {
 	}
 	if got := out.String(); !strings.Contains(got, "suppressed=") {
 		t.Errorf("got %q, want what was suppressed to be told at the end", got)
+	}
+}
+
+// One client's errors do not hide another's: after the first lines, each cause has its own.
+func TestRateLimitByCause(t *testing.T) {
+	var out bytes.Buffer
+	c := &clock{now: time.Unix(1000, 0)}
+	l := open(t, Options{Output: &out, Style: StyleJournal, Now: c.Now})
+	refused := func(user, address string) {
+		l.Logger().With("vhost", "/").Info("client refused", "user", user, "code", 403, "address", address)
+	}
+	for i := range 60 {
+		refused("noisy", fmt.Sprint("10.0.0.1:", 40000+i))
+	}
+	for range 3 {
+		refused("other", "10.0.0.2:1")
+	}
+	refused("noisy", "10.0.0.3:1")
+	if got := out.String(); strings.Count(got, "\n") != limitLines+2 || strings.Count(got, "user=other") != 1 || strings.Count(got, "10.0.0.3") != 1 {
+		t.Fatalf("want %d lines of one cause and one of each other:\n%s", limitLines, got)
+	}
+	out.Reset()
+	c.add(limitWindow + time.Second)
+	refused("noisy", "10.0.0.1:1")
+	if got, want := out.String(), `line="client refused" suppressed=52 within=11s most_from="user=noisy vhost=/ code=403 address=10.0.0.1" of_these=50`; !strings.Contains(got, want) {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	// A stranger who makes up users has the causes of one address.
+	out.Reset()
+	c.add(limitWindow + time.Second)
+	for i := range 1000 {
+		refused(fmt.Sprint("u", i), "10.9.9.9:1")
+	}
+	refused("victim", "10.0.0.2:1")
+	if got := out.String(); strings.Count(got, "10.9.9.9") != limitPerAddress || !strings.Contains(got, "victim") {
+		t.Errorf("%d lines of the stranger, want %d, and the other's:\n%s", strings.Count(got, "10.9.9.9"), limitPerAddress, got)
+	}
+	for i := range 10000 {
+		refused("u", fmt.Sprintf("10.%d.%d.1:1", i/200, i%200))
+	}
+	if n := len(l.limit.entries); n > 3 {
+		t.Errorf("%d entries", n)
+	}
+	for _, e := range l.limit.entries {
+		if len(e.causes) > limitCauses || len(e.addresses) > limitCauses {
+			t.Errorf("%d causes and %d addresses are kept", len(e.causes), len(e.addresses))
+		}
+	}
+}
+
+// Names that a peer chose are cut, and cannot turn a line around, in every format.
+func TestLongAndInvisibleValues(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "a.log")
+	s := config.Defaults().Log
+	s.File, s.Format = file, "json"
+	var out, extra bytes.Buffer
+	l := open(t, Options{Output: &out, Style: StyleJournal, Settings: s, Extra: []slog.Handler{slog.NewJSONHandler(&extra, nil)}})
+	l.Logger().With("name", strings.Repeat("é", 2000)).Info("x\u202ey", "user", "evil\u202e\x7f\u0085name", "took", 1500*time.Millisecond,
+		slog.Group("g", "token", "s3cr3t", "text", "a\nb"))
+	for place, got := range map[string]string{"journal": out.String(), "file": read(t, file), "extra": extra.String()} {
+		if len(got) > 900 || strings.ContainsAny(got, "\u202e\x7f\u0085") || strings.Count(got, "\n") != 1 || !strings.Contains(got, "...") || strings.Contains(got, "s3cr3t") {
+			t.Errorf("%s: %d octets: %q", place, len(got), got)
+		}
+	}
+	if got := read(t, file); !strings.Contains(got, `"took":"1.5s"`) || !strings.Contains(got, `evil\\u202e\\x7f\\u0085name`) {
+		t.Errorf("the file holds %s", got)
+	}
+}
+
+func TestALinkIsNoLogFile(t *testing.T) {
+	dir := t.TempDir()
+	link, target := filepath.Join(dir, "a.log"), filepath.Join(dir, "other")
+	if err := os.WriteFile(target, []byte("kept"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(target, link); err != nil {
+		t.Skip("no symbolic links here: ", err)
+	}
+	s := config.Defaults().Log
+	s.File = link
+	if _, err := New(Options{Settings: s}); err == nil || !strings.Contains(err.Error(), "symbolic link") {
+		t.Errorf("got %v, want it refused", err)
+	}
+	if got := read(t, target); got != "kept" {
+		t.Errorf("the link's target holds %q", got)
 	}
 }
 

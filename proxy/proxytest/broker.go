@@ -33,6 +33,13 @@ type BrokerConfig struct {
 	Tune amqp.Tune
 	// Properties is the inside of the server-properties; nil: those of RabbitMQ 3.10.
 	Properties []byte
+	// Flavour makes it another broker than RabbitMQ; its Tune and Properties then are the
+	// default ones.
+	Flavour Flavour
+	// AccessKeys maps Alibaba Cloud's AccessKey ids to their secrets.
+	AccessKeys map[string]string
+	// Nodes is how many nodes a managed broker has; 0: three.
+	Nodes int
 	// Intercept, when set, sees each frame after the handshake before the broker does, with
 	// the broker's lock held. It may answer with c.Send; when it returns true the broker
 	// does not see the frame.
@@ -71,11 +78,18 @@ type Broker struct {
 	alarm   string
 	blocked bool
 	closed  bool
+
+	throttled int          // requests still to be refused (Alibaba)
+	turn      int          // the node that took the last connection (Managed)
+	away      map[int]bool // nodes that are severed
 }
 
 // NewBroker starts a broker.
 func NewBroker(cfg BrokerConfig) (*Broker, error) {
-	b := &Broker{cfg: cfg, ln: cfg.Listener, users: map[string]string{"guest": "guest"}, vhosts: map[string]*vhost{}, conns: map[*BrokerConn]struct{}{}}
+	if err := cfg.flavour(); err != nil {
+		return nil, err
+	}
+	b := &Broker{cfg: cfg, ln: cfg.Listener, users: map[string]string{"guest": "guest"}, vhosts: map[string]*vhost{}, conns: map[*BrokerConn]struct{}{}, away: map[int]bool{}}
 	b.changed = sync.NewCond(&b.mu)
 	if b.ln == nil {
 		var err error
@@ -140,6 +154,9 @@ func (b *Broker) accept() {
 			time.Sleep(10 * time.Millisecond) // out of descriptors, say: the next one may do
 			continue
 		}
+		if tcp, ok := conn.(*net.TCPConn); ok && b.cfg.Flavour == LavinMQ {
+			tcp.SetNoDelay(false) //nolint:errcheck // an error: the connection has gone
+		}
 		if b.cfg.TLS != nil {
 			conn = tls.Server(conn, b.cfg.TLS)
 		}
@@ -149,6 +166,13 @@ func (b *Broker) accept() {
 			b.mu.Unlock()
 			conn.Close()
 			return
+		}
+		if b.cfg.Nodes > 0 {
+			if c.node = b.nodeLocked(); c.node < 0 {
+				b.mu.Unlock()
+				Abort(conn)
+				continue
+			}
 		}
 		b.conns[c] = struct{}{}
 		b.counts.Accepted++
@@ -262,6 +286,9 @@ func (b *Broker) Block(reason string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.blocked, b.alarm = true, reason
+	if b.cfg.Flavour == LavinMQ {
+		return // it announces connection.blocked and never sends it
+	}
 	for c := range b.conns {
 		c.blockLocked()
 	}

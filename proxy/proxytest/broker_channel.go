@@ -23,7 +23,9 @@ type brokerChannel struct {
 	prefetch  int        // of the whole channel (global)
 	each      int        // of the consumers to come
 	consumers map[string]*consumer
-	lastQueue string
+	lastQueue string   // see last
+	paused    bool     // channel.flow has stopped deliveries (LavinMQ)
+	lost      bool     // the broker has forgotten it (Alibaba)
 	content   *content // a publish that is not whole yet
 	inTx      []txStep // publishes and acknowledgements until tx.commit
 }
@@ -42,6 +44,7 @@ type unacked struct {
 type content struct {
 	exchange, key string
 	mandatory     bool
+	immediate     bool // LavinMQ alone knows it
 	header        []byte
 	size          uint64
 	body          []byte
@@ -51,6 +54,9 @@ func newBrokerChannel(c *BrokerConn, id uint16) *brokerChannel {
 	return &brokerChannel{c: c, id: id, consumers: map[string]*consumer{}}
 }
 
+// noConsumers is the reply code of a message that was to be delivered at once.
+const noConsumers = 313
+
 func (ch *brokerChannel) send(m amqp.Method, args ...any) { ch.c.Send(Method(ch.id, m, args...)) }
 
 // failLocked closes the channel for a soft error.
@@ -58,6 +64,10 @@ func (ch *brokerChannel) failLocked(e *amqp.Error) {
 	ch.releaseLocked()
 	ch.closing = true
 	ch.c.b.countLocked(func(n *BrokerCounts) { n.SoftError++ })
+	if ch.c.isLavin() {
+		ch.lavinClose(e)
+		return
+	}
 	ch.c.Send(amqp.AppendClose(nil, ch.id, e))
 }
 
@@ -107,6 +117,11 @@ func (ch *brokerChannel) take(f amqp.Frame) error {
 			return amqp.Errorf(amqp.CommandInvalid, m, "%v is not for a server", m)
 		}
 		bits, err := spec.CheckArgs(f.Args())
+		if err != nil && ch.c.isLavin() {
+			if loose, lerr := lenientArgs(spec, f.Args()); lerr == nil {
+				bits, err = loose, nil
+			}
+		}
 		if err != nil {
 			return err
 		}
@@ -233,11 +248,11 @@ func (ch *brokerChannel) pumpLocked() {
 }
 
 func (ch *brokerChannel) beginPublish(a *amqp.Args, bits byte) *amqp.Error {
-	if bits&2 != 0 {
+	if bits&2 != 0 && !ch.c.isLavin() {
 		return amqp.Errorf(amqp.NotImplemented, amqp.BasicPublish, "immediate=true")
 	}
 	a.Short()
-	ch.content = &content{exchange: string(a.Str()), key: string(a.Str()), mandatory: bits&1 != 0}
+	ch.content = &content{exchange: string(a.Str()), key: string(a.Str()), mandatory: bits&1 != 0, immediate: bits&2 != 0}
 	if !ch.c.published {
 		ch.c.published = true
 		ch.c.blockLocked()
@@ -252,11 +267,18 @@ func (ch *brokerChannel) publish(p *content) *amqp.Error {
 	if x == nil {
 		return amqp.Errorf(amqp.NotFound, amqp.BasicPublish, "no exchange '%s' in vhost '%s'", p.exchange, v.name)
 	}
+	if v.b.blocked && ch.c.isLavin() {
+		return amqp.Errorf(amqp.PreconditionFailed, amqp.BasicPublish, "Server low on disk space")
+	}
 	ch.c.b.countLocked(func(n *BrokerCounts) { n.Published++ })
 	deliver := func() {
 		queues := v.route(x, p.key)
 		if len(queues) == 0 && p.mandatory {
 			ch.sendContent(Method(ch.id, amqp.BasicReturn, amqp.NoRoute, "NO_ROUTE", p.exchange, p.key), p.header, p.body)
+		}
+		if p.immediate && !slices.ContainsFunc(queues, func(q *queue) bool { return len(q.consumers) > 0 }) {
+			ch.sendContent(Method(ch.id, amqp.BasicReturn, noConsumers, "NO_CONSUMERS", p.exchange, p.key), p.header, p.body)
+			return
 		}
 		for _, q := range queues {
 			q.pushLocked(&message{exchange: p.exchange, key: p.key, header: p.header, body: p.body})
@@ -319,17 +341,21 @@ func (ch *brokerChannel) consume(a *amqp.Args, bits byte, wait bool) *amqp.Error
 	if err != nil {
 		return err
 	}
-	c := &consumer{tag: string(a.Str()), ch: ch, q: q, noAck: bits&2 != 0, exclusive: bits&4 != 0, prefetch: ch.each}
+	tag := string(a.Str())
+	c := &consumer{tag: tag, key: tag, ch: ch, q: q, noAck: bits&2 != 0, exclusive: bits&4 != 0, prefetch: ch.each}
 	if c.tag == "" {
 		c.tag = ch.c.b.newNameLocked("amq.ctag-standin")
+		c.key = c.tag
 	}
-	if ch.consumers[c.tag] != nil {
+	if ch.consumers[c.tag] != nil && ch.c.isLavin() {
+		c.key = ch.c.b.newNameLocked(c.tag + "\x00") // both go on under one tag
+	} else if ch.consumers[c.tag] != nil {
 		return amqp.Errorf(amqp.NotAllowed, amqp.BasicConsume, "attempt to reuse consumer tag '%s'", c.tag)
 	}
 	if len(q.consumers) > 0 && (c.exclusive || q.consumers[0].exclusive) {
 		return amqp.Errorf(amqp.AccessRefused, amqp.BasicConsume, "queue '%s' in vhost '%s' in exclusive use", q.name, q.v.name)
 	}
-	ch.consumers[c.tag] = c
+	ch.consumers[c.key] = c
 	q.consumers = append(q.consumers, c)
 	q.consumed = true
 	if wait {
@@ -439,7 +465,7 @@ func (ch *brokerChannel) giveBack(us []*unacked) {
 // queue finds a queue that this connection may use; "" is the channel's last declared one.
 func (ch *brokerChannel) queue(m amqp.Method, name string) (*queue, *amqp.Error) {
 	if name == "" {
-		if name = ch.lastQueue; name == "" {
+		if name = *ch.last(); name == "" {
 			return nil, amqp.Errorf(amqp.NotFound, m, "no previously declared queue")
 		}
 	}

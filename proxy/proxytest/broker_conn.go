@@ -49,11 +49,13 @@ type BrokerConn struct {
 	told      bool // connection.blocked was sent
 	received  time.Time
 	beat      *time.Timer  // nil without heartbeats
+	node      int          // of a managed broker
+	lavin     lavinState   // of LavinMQ
 	left      *amqp.Reader // what the handshake left unread; of the reading goroutine alone
 }
 
 func newBrokerConn(b *Broker, conn net.Conn) *BrokerConn {
-	return &BrokerConn{b: b, conn: conn, out: newOutQueue(conn), channels: map[uint16]*brokerChannel{}, exclusive: map[*queue]struct{}{}}
+	return &BrokerConn{b: b, conn: conn, out: newOutQueue(conn, b.cfg.Flavour == LavinMQ), channels: map[uint16]*brokerChannel{}, exclusive: map[*queue]struct{}{}}
 }
 
 // Send queues frames to the client. Anybody may call it at any time.
@@ -68,6 +70,9 @@ func (c *BrokerConn) Abort() { Abort(c.conn) }
 // errHandled ends a connection of which all that is to be said has been said.
 var errHandled = errors.New("handled")
 
+// errLater is errHandled where close-ok is said before the queues are gone.
+var errLater = errors.New("handled, and to be ended later")
+
 func (c *BrokerConn) run() {
 	err := c.handshake()
 	if err == nil {
@@ -79,6 +84,9 @@ func (c *BrokerConn) run() {
 		c.closeLocked(e)
 		c.b.mu.Unlock()
 		c.awaitCloseOk()
+	}
+	if errors.Is(err, errLater) {
+		time.Sleep(lavinPause)
 	}
 	c.b.mu.Lock()
 	c.endLocked()
@@ -123,8 +131,7 @@ func (c *BrokerConn) handshake() error {
 	c.b.mu.Lock()
 	c.login = login
 	c.name = amqp.LookupString(login.Properties, "connection_name")
-	password, known := c.b.users[login.User]
-	good := known && login.User != "" && password == login.Password
+	good := c.b.acceptsLocked(login)
 	c.b.countLocked(func(n *BrokerCounts) {
 		if good {
 			n.Logins++
@@ -136,6 +143,9 @@ func (c *BrokerConn) handshake() error {
 	if !good {
 		if !c.can("authentication_failure_close") {
 			return errHandled
+		}
+		if c.isLavin() {
+			return amqp.Errorf(amqp.AccessRefused, amqp.ConnectionStartOk, "")
 		}
 		return &amqp.Error{Code: amqp.AccessRefused, Text: "ACCESS_REFUSED - Login was refused using authentication mechanism " +
 			login.Mechanism + ". For details see the broker logfile."}
@@ -203,7 +213,14 @@ func (c *BrokerConn) open(name string, tune amqp.Tune) error {
 	defer b.mu.Unlock()
 	v := b.vhosts[name]
 	allowed, limited := b.cfg.Access[c.login.User]
+	if e := b.throttleLocked(amqp.ConnectionOpen); e != nil {
+		b.countLocked(func(n *BrokerCounts) { n.Refused++ })
+		return e
+	}
 	switch {
+	case v == nil && c.isLavin():
+		b.countLocked(func(n *BrokerCounts) { n.Refused++ })
+		return amqp.Errorf(amqp.NotAllowed, amqp.ConnectionOpen, "vhost not found")
 	case v == nil:
 		b.countLocked(func(n *BrokerCounts) { n.Refused++ })
 		return amqp.Errorf(amqp.NotAllowed, amqp.ConnectionOpen, "vhost %s not found", name)
@@ -233,6 +250,13 @@ func (c *BrokerConn) heartbeat() {
 	switch {
 	case c.state == connDone:
 		return
+	case c.lavin.mute:
+		if time.Since(c.received) > interval/2 { // what LavinMQ gives a read
+			Abort(c.conn)
+			return
+		}
+		c.beat.Reset(interval / 2)
+		return
 	case time.Since(c.received) > 2*interval:
 		Abort(c.conn)
 		return
@@ -258,7 +282,7 @@ func (c *BrokerConn) take(f amqp.Frame) error {
 	b := c.b
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for b.blocked && c.published && !b.closed {
+	for b.blocked && c.published && !b.closed && !c.isLavin() {
 		b.changed.Wait() // an alarm: RabbitMQ does not read from who publishes
 	}
 	c.received = time.Now()
@@ -273,6 +297,11 @@ func (c *BrokerConn) take(f amqp.Frame) error {
 			c.Send(Method(0, amqp.ConnectionCloseOk))
 		}
 		return nil
+	}
+	if c.isLavin() {
+		if handled, err := c.lavinLocked(f); handled {
+			return err
+		}
 	}
 	switch {
 	case f.Type() == amqp.FrameHeartbeat:
@@ -296,6 +325,11 @@ func (c *BrokerConn) take(f amqp.Frame) error {
 		c.Send(Method(f.Channel(), amqp.ChannelOpenOk, ""))
 		return nil
 	}
+	if b.cfg.Flavour == Alibaba {
+		if handled, err := ch.alibabaLocked(f); handled {
+			return err
+		}
+	}
 	err := ch.take(f)
 	var e *amqp.Error
 	if errors.As(err, &e) && !amqp.IsHard(e.Code) {
@@ -316,6 +350,10 @@ func (c *BrokerConn) takeZero(f amqp.Frame) error {
 	}
 	switch m {
 	case amqp.ConnectionClose:
+		if c.isLavin() {
+			c.Send(Method(0, amqp.ConnectionCloseOk))
+			return errLater
+		}
 		c.endLocked()
 		c.Send(Method(0, amqp.ConnectionCloseOk))
 		return errHandled
@@ -404,11 +442,13 @@ type outQueue struct {
 	mu    sync.Mutex
 	more  *sync.Cond
 	buf   []byte
+	ends  []int // where in buf each answer ends, when each is a write of its own
+	each  bool
 	ended bool
 }
 
-func newOutQueue(conn net.Conn) *outQueue {
-	q := &outQueue{conn: conn}
+func newOutQueue(conn net.Conn, each bool) *outQueue {
+	q := &outQueue{conn: conn, each: each}
 	q.more = sync.NewCond(&q.mu)
 	return q
 }
@@ -421,6 +461,9 @@ func (q *outQueue) append(frames ...[]byte) {
 	}
 	for _, f := range frames {
 		q.buf = append(q.buf, f...)
+	}
+	if q.each {
+		q.ends = append(q.ends, len(q.buf))
 	}
 	q.more.Signal()
 }
@@ -441,14 +484,14 @@ func (q *outQueue) run() {
 		for len(q.buf) == 0 && !q.ended {
 			q.more.Wait()
 		}
-		buf := q.buf
-		q.buf = spare[:0]
+		buf, ends := q.buf, q.ends
+		q.buf, q.ends = spare[:0], nil
 		q.mu.Unlock()
 		if len(buf) == 0 {
 			q.conn.Close()
 			return
 		}
-		if _, err := q.conn.Write(buf); err != nil {
+		if err := q.write(buf, ends); err != nil {
 			if errors.Is(err, os.ErrDeadlineExceeded) {
 				Abort(q.conn)
 			}
@@ -462,4 +505,19 @@ func (q *outQueue) run() {
 			spare = nil
 		}
 	}
+}
+
+// write writes what is queued, at once or answer by answer.
+func (q *outQueue) write(buf []byte, ends []int) error {
+	if len(ends) == 0 {
+		ends = []int{len(buf)}
+	}
+	at := 0
+	for _, end := range ends {
+		if _, err := q.conn.Write(buf[at:end]); err != nil {
+			return err
+		}
+		at = end
+	}
+	return nil
 }

@@ -62,6 +62,7 @@ type queue struct {
 // consumer takes messages from a queue to a channel.
 type consumer struct {
 	tag       string
+	key       string // under which its channel has it: the tag, where it is the only one
 	ch        *brokerChannel
 	q         *queue
 	noAck     bool
@@ -170,6 +171,9 @@ func (q *queue) pumpLocked() {
 }
 
 func (c *consumer) hasRoom() bool {
+	if c.ch.paused {
+		return false
+	}
 	return c.noAck || (c.prefetch == 0 || c.unacked < c.prefetch) &&
 		(c.ch.prefetch == 0 || len(c.ch.unacked) < c.ch.prefetch)
 }
@@ -194,7 +198,7 @@ func (q *queue) deleteLocked() {
 		delete(q.owner.exclusive, q)
 	}
 	for _, c := range q.consumers {
-		delete(c.ch.consumers, c.tag)
+		delete(c.ch.consumers, c.key)
 		if c.ch.c.state == connOpen && c.ch.c.can("consumer_cancel_notify") {
 			c.ch.c.Send(Method(c.ch.id, amqp.BasicCancel, c.tag, 1))
 		}

@@ -81,7 +81,7 @@ func (ch *brokerChannel) declareQueue(a *amqp.Args, bits byte, wait bool) *amqp.
 		}
 		v.queues[name] = q
 	}
-	ch.lastQueue = name
+	*ch.last() = name
 	if wait {
 		ch.send(amqp.QueueDeclareOk, name, len(q.ready), len(q.consumers))
 	}

@@ -26,20 +26,22 @@ type binding struct {
 	id uint16 // on the upstream
 
 	// Guarded by upstream.mu.
-	state     bindingState
-	silent    bool                // the client has its answer already, or wants none
-	ticket    *ticket             // a quiet close that later readers wait for
-	closedAt  int64               // when close was sent
-	refusal   *amqp.Error         // the broker's channel.close
-	qosOwn    bitQueue            // which of the awaited qos-ok are the proxy's to swallow
-	selectOwn bitQueue            // likewise for confirm.select-ok
-	consumers map[string]struct{} // tags in use
-	unnamed   bitQueue            // which of the awaited consume-ok tell of a tag
-	lastQueue string              // name of the queue last declared here
+	state      bindingState
+	silent     bool                // the client has its answer already, or wants none
+	ticket     *ticket             // a quiet close that later readers wait for
+	closedAt   int64               // when close was sent
+	refusal    *amqp.Error         // the broker's channel.close
+	qosOwn     bitQueue            // which of the awaited qos-ok are the proxy's to swallow
+	selectOwn  bitQueue            // likewise for confirm.select-ok
+	consumers  map[string]struct{} // tags in use
+	unnamed    bitQueue            // which of the awaited consume-ok tell of a tag
+	declareOwn bitQueue            // which of the awaited declare-ok are the proxy's to swallow
+	lastQueue  string              // name of the queue last declared here
 
 	// Read by the other side.
 	calls     atomic.Int32  // synchronous methods sent and not answered
 	commits   atomic.Int32  // of these, tx.commit
+	declares  atomic.Int32  // queue.declare whose declare-ok, and so the queue's name, is due
 	flows     atomic.Int32  // the broker's channel.flow that the client has not answered
 	consuming atomic.Int32  // consumers, asked for ones included
 	lastTag   atomic.Uint64 // last delivery tag the broker used
@@ -134,7 +136,7 @@ func (b *binding) addConsumerLocked(tag string) {
 
 // movable tells whether the channel holds nothing on this binding that would be lost with it.
 func (b *binding) movable() bool {
-	return !b.ch.stateful && !b.ch.tx && b.ch.content == noContent && b.calls.Load() == 0
+	return !b.ch.stateful && !b.ch.tx && b.ch.content == noContent && b.calls.Load() == 0 && b.declares.Load() == 0
 }
 
 // ids allocates an upstream's channel ids: fresh ones first, then the oldest freed, so that

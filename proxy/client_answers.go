@@ -249,28 +249,7 @@ func (c *client) awaitCloses(chs []*channel) {
 // awaitCommit waits, bounded, until the broker has answered the channel's tx.commit:
 // RabbitMQ takes anything amid a commit for a hard error.
 func (c *client) awaitCommit(b *binding) {
-	c.settle()
-	timer := time.NewTimer(c.env.cfg().WriteTimeout)
-	defer timer.Stop()
-	u := b.u
-	for {
-		u.mu.Lock()
-		pending := b.commits.Load() > 0 && b.state == bOpen && u.failed == nil
-		answered := u.answeredLocked()
-		u.mu.Unlock()
-		if !pending {
-			return
-		}
-		select {
-		case <-answered:
-		case <-u.done:
-			return
-		case <-c.gone:
-			return
-		case <-timer.C:
-			return
-		}
-	}
+	c.awaitBroker(b, func() bool { return b.commits.Load() > 0 })
 }
 
 // consume takes basic.consume.
@@ -282,6 +261,9 @@ func (c *client) consume(ch *channel, f amqp.Frame, bits byte, wait bool) bool {
 	noAck := bits&2 != 0
 	limit := c.env.cfg().SharedPrefetchLimit
 	c.readYourWrites()
+	if !c.queueKnown(ch, amqp.BasicConsume, f) {
+		return false
+	}
 	if noAck || ch.prefetch == 0 || int(ch.prefetch) > limit || ch.globalQos ||
 		ownHazard(amqp.BasicConsume, f, bits) {
 		if !c.needSession(ch, amqp.BasicConsume) {

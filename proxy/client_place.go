@@ -28,13 +28,7 @@ func (c *client) pass(ch *channel, f amqp.Frame, l lane, called bool) bool {
 	case amqp.BasicGet, amqp.QueueBind, amqp.QueueUnbind, amqp.QueuePurge, amqp.QueueDelete:
 		return c.passQueue(ch, b, f)
 	case amqp.QueueDeclare:
-		ch.lastQueue = ""
-		if !called { // no answer will tell the name
-			a := amqp.ReadArgs(f)
-			a.Short()
-			ch.lastQueue = string(a.Str())
-			ch.stateful = ch.stateful || ch.lastQueue == ""
-		}
+		c.declares(ch, b, f, called)
 	}
 	f.SetChannel(b.id)
 	return true
@@ -165,11 +159,11 @@ func (c *client) dropUpstream(u *upstream) {
 	}
 }
 
-// passQueue passes a method whose second argument is a queue. A channel that has moved
-// puts the name of the queue it declared last where the client, rightly, gave none.
+// passQueue passes a method whose second argument is a queue, with the name of the queue that
+// the channel declared last where the client, rightly, gave none.
 func (c *client) passQueue(ch *channel, b *binding, f amqp.Frame) bool {
 	f.SetChannel(b.id)
-	if ch.lastQueue == "" || f.Args()[2] != 0 {
+	if f.Args()[2] != 0 {
 		return true
 	}
 	m := f.Method()

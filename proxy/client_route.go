@@ -124,6 +124,9 @@ func (c *client) method(ch *channel, id uint16, f amqp.Frame) bool {
 
 	case amqp.BasicGet:
 		c.readYourWrites()
+		if !c.queueKnown(ch, m, f) {
+			return false
+		}
 		c.ready(ch)
 		ch.hearing(bits&1 != 0)
 		return c.pass(ch, f, laneRead, true)
@@ -202,7 +205,14 @@ func (c *client) method(ch *channel, id uint16, f amqp.Frame) bool {
 	case amqp.BasicCancelOk:
 		return c.refuse(amqp.CommandInvalid, m, "unimplemented method")
 
-	default: // exchanges, queues, access.request
+	case amqp.QueueBind, amqp.QueueUnbind, amqp.QueuePurge, amqp.QueueDelete:
+		c.readYourWrites()
+		if !c.queueKnown(ch, m, f) || (ownHazard(m, f, bits) && !c.needSession(ch, m)) {
+			return false
+		}
+		return c.pass(ch, f, laneNone, wait)
+
+	default: // exchanges, access.request
 		c.readYourWrites()
 		if ownHazard(m, f, bits) && !c.needSession(ch, m) {
 			return false

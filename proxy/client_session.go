@@ -155,12 +155,7 @@ func (c *client) refusedBehind(ch *channel, b *binding) {
 	if e == nil {
 		return
 	}
-	c.mu.Lock()
-	if ch.state.Load() == chOpen && c.phase.Load() == phaseRunning {
-		ch.state.Store(chRefused)
-		c.out.SetBufferLocked(amqp.AppendClose(c.out.BufferLocked(300), ch.id, e))
-	}
-	c.mu.Unlock()
+	c.closeChannelFor(ch, e)
 }
 
 // ready has the channel where readers are, before its first get or consume: it may have

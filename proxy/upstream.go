@@ -60,6 +60,7 @@ type upstream struct {
 	crowded  atomic.Int32           // clients whose queue fills up
 	closingN atomic.Int32           // bindings that wait for close-ok
 	late     atomic.Int32           // those of them that have waited for lateAfter
+	awaits   atomic.Int32           // clients' readers in awaitBroker
 	owner    atomic.Pointer[client] // the client whose session this is
 
 	mu  sync.Mutex // guards all below, the outbox and the bindings' states
@@ -72,7 +73,7 @@ type upstream struct {
 	failed        error         // why it ended
 	lastWords     *amqp.Error   // the broker's connection.close
 	closing       bool          // connection.close was sent
-	answered      chan struct{} // closed when the broker answers a tx.commit or closes a channel
+	answered      chan struct{} // closed when the broker answers what a client waits for, or closes a channel
 	unhalt        chan struct{} // ends the reader's wait for its sole tenant
 
 	// Guarded by pool.mu.
@@ -257,12 +258,22 @@ func (u *upstream) ticketLocked(b *binding) {
 	}
 }
 
-// answeredLocked is a channel that is closed when the broker answers the next tx.commit.
+// answeredLocked is a channel that is closed when the broker next answers what a client waits for, see awaitBroker.
 func (u *upstream) answeredLocked() <-chan struct{} {
 	if u.answered == nil {
 		u.answered = make(chan struct{})
 	}
 	return u.answered
+}
+
+// wakeAwaiting wakes those who wait for an answer of the broker, if there are any.
+func (u *upstream) wakeAwaiting() {
+	if u.awaits.Load() == 0 {
+		return
+	}
+	u.mu.Lock()
+	u.wakeAnsweredLocked()
+	u.mu.Unlock()
 }
 
 func (u *upstream) wakeAnsweredLocked() {

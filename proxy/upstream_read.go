@@ -126,6 +126,7 @@ func (u *upstream) pass(d *delivery, to int) {
 	if n := d.b.answered; n != 0 {
 		d.b.answered = 0
 		d.b.calls.Add(-n) // only now: an answer of the proxy's own must not overtake these
+		u.wakeAwaiting()
 	}
 	d.b = nil
 }
@@ -248,7 +249,13 @@ func (u *upstream) method(b *binding, f amqp.Frame, d *delivery, at int) bool {
 		name := string(a.Str())
 		u.mu.Lock()
 		b.lastQueue = name
+		own := b.declareOwn.pop()
+		b.declares.Add(-1)
+		u.wakeAnsweredLocked()
 		u.mu.Unlock()
+		if own {
+			return false
+		}
 	case amqp.TxCommitOk:
 		u.mu.Lock()
 		b.commits.Add(-1)

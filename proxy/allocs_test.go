@@ -23,24 +23,7 @@ func (*sinkConn) Close() error                  { return nil }
 
 // halves are a client and an upstream without readers of their own, a channel of the one
 // bound to the other: what comes is fed by the test.
-func halves(t *testing.T) (*client, *upstream, *sinkConn) {
-	cfg := DefaultConfig()
-	cfg.Logger = slog.New(slog.DiscardHandler)
-	s, err := New(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.coarse.Store(1)
-	a := &account{pools: map[string]*pool{}}
-	a.info.Store(&brokerInfo{confirms: true})
-	p := &pool{s: s, env: &s.env, account: a}
-	broker := &sinkConn{}
-	u := &upstream{s: s, env: &s.env, conn: broker, account: a, pool: p, done: make(chan struct{})}
-	u.out.Init(&u.mu, broker, &s.coarse, nil)
-	u.rd.Init(make([]byte, upstreamBuffer), 131072)
-	u.tune.FrameMax, u.ids.limit = 131072, 100
-	p.ups = append(p.ups, u)
-
+func halves(t testing.TB) (*client, *upstream, *sinkConn) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -64,16 +47,37 @@ func halves(t *testing.T) (*client, *upstream, *sinkConn) {
 		}
 	}()
 	t.Cleanup(func() { near.Close(); far.Close(); ln.Close(); <-drained })
+	broker := &sinkConn{}
+	c, u := halvesOn(t, DefaultConfig(), near, broker)
+	return c, u, broker
+}
+
+// halvesOn are halves on connections of the test's own.
+func halvesOn(t testing.TB, cfg Config, near, broker net.Conn) (*client, *upstream) {
+	cfg.Logger = slog.New(slog.DiscardHandler)
+	s, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.coarse.Store(1)
+	a := &account{pools: map[string]*pool{}}
+	a.info.Store(&brokerInfo{confirms: true})
+	p := &pool{s: s, env: &s.env, account: a}
+	u := &upstream{s: s, env: &s.env, conn: broker, account: a, pool: p, done: make(chan struct{})}
+	u.out.Init(&u.mu, broker, &s.coarse, nil)
+	u.rd.Init(make([]byte, upstreamBuffer), 131072)
+	u.tune.FrameMax, u.ids.limit = 131072, 100
+	p.ups = append(p.ups, u)
 	c := &client{s: s, env: &s.env, conn: near, raw: rawConn(near), lst: &Listener{Mode: PoolAuto}, account: a, pool: p,
 		frameMax: 131072, gone: make(chan struct{}), runSeq: 1}
 	c.out.Init(&c.mu, near, &s.coarse, nil)
 	c.rd.Init(make([]byte, clientBuffer), 131072)
 	c.phase.Store(phaseRunning)
 	feedClient(t, c, proxytest.Method(1, amqp.ChannelOpen, ""))
-	return c, u, broker
+	return c, u
 }
 
-func feedClient(t *testing.T, c *client, p []byte) {
+func feedClient(t testing.TB, c *client, p []byte) {
 	for in := bytes.NewReader(p); in.Len() > 0; {
 		if _, err := c.rd.Fill(in); err != nil && err != io.EOF {
 			t.Fatal(err)

@@ -17,6 +17,12 @@ func (c *client) chunk() bool {
 	pos, frames := 0, uint64(0)
 	alive := true
 	for alive {
+		if amqp.Frame(c.buf[pos:]).Method() == amqp.BasicPublish && c.phase.Load() == phaseRunning {
+			if until, n := c.wholePublishes(pos); n > 0 {
+				pos, frames = until, frames+n
+				continue
+			}
+		}
 		n, need, err := amqp.Split(c.buf[pos:], c.rd.MaxFrame)
 		if err != nil {
 			var e *amqp.Error

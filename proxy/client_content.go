@@ -8,26 +8,15 @@ import (
 
 // beginPublish takes basic.publish; its content follows.
 func (c *client) beginPublish(ch *channel, f amqp.Frame, mandatory bool) bool {
-	if !c.pubs.Load() {
-		c.pubs.Store(true)
-	}
-	b := c.bound(ch, lanePublish)
+	b := c.publishes(ch)
 	if b == nil {
 		ch.content, ch.discard = wantHeader, true
 		return false
 	}
-	if b.u.blocked.Load() {
-		c.tellBlocked(b.u)
+	if mandatory {
+		ch.stateful, ch.hears = true, true
 	}
-	if at := &b.u.senders[amqp.BasicPublish.Index()]; at.Load() != c {
-		at.Store(c)
-	}
-	if ch.confirm || mandatory {
-		ch.stateful = true
-	}
-	ch.sent, ch.unheard = true, true
 	ch.mandatory = mandatory
-	ch.hears = ch.hears || mandatory
 	ch.content, ch.discard = wantHeader, false
 	ch.inRun = true
 	c.begun = ch
@@ -35,6 +24,85 @@ func (c *client) beginPublish(ch *channel, f amqp.Frame, mandatory bool) bool {
 	f.SetChannel(b.id)
 	return true
 }
+
+// wholePublishes takes the publishes at pos that amqp.WholePublish knows, as many as follow one
+// another on a channel where nothing else is under way. It does what route does for their
+// frames, and stops before the first that needs a second look.
+func (c *client) wholePublishes(pos int) (until int, frames uint64) {
+	id := amqp.Frame(c.buf[pos:]).Channel()
+	ch := c.last
+	if ch == nil || ch.id != id {
+		ch = c.chans.get(id)
+		c.last = ch
+	}
+	if ch == nil || ch.content != noContent || ch.state.Load() != chOpen {
+		return pos, 0
+	}
+	b := ch.cur.Load()
+	if b == nil || b.commits.Load() > 0 || b.u.blocked.Load() {
+		return pos, 0
+	}
+	most := c.env.cfg().MaxMessageSize
+	n := uint64(0)
+	for {
+		p := amqp.Frame(c.buf[pos:])
+		if len(p) < amqp.HeaderLen || p.Channel() != id {
+			break
+		}
+		header, body, end := amqp.WholePublish(p, c.rd.MaxFrame)
+		if end == 0 || body > 0 && int64(end-body-amqp.FrameOverhead) > most {
+			break
+		}
+		if n == 0 {
+			c.publishes(ch)
+		}
+		n++
+		frames += 2
+		p.SetChannel(b.id)
+		p[header:].SetChannel(b.id)
+		if body > 0 {
+			p[body:].SetChannel(b.id)
+			frames++
+		}
+		c.keep(p[:end], pos)
+		pos += end
+	}
+	if n > 0 {
+		ch.mandatory = false
+		if ch.confirm {
+			ch.published += n
+		}
+		if ch.tx {
+			ch.txDirty = true
+		}
+	}
+	return pos, frames
+}
+
+// publishes notes what holds of a channel that publishes, and gives its binding, joined to the
+// run. nil: the client or the channel is being closed.
+func (c *client) publishes(ch *channel) *binding {
+	if !c.pubs.Load() {
+		c.pubs.Store(true)
+	}
+	b := c.bound(ch, lanePublish)
+	if b == nil {
+		return nil
+	}
+	if b.u.blocked.Load() {
+		c.tellBlocked(b.u)
+	}
+	if at := &b.u.senders[publishIndex]; at.Load() != c {
+		at.Store(c)
+	}
+	if ch.confirm {
+		ch.stateful = true
+	}
+	ch.sent, ch.unheard = true, true
+	return b
+}
+
+var publishIndex = amqp.BasicPublish.Index()
 
 // header takes a content header.
 func (c *client) header(ch *channel, f amqp.Frame) bool {

@@ -2,7 +2,10 @@
 
 package amqp
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"math/bits"
+)
 
 // The properties of class basic from flag bit 15 downwards, a letter each as in Spec.Args.
 // Flag bits 1 and 0 stand for nothing; RabbitMQ ignores them, and so does this.
@@ -27,10 +30,9 @@ func CheckContentHeader(p []byte) (bodySize uint64, err *Error) {
 		return bodySize, nil
 	}
 	b := p[14:]
-	for i := 0; i < len(basicProperties); i++ {
-		if flags&(1<<(15-i)) == 0 {
-			continue
-		}
+	for left := flags &^ 3; left != 0; {
+		i := bits.LeadingZeros16(left)
+		left &^= 0x8000 >> i
 		n := 0
 		switch basicProperties[i] {
 		case 'b':

@@ -47,6 +47,9 @@ func BadReplyTo(name []byte) bool {
 
 // badRoutes tells whether the headers CC or BCC route to a bad reply-to address.
 func badRoutes(headers []byte) bool {
+	if !bytes.Contains(headers, []byte("CCA")) { // either name, and the type of an array
+		return false
+	}
 	for _, name := range [...]string{"CC", "BCC"} {
 		typ, v, ok := Lookup(headers, name)
 		if !ok || typ != 'A' {

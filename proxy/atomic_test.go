@@ -165,7 +165,7 @@ func TestDeadClientWaitsForNoRoom(t *testing.T) {
 	withScript(t, 0, func(c *Config) { c.MaxMessageSize, c.MessageBuffer = 1<<20, 1<<20 }, func(r *rig) {
 		a, p := r.pair(proxytest.ClientConfig{})
 		b := r.client(proxytest.ClientConfig{Heartbeat: 2})
-		begun := proxytest.PublishBytes(1, "", "q", make([]byte, 900_000), 131072)[:70_000]
+		begun := proxytest.PublishBytes(1, "", "q", make([]byte, 1<<20), 131072)[:70_000]
 		r.must(a.Send(begun))
 		p.OpenChannel()
 		synctest.Wait()

@@ -69,7 +69,6 @@ type client struct {
 	closeAt    atomic.Int64  // when the socket is closed for good, 0: not closing
 	pubs       atomic.Bool   // has published
 	crowding   atomic.Bool   // much waits for it; written under mu
-	hoards     atomic.Bool   // holds room of the message buffer for a publish that is not whole
 	rested     atomic.Bool   // the reader has a fresh stack since the last bytes came
 	hasSession atomic.Bool   // session is not nil
 	held       bool          // counts against max_clients; guarded by Server.mu
@@ -98,6 +97,7 @@ type client struct {
 	begun    *channel  // whose publish begins with the frame that is being routed
 	gathered int       // publishes that begin in the run and are not whole
 	spilling int       // publishes that are gathered outside of it
+	hoard    *hoard    // what they hold of message_buffer; nil before the first
 	glut     bool      // the answers that wait for the client fill its queue
 	publish  *upstream // where this client's publishers go
 	readers  *upstream // where its readers go
@@ -155,7 +155,8 @@ func (c *client) read() bool {
 			}
 			_ = c.conn.SetReadDeadline(time.Time{})
 			if c.phase.Load() != phaseRunning {
-				continue // closeAt ends it; its last words may not have left yet
+				c.releaseChannels() // what they hold is wanted elsewhere, see hoards
+				continue            // closeAt ends it; its last words may not have left yet
 			}
 			c.s.rests.Add(1)
 			go c.readOn()

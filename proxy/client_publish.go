@@ -4,7 +4,6 @@
 package proxy
 
 import (
-	"context"
 	"encoding/binary"
 	"log/slog"
 	"sync"
@@ -15,7 +14,9 @@ import (
 // spill gathers the frames of one publish.
 type spill struct {
 	p        []byte
+	need     int64 // what it may take in all
 	reserved int64 // of the message buffer
+	seen     int   // of p, when it was last looked at
 	last     int   // where the last frame begins, if it is a body; else 0
 }
 
@@ -126,51 +127,79 @@ func (c *client) ofRun(f amqp.Frame) *channel {
 	return nil
 }
 
-// reserveAll asks for the room that the publishes outside of the run take, now that the
-// client may have to wait for it. What has come of them so far is less than one chunk each.
+// reserveAll has the room charged that the publishes outside of the run take, now that the
+// client may have to wait for it. What has come of them since is less than one chunk each.
 func (c *client) reserveAll() {
+	if c.hoard == nil {
+		c.hoard = &hoard{c: c, name: c.user}
+	}
+	came := int64(0)
 	for ch := range c.chans.all() {
-		if ch.spill == nil || ch.spill.reserved != 0 || ch.content != wantBody {
+		sp := ch.spill
+		if sp == nil || ch.content != wantBody {
 			continue
 		}
-		if !c.reserve(ch.spill, ch.bodySize) {
+		came += int64(len(sp.p) - sp.seen)
+		sp.seen = len(sp.p)
+		if sp.need == 0 {
+			sp.need = roomOf(int64(ch.bodySize))
+			c.s.budget.announce(c.hoard, sp.need)
+		}
+		// Room for one chunk more, unless less is to come.
+		if next := min(sp.need, int64(len(sp.p))+roomStep); next > sp.reserved && !c.reserve(sp, next) {
 			return
 		}
 	}
+	c.s.budget.came(c.hoard, came)
 }
 
-// reserve waits for room for a publish with a body of the given size. False: the client is being closed.
-func (c *client) reserve(sp *spill, body uint64) bool {
-	frames := int64(body)/(amqp.FrameMinSize/2-amqp.FrameOverhead) + 3 // see spill.add
-	need := int64(body) + frames*amqp.FrameOverhead
-	if !c.s.budget.try(need) {
+// reserve gets a publish a buffer that holds at least so much, and waits for the room it takes.
+// False: the client is being closed.
+func (c *client) reserve(sp *spill, least int64) bool {
+	g := &c.s.budget
+	size := sp.next(least, g.scarce())
+	n := size - sp.reserved
+	if !g.try(c.hoard, n) {
+		size = max(sp.next(least, true), int64(cap(sp.p)))
+		n = size - sp.reserved
 		c.settle()
-		// Whoever holds the room must go on sending or give it up, see client.hoarding.
-		ctx, cancel := context.WithTimeout(c.env.ctx, c.env.cfg().WriteTimeout)
-		defer cancel()
-		if !c.s.budget.acquire(ctx, need, c.gone) {
-			select {
-			case <-c.gone:
-				return false // nobody is left to hear why
-			default:
-			}
-			c.die(amqp.Errorf(amqp.ResourceError, amqp.BasicPublish,
-				"the unfinished publishes of all clients fill message_buffer = %d bytes", c.env.cfg().MessageBuffer))
-			return false
+		// Whoever holds the room must go on sending or give it up, see budget.slowest.
+		if !g.acquire(c.env.ctx, c.hoard, n, c.gone) {
+			return false // nobody is left to hear why
 		}
 	}
-	sp.reserved = need
-	c.hoards.Store(true)
-	switch room := min(need, spillStep); {
-	case room <= int64(cap(sp.p)):
-	case room > spillSmall/8 && room <= spillSmall:
-		sp.p = append(spillSmallPool.Get().(*[spillSmall]byte)[:0], sp.p...)
-	case room > spillBig/8 && room <= spillBig:
-		sp.p = append(spillBigPool.Get().(*[spillBig]byte)[:0], sp.p...)
+	sp.reserved = size
+	switch {
+	case size <= int64(cap(sp.p)):
+	case size == spillSmall:
+		sp.grow(spillSmallPool.Get().(*[spillSmall]byte)[:0])
+	case size == spillBig:
+		sp.grow(spillBigPool.Get().(*[spillBig]byte)[:0])
 	default:
-		sp.p = append(make([]byte, 0, room), sp.p...)
+		sp.grow(make([]byte, 0, size))
 	}
-	return true
+	return c.phase.Load() == phaseRunning
+}
+
+// next is the size of the next buffer, which holds at least so much: one that is used again and
+// room for what is likely to come, or, where room is scarce, little more than has come.
+func (sp *spill) next(least int64, scarce bool) int64 {
+	size := max(least, int64(cap(sp.p)))
+	switch {
+	case scarce:
+		return min(sp.need, max(size, 2*sp.reserved))
+	case sp.need > spillSmall/8 && sp.need <= spillSmall:
+		return max(size, spillSmall)
+	case sp.need > spillSmall && size <= spillBig:
+		return spillBig
+	}
+	return max(size, min(sp.need, max(spillStep, sp.reserved+sp.reserved/2)))
+}
+
+func (sp *spill) grow(next []byte) {
+	old := sp.p
+	sp.p = append(next, old...)
+	recycleSpill(old)
 }
 
 // gather adds a frame to a publish that is not in the run. When it was the last, the
@@ -212,18 +241,22 @@ func (sp *spill) add(f amqp.Frame) {
 }
 
 func (c *client) dropSpill(ch *channel) {
-	if ch.spill != nil {
-		c.s.budget.release(ch.spill.reserved)
-		switch p := ch.spill.p; cap(p) {
-		case spillSmall:
-			spillSmallPool.Put((*[spillSmall]byte)(p[:spillSmall]))
-		case spillBig:
-			spillBigPool.Put((*[spillBig]byte)(p[:spillBig]))
+	if sp := ch.spill; sp != nil {
+		recycleSpill(sp.p)
+		if c.hoard != nil {
+			c.s.budget.release(c.hoard, sp.reserved, sp.need)
 		}
 		ch.spill = nil
-		if c.spilling--; c.spilling == 0 {
-			c.hoards.Store(false)
-		}
+		c.spilling--
+	}
+}
+
+func recycleSpill(p []byte) {
+	switch cap(p) {
+	case spillSmall:
+		spillSmallPool.Put((*[spillSmall]byte)(p[:spillSmall]))
+	case spillBig:
+		spillBigPool.Put((*[spillBig]byte)(p[:spillBig]))
 	}
 }
 

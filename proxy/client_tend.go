@@ -29,18 +29,8 @@ func (c *client) due() bool {
 	if hb != 0 && (now-c.out.LastWrite.Load() >= hb/2 || now-c.lastRead.Load() > 2*hb+int64(tick)) {
 		return true
 	}
-	if c.hoarding(now) {
-		return true
-	}
 	since := c.out.WriteSince.Load()
 	return since != 0 && now-since >= int64(c.env.cfg().WriteTimeout)
-}
-
-// hoarding tells whether the client holds room for a publish, has sent nothing for half of
-// write_timeout, which is how long others wait for room, and others do wait.
-func (c *client) hoarding(now int64) bool {
-	return c.hoards.Load() && c.reading.Load() &&
-		now-c.lastRead.Load() >= int64(c.env.cfg().WriteTimeout)/2 && c.s.budget.wanted()
 }
 
 func (c *client) tend() {
@@ -72,12 +62,6 @@ func (c *client) tend() {
 		silent >= int64(c.env.cfg().WriteTimeout) && !c.ownsUpstream() {
 		c.log(slog.LevelInfo, "client closed: it takes no data", "write_timeout", c.env.cfg().WriteTimeout)
 		c.closeSocket()
-		return
-	}
-	if c.hoarding(now) {
-		c.log(slog.LevelInfo, "client closed: it holds room of the message buffer and sends nothing", "silent_for", time.Duration(silent))
-		c.shut(amqp.Errorf(amqp.ResourceError, amqp.BasicPublish,
-			"a publish came to a halt half way while others wait for message_buffer = %d bytes", c.env.cfg().MessageBuffer), false)
 		return
 	}
 	hb := int64(c.heartbeat)
@@ -112,4 +96,14 @@ func (c *client) rest() {
 		}
 		_ = c.conn.SetReadDeadline(time.Unix(1, 0))
 	}
+}
+
+// hoards ends a client whose publishes hold room of the message buffer that others wait for and
+// come too slowly. The room is free when its reader has woken up.
+func (c *client) hoards() {
+	c.env.n.slowPublishes.Add(1)
+	c.log(slog.LevelInfo, "client closed: a publish comes too slowly while others wait for room", "message_buffer", c.env.cfg().MessageBuffer)
+	c.shut(amqp.Errorf(amqp.ResourceError, amqp.BasicPublish,
+		"a publish comes too slowly while others wait for message_buffer = %d bytes", c.env.cfg().MessageBuffer), false)
+	_ = c.conn.SetReadDeadline(time.Unix(1, 0))
 }

@@ -76,8 +76,8 @@ type Config struct {
 
 	// MaxMessageSize bounds the body of a publish in bytes.
 	MaxMessageSize int64
-	// MessageBuffer bounds the bytes of all publishes that are not yet whole, in all;
-	// readers wait their turn above it. At least MaxMessageSize.
+	// MessageBuffer bounds the bytes that have come of all publishes that are not yet whole;
+	// readers wait their turn above it. At least MaxMessageSize, better several times that.
 	MessageBuffer int64
 	// ClientQueue bounds the bytes waiting for one client's socket.
 	ClientQueue int

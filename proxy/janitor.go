@@ -43,6 +43,9 @@ func (s *Server) janitor() {
 		}
 		clear(clients)
 		clear(ups)
+		if c := s.budget.slowest(s.now(), s.cfg().WriteTimeout); c != nil {
+			c.hoards()
+		}
 		if s.rests.Load() > 0 {
 			s.giveBack()
 		}

@@ -1,10 +1,8 @@
 package proxy
 
 import (
-	"context"
 	"encoding/base64"
 	"math/rand/v2"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -101,65 +99,6 @@ func TestBitQueue(t *testing.T) {
 	if !q.pop() || q.pop() || !q.pop() || q.pop() || q != nil {
 		t.Errorf("out of order, or kept: %v", q)
 	}
-}
-
-// Room is given in the order of asking; who gives up lets the next one in.
-func TestBudget(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		g := &budget{}
-		g.resize(100)
-		if !g.try(60) || g.try(60) {
-			t.Fatal("60 of 100 once, not twice")
-		}
-		var mu sync.Mutex
-		var order []int
-		ask := func(ctx context.Context, who int, n int64) {
-			go func() {
-				if g.acquire(ctx, n, nil) {
-					mu.Lock()
-					order = append(order, who)
-					mu.Unlock()
-				}
-			}()
-			synctest.Wait()
-		}
-		short, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		ask(short, 1, 70)
-		ask(t.Context(), 2, 30)
-		ask(t.Context(), 3, 30)
-		if g.try(1) || !g.wanted() {
-			t.Error("a newcomer was served before those who wait")
-		}
-		time.Sleep(2 * time.Second) // the first gives up
-		synctest.Wait()
-		mu.Lock()
-		if len(order) != 1 || order[0] != 2 {
-			t.Errorf("served %v, want the second, now first", order)
-		}
-		mu.Unlock()
-		g.release(60)
-		synctest.Wait()
-		if g.used != 60 || g.wanted() {
-			t.Errorf("used %d, waits %v; want 60 and nobody", g.used, g.wanted())
-		}
-		g.release(60)
-		ask(t.Context(), 4, 1000) // larger than all: alone
-		if g.used != 1000 {
-			t.Errorf("one that is larger than all was not served alone")
-		}
-		g.release(1000)
-		ended, cancel := context.WithCancel(t.Context())
-		cancel()
-		g.try(100)
-		if g.acquire(ended, 5, nil) {
-			t.Error("room was given to who had given up")
-		}
-		g.release(100)
-		if g.used != 0 {
-			t.Errorf("used %d at the end", g.used)
-		}
-	})
 }
 
 func TestPendingCloses(t *testing.T) {

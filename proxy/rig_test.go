@@ -116,7 +116,7 @@ func (r *rig) end() {
 		r.t.Errorf("after Close: %d clients, %d upstreams, %d places held", clients, ups, held)
 	}
 	s.budget.mu.Lock()
-	room, queue := s.budget.used, len(s.budget.queue)
+	room, queue := s.budget.used, s.budget.line.LenLocked()
 	s.budget.mu.Unlock()
 	if room != 0 || queue != 0 {
 		r.t.Errorf("after Close: %d octets of message_buffer in use, %d wait", room, queue)
@@ -189,8 +189,8 @@ func (r *rig) settled() {
 		r.t.Errorf("%d connections to the broker are counted, there are %d and %d spare ones", used, ups, spares)
 	}
 	s.budget.mu.Lock()
-	if s.budget.used != 0 {
-		r.t.Errorf("%d octets of message_buffer are in use", s.budget.used)
+	if s.budget.used != 0 || s.budget.first != nil || len(s.budget.users) != 0 {
+		r.t.Errorf("%d octets of message_buffer are in use, by %d users", s.budget.used, len(s.budget.users))
 	}
 	s.budget.mu.Unlock()
 }

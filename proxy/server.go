@@ -94,7 +94,7 @@ func (s *Server) setConfig(cfg Config) {
 	if cfg.Dial == nil {
 		cfg.Dial = (&net.Dialer{KeepAlive: 30 * time.Second}).DialContext
 	}
-	s.budget.resize(cfg.MessageBuffer)
+	s.budget.resize(cfg.MessageBuffer, cfg.MaxMessageSize)
 	s.conf.Store(&cfg)
 	s.gate.poke()
 	s.mu.Lock()

@@ -31,6 +31,7 @@ type Stats struct {
 	FramesFromClients, FramesFromUpstreams uint64
 	LateErrors                             uint64 // soft errors of channels that were closed quietly
 	SlowClientCloses                       uint64 // clients closed because their queue was full
+	SlowPublishCloses                      uint64 // clients closed because a publish came too slowly while others waited for room
 	FirewallCloses                         uint64 // hard errors answered by the proxy in the broker's stead
 	HeartbeatTimeouts                      uint64
 	UpstreamsLost                          uint64 // ended by the broker or the network, not by the proxy
@@ -65,6 +66,7 @@ type counters struct {
 	toClientsGone, toUpstreams                atomic.Uint64
 	framesClients, framesUpstreams            atomic.Uint64
 	lateErrors, slowCloses, firewallCloses    atomic.Uint64
+	slowPublishes                             atomic.Uint64
 	heartbeatTimeouts, upstreamsLost          atomic.Uint64
 	channels, bindings                        atomic.Int64
 	latency                                   [len(ConnectLatencyBounds) + 1]atomic.Uint64
@@ -94,7 +96,8 @@ func (s *Server) Stats() Stats {
 		ReuseHits: n.reuseHits.Load(), BytesFromClients: n.fromClients.Load(), BytesFromUpstreams: n.fromUpstreams.Load(),
 		BytesToUpstreams:  n.toUpstreams.Load(),
 		FramesFromClients: n.framesClients.Load(), FramesFromUpstreams: n.framesUpstreams.Load(),
-		LateErrors: n.lateErrors.Load(), SlowClientCloses: n.slowCloses.Load(), FirewallCloses: n.firewallCloses.Load(),
+		LateErrors: n.lateErrors.Load(), SlowClientCloses: n.slowCloses.Load(),
+		SlowPublishCloses: n.slowPublishes.Load(), FirewallCloses: n.firewallCloses.Load(),
 		HeartbeatTimeouts: n.heartbeatTimeouts.Load(), UpstreamsLost: n.upstreamsLost.Load(),
 		Channels: int(n.channels.Load()), Bindings: int(n.bindings.Load()),
 		ConnectLatencySum: time.Duration(n.latencySum.Load()),

@@ -169,7 +169,7 @@ var Table = []Setting{
 		Help: "Largest body of a published message. A larger one is refused before its body is read.",
 		at:   func(s *Settings, _ *Listener) any { return &s.Engine.MaxMessageSize }},
 	{Section: "client", Key: "message_buffer", Kind: KindSize, Min: 1, Max: 1 << 42, Live: true,
-		Help: "Memory for all messages that clients have begun to publish but not yet sent whole; above it they wait their turn. At least max_message_size.",
+		Help: "Memory for all messages that clients have begun to publish but not yet sent whole, taken as they come. Above it clients wait their turn, and one whose message comes with less than 16 KiB a second is closed for those that wait. One user's clients have half of it. At least max_message_size, better several times that.",
 		at:   func(s *Settings, _ *Listener) any { return &s.Engine.MessageBuffer }},
 	{Section: "client", Key: "client_queue", Kind: KindSize, Min: 64 << 10, Max: 1 << 32, Live: true,
 		Help: "Memory for what waits to be sent to one client. A client that shares its connection to the broker and does not read is closed when it is full.",

@@ -1,0 +1,214 @@
+package proxy
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/proxytest"
+)
+
+// hoardOf is a client's that has announced 100 octets.
+func hoardOf(user string) *hoard { return &hoard{c: &client{}, name: user, need: 100} }
+
+// Smaller wants pass a large one that does not fit, but not for ever; who gives up lets the next
+// one in.
+func TestRoomIsGivenInTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := &budget{}
+		g.resize(1000, 10)
+		g.most = 100
+		keeper, big := hoardOf("a"), hoardOf("b")
+		if !g.try(keeper, 100) || !g.try(hoardOf("c"), 450) || !g.try(hoardOf("d"), 400) {
+			t.Fatal("what fits is not given")
+		}
+		served := make(chan string, 4)
+		ask := func(ctx context.Context, name string, h *hoard, n int64) {
+			go func() {
+				if g.acquire(ctx, h, n, nil) {
+					served <- name
+				}
+			}()
+			synctest.Wait()
+		}
+		short, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		ask(short, "big", big, 200)
+		small := hoardOf("e")
+		if !g.try(small, 50) {
+			t.Error("a small want that fits waits behind a large one that does not")
+		}
+		g.release(small, 50, 0)
+		ask(t.Context(), "second", hoardOf("f"), 60)
+		time.Sleep(roomPassing)
+		if g.try(hoardOf("e"), 20) {
+			t.Error("the large want is passed for ever")
+		}
+		if len(served) != 0 {
+			t.Fatalf("%s was served without room", <-served)
+		}
+		time.Sleep(3 * time.Second) // the large one gives up
+		g.release(keeper, 100, 0)
+		if got := <-served; got != "second" {
+			t.Errorf("served %q", got)
+		}
+		gone := make(chan struct{})
+		close(gone)
+		if g.acquire(t.Context(), hoardOf("g"), 5000, gone) {
+			t.Error("room was given to a client that is gone")
+		}
+	})
+}
+
+// One user's clients leave half of the room to others, and the first to hold room never waits.
+func TestRoomIsShared(t *testing.T) {
+	g := &budget{}
+	g.resize(1000, 10)
+	g.most = 100
+	first, second := hoardOf("a"), hoardOf("a")
+	if !g.try(first, 50) || !g.try(second, 450) {
+		t.Fatal("half of the room is not a user's to have")
+	}
+	if g.try(second, 1) {
+		t.Error("a user has more than half")
+	}
+	if !g.try(hoardOf("b"), 400) {
+		t.Error("the other half is not another user's to have")
+	}
+	if g.try(hoardOf("c"), 51) {
+		t.Error("what the first may still need is given away")
+	}
+	if !g.try(hoardOf("c"), 50) || !g.try(first, 50) || g.used != 1000 {
+		t.Errorf("room is left unused: %d of 1000", g.used)
+	}
+	g.release(first, 100, 100)
+	if !g.try(second, 100) || g.used > 1000 {
+		t.Errorf("the second, now first of its user, has no room; %d used", g.used)
+	}
+}
+
+// However publishes meet in a buffer that holds few of them, each gets its room in the end, and
+// there is never more in use than there is.
+func TestNobodyIsStuckHalfWay(t *testing.T) {
+	for seed := range uint64(20) {
+		synctest.Test(t, func(t *testing.T) {
+			g := &budget{}
+			g.resize(400_000, 100_000)
+			over := func() {
+				g.mu.Lock()
+				defer g.mu.Unlock()
+				if g.used > g.size {
+					t.Errorf("%d of %d in use", g.used, g.size)
+				}
+			}
+			var wg sync.WaitGroup
+			for i := range 20 {
+				wg.Go(func() {
+					r := rand.New(rand.NewPCG(seed, uint64(i)))
+					h := &hoard{c: &client{}, name: fmt.Sprint(i % 3)}
+					for range 10 {
+						need := roomOf(1 + r.Int64N(100_000))
+						g.announce(h, need)
+						held := int64(0)
+						for held < need {
+							n := min(need-held, 1+r.Int64N(20_000))
+							if !g.try(h, n) && !g.acquire(t.Context(), h, n, nil) {
+								t.Error("no room")
+								return
+							}
+							held += n
+							over()
+							time.Sleep(time.Duration(r.IntN(5)) * time.Millisecond)
+						}
+						g.release(h, held, need)
+					}
+				})
+			}
+			wg.Wait()
+			if g.used != 0 || g.first != nil || len(g.users) != 0 || g.wanted() {
+				t.Errorf("%d in use at the end, by %d users", g.used, len(g.users))
+			}
+		})
+	}
+}
+
+// trickle announces a large publish and goes on with an octet every five seconds, until it is ended.
+func trickle(c *proxytest.Client, announced uint64, begin int) {
+	p := append(proxytest.Method(1, amqp.BasicPublish, 0, "", "q", 0), proxytest.Header(1, announced)...)
+	for ; begin > 0; begin -= 100_000 {
+		p = append(p, proxytest.Body(1, make([]byte, min(begin, 100_000)))...)
+	}
+	for {
+		if c.Send(p) != nil {
+			return
+		}
+		p = proxytest.Body(1, []byte("x"))
+		time.Sleep(5 * time.Second)
+	}
+}
+
+// Who announces much and sends little holds up nobody; who has sent much and then sends little is
+// ended for those that wait, within a second.
+func TestTricklersHoldUpNobody(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		begin int // what each trickler sends at once
+		users int
+		ended bool
+	}{
+		{"announced", 1, 1, false},
+		{"half sent by one user", 800_000, 1, true},
+		{"half sent by three", 800_000, 3, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			withScript(t, 0, func(c *Config) { c.MaxMessageSize, c.MessageBuffer = 1<<20, 8<<20 }, func(r *rig) {
+				victim, p := r.pair(proxytest.ClientConfig{User: "victim", Password: "p"})
+				r.must(victim.Publish(1, "", "q", nil))
+				p.OpenChannel()
+				p.ExpectContent(amqp.BasicPublish)
+				var tricklers []*proxytest.Client
+				var wg sync.WaitGroup
+				defer wg.Wait()
+				defer func() {
+					for _, c := range append(tricklers, victim) {
+						_ = c.Hangup()
+					}
+				}()
+				for i := range 12 {
+					user := fmt.Sprint("hog", i%test.users)
+					var c *proxytest.Client
+					if i < test.users {
+						c, _ = r.pair(proxytest.ClientConfig{User: user, Password: "p"})
+					} else {
+						c = r.client(proxytest.ClientConfig{User: user, Password: "p"})
+					}
+					tricklers = append(tricklers, c)
+					wg.Go(func() { trickle(c, 1<<20, test.begin) })
+				}
+				time.Sleep(12 * time.Second)
+				var worst time.Duration
+				for range 10 {
+					whole := proxytest.PublishBytes(1, "", "q", bytes.Repeat([]byte("v"), 300<<10), 131072)
+					began := time.Now()
+					r.must(victim.Send(whole[:100<<10]))
+					synctest.Wait()
+					r.must(victim.Send(whole[100<<10:]))
+					p.ExpectContent(amqp.BasicPublish)
+					worst = max(worst, time.Since(began))
+				}
+				if worst > time.Second {
+					t.Errorf("a publish took %v", worst)
+				}
+				if n := r.s.Stats().SlowPublishCloses; (n > 0) != test.ended {
+					t.Errorf("%d clients were ended, want some: %v", n, test.ended)
+				}
+			})
+		})
+	}
+}

@@ -168,10 +168,11 @@ func (c *client) method(ch *channel, id uint16, f amqp.Frame) bool {
 
 	case amqp.QueueDeclare:
 		c.readYourWrites()
-		if bits&4 != 0 {
-			c.exclusive = true
-		}
-		if (bits&4 != 0 || ownHazard(m, f, bits)) && !c.needSession(ch, m) {
+		if exclusive := bits&4 != 0 && bits&1 == 0; exclusive {
+			if !c.declareExclusive(ch) {
+				return false
+			}
+		} else if ownHazard(m, f, bits) && !c.needSession(ch, m) {
 			return false
 		}
 		return c.pass(ch, f, laneNone, wait)

@@ -14,7 +14,7 @@ import (
 // needSession makes the client a session, if its mode lets it, and moves the channel there
 // if it can still move. False: the client is being closed.
 func (c *client) needSession(ch *channel, why amqp.Method) bool {
-	if c.lst.Mode == PoolShared {
+	if c.session == nil && c.lst.Mode == PoolShared {
 		ch.neverQuiet = true
 		return true
 	}
@@ -26,9 +26,6 @@ func (c *client) needSession(ch *channel, why amqp.Method) bool {
 		c.log(slog.LevelDebug, "client has an upstream of its own now", "upstream", c.session.n, "because", why.String())
 	}
 	c.move(c.session, ch)
-	if b := ch.cur.Load(); b != nil && b.u != c.session && why == amqp.QueueDeclare {
-		b.u.retire() // an exclusive queue that stays there ends when its tenants have left
-	}
 	return true
 }
 

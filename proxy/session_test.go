@@ -532,21 +532,3 @@ func TestPublishersMoveTogether(t *testing.T) {
 		_ = c.Hangup()
 	})
 }
-
-// An exclusive queue on a channel that cannot leave the others ends when they have left.
-func TestExclusiveQueueAmongOthers(t *testing.T) {
-	withBroker(t, proxytest.BrokerConfig{}, nil, func(r *rig) {
-		other := r.client(proxytest.ClientConfig{})
-		r.must(other.Publish(1, "", "q", nil))
-		c := r.client(proxytest.ClientConfig{})
-		r.must(c.Confirm(1))
-		r.must(c.Publish(1, "", "q", nil))
-		_, err := c.DeclareQueue(1, "mine", proxytest.Exclusive)
-		r.must(err)
-		r.must(c.Close())
-		r.must(other.Close())
-		if !r.eventually(time.Minute, func() bool { return r.s.Stats().Upstreams == 0 }) {
-			t.Errorf("%d upstreams are left", r.s.Stats().Upstreams)
-		}
-	})
-}

@@ -169,12 +169,13 @@ func (c *client) hungUp(err error) {
 	if c.phase.Load() == phaseClosing {
 		return
 	}
-	level := slog.LevelDebug
-	if !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
-		c.log(level, "client's connection broke", "error", err)
-		return
+	switch {
+	case errors.Is(err, net.ErrClosed): // by the proxy, which has said why
+	case errors.Is(err, io.EOF):
+		c.log(slog.LevelDebug, "client hung up without connection.close")
+	default:
+		c.log(slog.LevelDebug, "client's connection broke", "error", err)
 	}
-	c.log(level, "client hung up without connection.close")
 }
 
 func (c *client) log(level slog.Level, msg string, args ...any) {

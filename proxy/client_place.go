@@ -62,7 +62,7 @@ func (c *client) bound(ch *channel, l lane) *binding {
 // bind gives the channel a place on an upstream of the lane.
 func (c *client) bind(ch *channel, l lane) *binding {
 	for {
-		if c.session == nil && c.s.atChannelLimit(c.pool) {
+		if c.session == nil && (c.s.atChannelLimit(c.pool) || c.s.hasOffended(c)) {
 			if e := c.becomeSession(); e != nil {
 				c.die(e)
 				return nil

@@ -12,18 +12,29 @@ import (
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
 )
 
-// offender is what a client whose method closed a shared connection is remembered by.
-type offender struct{ host, user, name string }
+// offender is what a client whose method closed a shared connection is remembered by, not by a
+// name, which it chooses. Host "": all clients of the user.
+type offender struct{ host, user string }
 
 // offenceTime is how long it is served by sessions only.
 const offenceTime = 10 * time.Minute
+
+// accountOffences is how much a user's clients may do before all of them are: a close that
+// names its method counts one, and one that does not, so that its sender is a guess, two.
+const accountOffences = 4
+
+// offences of a user, who has clients at several addresses or hides among others.
+type offences struct {
+	n     int
+	until int64 // coarse clock
+}
 
 func (c *client) offender() offender {
 	host, _, err := net.SplitHostPort(c.conn.RemoteAddr().String())
 	if err != nil {
 		host = c.conn.RemoteAddr().String()
 	}
-	return offender{host, c.user, c.name()}
+	return offender{host, c.user}
 }
 
 // hasOffended tells whether the client, or one like it, must have a session.
@@ -33,12 +44,31 @@ func (s *Server) hasOffended(c *client) bool {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	until, ok := s.offenders[c.offender()]
-	return ok && s.now() < until
+	return s.now() < s.offenders[c.offender()] || s.now() < s.offenders[offender{user: c.user}]
 }
 
-// blame remembers the client whose method the broker named in its connection.close, the
-// last that sent it here, and what the broker's text tells of limits.
+// offends remembers a client that has closed a shared upstream: from its next channel on it has
+// an upstream of its own.
+func (s *Server) offends(c *client, weight int) {
+	until := s.now() + int64(offenceTime)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.offenders[c.offender()] = until
+	of := s.accountOffences[c.user]
+	if s.now() >= of.until {
+		of.n = 0
+	}
+	of.n, of.until = of.n+weight, until
+	s.accountOffences[c.user] = of
+	if of.n >= accountOffences {
+		s.offenders[offender{user: c.user}] = until
+	}
+	s.offences.Store(int32(len(s.offenders)))
+}
+
+// blame remembers the client whose method the broker named in its connection.close, the last that
+// sent it here; where it named none, the last that sent anything. It also learns what the broker's
+// text tells of limits.
 func (u *upstream) blame(e *amqp.Error) {
 	if e.Code == amqp.ConnectionForced || e.Code == amqp.ReplySuccess {
 		return
@@ -52,14 +82,23 @@ func (u *upstream) blame(e *amqp.Error) {
 		s.limited.Store(true)
 		s.mu.Unlock()
 	}
-	if i := e.Method.Index(); i != 0 && u.owner.Load() == nil {
-		if c := u.senders[i].Load(); c != nil {
-			s.mu.Lock()
-			s.offenders[c.offender()] = s.now() + int64(offenceTime)
-			s.offences.Store(int32(len(s.offenders)))
-			s.mu.Unlock()
-			attrs = append(attrs, "client", c.n, "address", c.conn.RemoteAddr().String(), "name", c.name())
+	c := u.owner.Load()
+	if c == nil {
+		weight := 1
+		if c = u.senders[e.Method.Index()].Load(); e.Method.Index() == 0 {
+			weight = 2
+			u.mu.Lock()
+			c = u.sentLast
+			u.mu.Unlock()
 		}
+		if c != nil {
+			s.offends(c, weight)
+		}
+	} else {
+		u.blamed.Store(true) // one line is enough for what concerns one client
+	}
+	if c != nil {
+		attrs = append(attrs, "client", c.n, "address", c.conn.RemoteAddr().String(), "name", c.name())
 	}
 	s.log.Error("broker closed a connection for an error of a client", attrs...)
 }
@@ -86,6 +125,11 @@ func (s *Server) forgive() {
 	for o, until := range s.offenders {
 		if s.now() >= until {
 			delete(s.offenders, o)
+		}
+	}
+	for user, of := range s.accountOffences {
+		if s.now() >= of.until {
+			delete(s.accountOffences, user)
 		}
 	}
 	s.offences.Store(int32(len(s.offenders)))

@@ -42,18 +42,19 @@ type Server struct {
 	offences  atomic.Int32 // len(offenders)
 	limited   atomic.Bool  // channelLimits is not empty
 
-	mu            sync.Mutex // guards all below
-	listeners     []net.Listener
-	accepting     bool
-	clients       map[*client]struct{}
-	upstreams     map[*upstream]struct{}
-	offenders     map[offender]int64 // until when, coarse clock
-	channelLimits map[string]learned // channels that the broker lets a user have
-	held          int                // clients that have a place under max_clients
-	left          chan struct{}      // closed when there may be a place again
-	empty         chan struct{}      // closed when the last client has gone, while stopping
-	ended         bool
-	err           error
+	mu              sync.Mutex // guards all below
+	listeners       []net.Listener
+	accepting       bool
+	clients         map[*client]struct{}
+	upstreams       map[*upstream]struct{}
+	offenders       map[offender]int64 // until when, coarse clock
+	accountOffences map[string]offences
+	channelLimits   map[string]learned // channels that the broker lets a user have
+	held            int                // clients that have a place under max_clients
+	left            chan struct{}      // closed when there may be a place again
+	empty           chan struct{}      // closed when the last client has gone, while stopping
+	ended           bool
+	err             error
 
 	orphans []*pool // refused by the broker, with clients left; guarded by logins.mu
 	// acceptors are those of the owners that accept clients.
@@ -73,8 +74,9 @@ func New(cfg Config) (*Server, error) {
 		upstreams: make(map[*upstream]struct{}),
 		done:      make(chan struct{}),
 
-		offenders:     make(map[offender]int64),
-		channelLimits: make(map[string]learned),
+		offenders:       make(map[offender]int64),
+		accountOffences: make(map[string]offences),
+		channelLimits:   make(map[string]learned),
 	}
 	s.began = time.Now()
 	s.log = cfg.Logger

@@ -5,6 +5,7 @@ package proxy
 
 import (
 	"errors"
+	"log/slog"
 	"net"
 	"slices"
 	"sync"
@@ -61,6 +62,7 @@ type upstream struct {
 	closingN atomic.Int32           // bindings that wait for close-ok
 	late     atomic.Int32           // those of them that have waited for lateAfter
 	awaits   atomic.Int32           // clients' readers in awaitBroker
+	blamed   atomic.Bool            // why it ends is in the log, with its owner's name
 	owner    atomic.Pointer[client] // the client whose session this is
 
 	mu  sync.Mutex // guards all below, the outbox and the bindings' states
@@ -73,6 +75,7 @@ type upstream struct {
 	failed        error         // why it ended
 	lastWords     *amqp.Error   // the broker's connection.close
 	closing       bool          // connection.close was sent
+	sentLast      *client       // whose bytes left last
 	answered      chan struct{} // closed when the broker answers what a client waits for, or closes a channel
 	unhalt        chan struct{} // ends the reader's wait for its sole tenant
 
@@ -166,6 +169,9 @@ func (u *upstream) send(r *run, gone <-chan struct{}) error {
 		return err
 	}
 	prefix, body := r.prefix, r.body
+	if len(r.bs) > 0 {
+		u.sentLast = r.bs[0].ch.c
+	}
 	for _, b := range r.bs {
 		if b.state != bOpen {
 			prefix, body = u.filterLocked(prefix, r.bs), u.filterLocked(body, r.bs)
@@ -199,6 +205,7 @@ func (u *upstream) sendBig(b *binding, body []byte) error {
 	if b.state != bOpen {
 		body = nil
 	}
+	u.sentLast = b.ch.c
 	first := u.out.TakeLocked()
 	u.mu.Unlock()
 	return u.out.Through(first, body)
@@ -355,7 +362,11 @@ func (u *upstream) fail(e *amqp.Error, lost bool) {
 	}()
 	if lost {
 		u.env.n.upstreamsLost.Add(1)
-		u.env.log.Warn("upstream lost", "upstream", u.n, "user", u.account.key.user, "vhost", u.vhost(),
+		level := slog.LevelWarn
+		if u.blamed.Load() {
+			level = slog.LevelDebug
+		}
+		u.env.log.Log(bg, level, "upstream lost", "upstream", u.n, "user", u.account.key.user, "vhost", u.vhost(),
 			"code", e.Code, "reason", e.Text, "clients", len(told))
 	}
 	for _, c := range told {

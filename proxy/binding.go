@@ -49,9 +49,7 @@ type binding struct {
 
 	// The upstream's reader only.
 	confirms tagSet
-	answered int32  // calls answered by what is gathered and not delivered yet
-	held     []byte // a method whose content header has not come yet
-	dropping bool   // the rest of this content is dropped
+	answered int32 // calls answered by what is gathered and not delivered yet
 
 	runSeq uint64 // the client's reader: the run it is part of
 }

@@ -155,17 +155,11 @@ func (u *upstream) route(b *binding, f amqp.Frame, d *delivery, at int) bool {
 	switch f.Type() {
 	case amqp.FrameMethod:
 		return u.method(b, f, d, at)
-	case amqp.FrameHeader, amqp.FrameBody:
-		if b.dropping {
+	case amqp.FrameHeader: // cannot be cut: one that is too large goes to the client whole, as RabbitMQ sends it
+	case amqp.FrameBody:
+		if most := ch.c.frameMax; most != 0 && uint32(len(f)) > most {
+			u.put(d, at, b, amqp.AppendBody(nil, ch.id, f.Payload(), most))
 			return false
-		}
-		if uint32(len(f)) > ch.c.frameMax && ch.c.frameMax != 0 {
-			u.oversize(b, f, d, at)
-			return false
-		}
-		if b.held != nil {
-			u.put(d, at, b, b.held)
-			b.held = nil
 		}
 	default:
 		return false
@@ -174,38 +168,10 @@ func (u *upstream) route(b *binding, f amqp.Frame, d *delivery, at int) bool {
 	return true
 }
 
-// oversize re-splits a body for a client with a smaller frame_max. A header cannot be split.
-func (u *upstream) oversize(b *binding, f amqp.Frame, d *delivery, at int) {
-	ch := b.ch
-	if f.Type() == amqp.FrameBody {
-		u.put(d, at, b, amqp.AppendBody(nil, ch.id, f.Payload(), ch.c.frameMax))
-		return
-	}
-	b.held, b.dropping = nil, true
-	e := amqp.Errorf(amqp.PreconditionFailed, amqp.BasicDeliver,
-		"content header of %d octets does not fit the frame_max of %d that the client negotiated",
-		len(f), ch.c.frameMax)
-	u.pass(d, at)
-	u.refuse(b, e, d)
-}
-
-// refuse closes a binding on both sides with a soft error of the proxy's own.
-func (u *upstream) refuse(b *binding, e *amqp.Error, d *delivery) {
-	u.mu.Lock()
-	was := b.state
-	u.closeLocked(b, true)
-	u.out.KickLocked()
-	u.mu.Unlock()
-	if was == bOpen && b.ch.c.refused(b, amqp.AppendClose(nil, b.ch.id, e)) {
-		d.touch(b.ch.c)
-	}
-}
-
 // method looks at a method from the broker. True: pass it on.
 func (u *upstream) method(b *binding, f amqp.Frame, d *delivery, at int) bool {
 	ch := b.ch
 	m := f.Method()
-	b.dropping = false
 	answers := m.Spec().Reply
 	switch m {
 	case amqp.BasicDeliver:
@@ -270,15 +236,6 @@ func (u *upstream) method(b *binding, f amqp.Frame, d *delivery, at int) bool {
 	case amqp.ChannelCloseOk:
 		u.pass(d, at)
 		u.closeAnswered(b, d)
-		return false
-	}
-	if ch.c.frameMax != 0 && (ch.c.frameMax < u.tune.FrameMax || u.tune.FrameMax == 0) && m.Spec().Content {
-		// The header may not fit the client: nothing of this content leaves before it is known.
-		f.SetChannel(ch.id)
-		b.held = append([]byte(nil), f...)
-		if answers {
-			b.calls.Add(-1)
-		}
 		return false
 	}
 	if answers {

@@ -39,7 +39,7 @@ func Control(ctx context.Context, name, action string) error {
 		return err
 	}
 	if r.State == StateNotInstalled {
-		return fmt.Errorf("%s: %w", name, ErrNotInstalled)
+		return fmt.Errorf("%w: %s", ErrNotInstalled, name)
 	}
 	if action == "reload" && r.PID == 0 {
 		return fmt.Errorf("%s is %s, only a running service can be reloaded", name, r.State)
@@ -50,6 +50,9 @@ func Control(ctx context.Context, name, action string) error {
 	cerr := systemctl(ctx, action, name+".service")
 	if cerr == nil {
 		return nil
+	}
+	if os.Geteuid() != 0 && notAllowed.MatchString(cerr.Error()) {
+		return needRoot(action)
 	}
 	if ctx.Err() != nil {
 		return fmt.Errorf("%s: the %s is not done yet, systemd goes on with it: %w", name, action, ctx.Err())
@@ -69,6 +72,9 @@ func Control(ctx context.Context, name, action string) error {
 	}
 	return cerr
 }
+
+// notAllowed is what systemctl says to those who may not.
+var notAllowed = regexp.MustCompile(`(?i)access denied|authentication (is )?required|permission denied|not permitted`)
 
 func orElse(a, b string) string {
 	if a != "" {
@@ -106,7 +112,7 @@ func Query(ctx context.Context, name string) (Report, error) {
 		return r, err
 	}
 	out, err := exec.CommandContext(ctx, "systemctl", "show", "--timestamp=unix", "--property=LoadState,ActiveState,SubState,MainPID,"+
-		"ExecMainStatus,StatusText,UnitFileState,NRestarts,StateChangeTimestamp,Result", name+".service").Output()
+		"ExecMainCode,ExecMainStatus,StatusText,UnitFileState,NRestarts,StateChangeTimestamp,Result", name+".service").Output()
 	if err != nil {
 		return r, fmt.Errorf("systemctl show %s: %w", name, err)
 	}
@@ -154,13 +160,55 @@ func (r *Report) fromSystemd(p map[string]string) {
 			r.Since = time.Time{}
 		}
 	}
+	// Of a process that was killed systemd's status is the signal.
+	switch p["ExecMainCode"] {
+	case "2", "3", "killed", "dumped": // CLD_KILLED, CLD_DUMPED
+		r.Signal, r.ExitCode = r.ExitCode, 0
+	}
 	switch r.State {
-	case StateFailed, StateStarting:
-		r.Reason = strings.TrimPrefix(p["StatusText"], "not started: ")
-		if r.Reason == "" && p["Result"] != "success" {
-			r.Reason = p["Result"]
+	case StateFailed, StateStarting, StateStopped:
+		r.Result = p["Result"]
+		r.Reason = reasonOf(p["StatusText"], r)
+	}
+}
+
+// reasonOf says why the last process ended: in its own words where it had any, for its last
+// status may as well be that it served.
+func reasonOf(status string, r *Report) string {
+	switch r.Result {
+	case "watchdog":
+		return "it gave no sign of life and was killed by the watchdog"
+	case "oom-kill":
+		return "the kernel killed it for want of memory (oom-kill)"
+	case "start-limit-hit":
+		return "it was started too often in a short time, systemd has given up: amqproxysvc start"
+	case "timeout":
+		return "it took too long to start or stop and was killed"
+	case "resources":
+		return "systemd could not prepare it: see journalctl -u " + r.Name
+	case "success":
+		return ""
+	}
+	for _, own := range []string{"not started: ", "failed: ", "did not stop cleanly: "} {
+		if words, ok := strings.CutPrefix(status, own); ok && r.Signal == 0 {
+			return words
 		}
 	}
+	switch r.Result {
+	case "exit-code", "signal", "core-dump":
+		return "" // the number says it
+	}
+	return r.Result
+}
+
+// ownKind says whether a process runs a program of our name.
+func ownKind(pid int) bool {
+	own, err := os.ReadFile("/proc/self/comm")
+	if err != nil {
+		return false
+	}
+	its, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	return err == nil && bytes.Equal(own, its)
 }
 
 // ReloadProcess asks one process to reload, and waits until it has: what ExecReload does,
@@ -177,6 +225,9 @@ func ReloadProcess(ctx context.Context, pid int, stateFile string) (ReloadState,
 	}
 	before, err := ReadState(stateFile)
 	watch := err == nil && before.PID == pid
+	if !watch && !ownKind(pid) { // SIGHUP ends a program that does not know it
+		return ReloadState{}, fmt.Errorf("--pid: process %d is not of this program, or has gone: nothing was sent to it", pid)
+	}
 	if err := unix.Kill(pid, unix.SIGHUP); err != nil {
 		return ReloadState{}, fmt.Errorf("process %d could not be asked to reload: %w", pid, err)
 	}

@@ -31,7 +31,7 @@ func Control(ctx context.Context, name, action string) error {
 	defer ignore(m.Disconnect)
 	s, err := m.OpenService(name)
 	if errors.Is(err, windows.ERROR_SERVICE_DOES_NOT_EXIST) {
-		return fmt.Errorf("%s: %w", name, ErrNotInstalled)
+		return fmt.Errorf("%w: %s", ErrNotInstalled, name)
 	}
 	if err != nil {
 		return fmt.Errorf("the service %s cannot be opened: %w", name, err)

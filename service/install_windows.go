@@ -181,7 +181,7 @@ func Configure(_ context.Context, o InstallOptions) error {
 	defer ignore(m.Disconnect)
 	s, err := m.OpenService(o.Name)
 	if err != nil {
-		return fmt.Errorf("%s: %w", o.Name, ErrNotInstalled)
+		return fmt.Errorf("%w: %s", ErrNotInstalled, o.Name)
 	}
 	defer ignore(s.Close)
 	var none undo
@@ -316,7 +316,7 @@ func Uninstall(ctx context.Context, o UninstallOptions) error {
 	defer ignore(m.Disconnect)
 	s, err := m.OpenService(o.Name)
 	if err != nil {
-		return fmt.Errorf("%s: %w", o.Name, ErrNotInstalled)
+		return fmt.Errorf("%w: %s", ErrNotInstalled, o.Name)
 	}
 	if err = ours(s); err == nil {
 		err = stopOrKill(ctx, s, o.Timeout)

@@ -30,8 +30,13 @@ type Report struct {
 	State    RunState  `json:"state"`
 	PID      int       `json:"pid,omitempty"`
 	Since    time.Time `json:"since,omitzero"` // of State
-	ExitCode int       `json:"exit_code"`      // of the last process that ended
-	Reason   string    `json:"reason,omitempty"`
+	ExitCode int       `json:"exit_code"`      // of the last process that ended by itself
+	// Signal that killed it, 0: none; systemd only.
+	Signal int    `json:"signal,omitempty"`
+	Reason string `json:"reason,omitempty"`
+	// Result is systemd's word on how the last process ended, as "exit-code", "watchdog",
+	// "oom-kill"; empty while it runs.
+	Result string `json:"result,omitempty"`
 	// Enabled: starts when the machine does.
 	Enabled bool `json:"enabled"`
 	// Restarts after failures, since the service was last started by hand; systemd only.
@@ -68,8 +73,12 @@ func (r Report) Print(w io.Writer, now time.Time) {
 	if r.State == StateNotInstalled {
 		return
 	}
-	if r.State == StateFailed || (r.State == StateStopped && r.ExitCode != 0) || r.State == StateStarting && r.Restarts > 0 {
-		line("exit code", "%s", exitText(r.ExitCode))
+	if r.State == StateFailed || (r.State == StateStopped && r.ExitCode+r.Signal != 0) || r.State == StateStarting && r.Restarts > 0 {
+		if r.Signal != 0 {
+			line("killed", "by signal %d%s", r.Signal, signalName(r.Signal))
+		} else {
+			line("exit code", "%s", exitText(r.ExitCode))
+		}
 	}
 	if r.Reason != "" {
 		line("reason", "%s", r.Reason)
@@ -105,6 +114,14 @@ func (l ReloadState) text() string {
 		return "done at " + at + "; a restart is needed for: " + strings.Join(l.NeedRestart, ", ")
 	}
 	return "done at " + at
+}
+
+// signalName is the name of the commoner ones.
+func signalName(n int) string {
+	if name := map[int]string{2: "INT", 3: "QUIT", 6: "ABRT", 7: "BUS", 9: "KILL", 11: "SEGV", 15: "TERM", 31: "SYS"}[n]; name != "" {
+		return " (" + name + ")"
+	}
+	return ""
 }
 
 func exitText(code int) string {

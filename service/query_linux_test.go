@@ -18,7 +18,11 @@ func TestReportFromSystemd(t *testing.T) {
 		{"LoadState=loaded\nActiveState=reloading\nMainPID=42\nUnitFileState=disabled", StateReloading, 0, []string{"reloading", "at boot    no"}},
 		{"LoadState=loaded\nActiveState=failed\nSubState=failed\nMainPID=0\nExecMainStatus=78\nUnitFileState=enabled\nStatusText=not started: a.toml:3: nonsense\nResult=exit-code",
 			StateFailed, 3, []string{"exit code  78 (wrong configuration)", "reason     a.toml:3: nonsense"}},
-		{"LoadState=loaded\nActiveState=failed\nExecMainStatus=9\nResult=watchdog", StateFailed, 3, []string{"reason     watchdog"}},
+		{"LoadState=loaded\nActiveState=failed\nExecMainCode=1\nExecMainStatus=2\nResult=watchdog\nStatusText=serving 0 clients", StateFailed, 3, []string{"reason     it gave no sign of life and was killed by the watchdog"}},
+		{"LoadState=loaded\nActiveState=activating\nSubState=auto-restart\nExecMainCode=2\nExecMainStatus=9\nNRestarts=1\nResult=signal\nStatusText=serving 0 clients over 0 upstreams",
+			StateStarting, 3, []string{"killed     by signal 9 (KILL)"}},
+		{"LoadState=loaded\nActiveState=failed\nExecMainCode=2\nExecMainStatus=9\nResult=oom-kill", StateFailed, 3, []string{"killed     by signal 9 (KILL)", "reason     the kernel killed it for want of memory"}},
+		{"LoadState=loaded\nActiveState=failed\nExecMainCode=1\nExecMainStatus=1\nNRestarts=59\nResult=start-limit-hit\nStatusText=not started: port", StateFailed, 3, []string{"systemd has given up: amqproxysvc start"}},
 		{"LoadState=loaded\nActiveState=activating\nSubState=auto-restart\nExecMainStatus=1\nNRestarts=3\nStatusText=not started: port\nResult=exit-code",
 			StateStarting, 3, []string{"exit code  1", "reason     port", "restarts   3"}},
 		{"LoadState=loaded\nActiveState=deactivating\nMainPID=42", StateStopping, 3, []string{"stopping, pid 42"}},
@@ -32,6 +36,9 @@ func TestReportFromSystemd(t *testing.T) {
 		}
 		var b strings.Builder
 		r.Print(&b, time.Unix(1700000100, 0))
+		if strings.Contains(b.String(), "serving") {
+			t.Errorf("what it did when it was well is no reason:\n%s", b.String())
+		}
 		for _, w := range c.words {
 			if !strings.Contains(b.String(), w) {
 				t.Errorf("%q is not in what status says:\n%s", w, b.String())

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -55,7 +56,14 @@ func TestBadCommandLine(t *testing.T) {
 		{"port too large", []string{"--port=65536"}, 64, []string{"--port", "65536", "0 to 65535"}},
 		{"port negative", []string{"--port=-1"}, 64, []string{"--port", "-1", "0 to 65535"}},
 		{"listen", []string{"-l", "not an address"}, 64, []string{"--listen", "not an address", "a host name or an IP address"}},
-		{"listen with port", []string{"-l", "127.0.0.1:5673"}, 64, []string{"--listen", "a host name or an IP address"}},
+		{"listen with port", []string{"-l", "127.0.0.1:5673"}, 64, []string{"--listen", "a host name or an IP address; the port goes to -p, listener.port"}},
+		{"listen on all with port", []string{"-l", ":5673"}, 64, []string{"--listen", "the port goes to -p"}},
+		{"long flag, one dash", []string{"-port", "5673"}, 64, []string{"-port: did you mean --port?"}},
+		{"long flag of a command, one dash", []string{"status", "-name", "x"}, 64, []string{"-name: did you mean --name?"}},
+		{"two letters with values", []string{"-lp", "5673"}, 64, []string{"-lp: each takes a value of its own: -l ADDRESS -p PORT"}},
+		{"IPv6 without brackets", []string{"amqp://fe80::1"}, 64, []string{"in brackets, amqp://[fe80::1]"}},
+		{"its own listener", []string{"-p", "5994", "amqp://127.0.0.1:5994"}, 64, []string{"upstream.url is amqp://127.0.0.1:5994", "connect to itself"}},
+		{"its own listener by name", []string{"-p", "5994", "-l", "0.0.0.0", "amqp://localhost:5994"}, 64, []string{"connect to itself"}},
 		{"http port", []string{"-b", "65536"}, 64, []string{"--http-port", "65536", "0 to 65535"}},
 		{"idle timeout", []string{"-t", "0"}, 64, []string{"--idle-connection-timeout", "1s to 365d"}},
 		{"idle timeout not a time", []string{"--idle-connection-timeout", "soon"}, 64, []string{"--idle-connection-timeout", `"soon"`}},
@@ -76,7 +84,9 @@ func TestBadCommandLine(t *testing.T) {
 		{"URL's port", []string{"amqp://h:70000"}, 64, []string{"AMQP_URL", "70000", "1 to 65535"}},
 		{"command misspelt", []string{"check-cfg"}, 64, []string{`did you mean "check-config"?`}},
 		{"flag misspelt", []string{"--prot", "1"}, 64, []string{"--prot", "did you mean --port?"}},
-		{"unknown shell", []string{"completion", "tcsh"}, 64, []string{`"tcsh"`}},
+		{"unknown shell", []string{"completion", "tcsh"}, 64, []string{`"tcsh"`, "see amqproxysvc completion --help"}},
+		{"help of nothing", []string{"help", "stauts"}, 64, []string{`unknown command "stauts", did you mean "status"?`}},
+		{"a name of two parts", []string{"status", "--name", "foo/bar"}, 64, []string{"--name", "foo/bar"}},
 		{"upstream to install", []string{"install", "--upstream", "user:s3cr3t@h"}, 64, []string{"--upstream: upstream.url has no scheme"}},
 		{"time to wait", []string{"stop", "--timeout", "soon"}, 64, []string{"--timeout", `"90s"`}},
 		{"no time to wait", []string{"stop", "--timeout", "0"}, 64, []string{"--timeout", "above 0"}},
@@ -85,9 +95,9 @@ func TestBadCommandLine(t *testing.T) {
 		{"log file is a directory", []string{"--set", "log.file=" + dir}, 78, []string{"log.file", dir}},
 		{"no CA file", []string{"--set", "tls.ca_file=" + missing, "amqps://h"}, 78, []string{"tls.ca_file", missing}},
 		{"buffer below message", []string{"--set", "client.message_buffer=1"}, 64, []string{"client.message_buffer", "client.max_message_size"}},
-		{"check-config with two files", []string{"check-config", "a", "b"}, 64, []string{"at most 1"}},
+		{"check-config with two files", []string{"check-config", "a", "b"}, 64, []string{"2 arguments, allowed is one, the FILE", "see amqproxysvc check-config --help"}},
 		{"check-config of a missing file", []string{"check-config", missing}, 78, []string{missing, "there is no such file"}},
-		{"import-config without a file", []string{"import-config"}, 64, []string{"1 arg"}},
+		{"import-config without a file", []string{"import-config"}, 64, []string{"0 arguments, needed is one, the FILE"}},
 		{"import-config of a missing file", []string{"import-config", missing}, 78, []string{missing, "there is no such file"}},
 		{"version with an argument", []string{"version", "x"}, 64, []string{"unknown command"}},
 		{"unknown flag of a command", []string{"check-config", "--bogus"}, 64, []string{"--bogus"}},
@@ -193,7 +203,7 @@ func TestBusyPort(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			fake := useFake(t, nil)
 			code, stderr := program(c.args...)
-			oneLine(t, code, 1, stderr, "cannot listen on 127.0.0.1:"+port, "another program uses this address", "change "+c.want)
+			oneLine(t, code, 1, stderr, "cannot listen on 127.0.0.1:"+port, "another program uses this address"+busyBy(), "change "+c.want)
 			for _, l := range fake.listeners {
 				if conn, err := net.Dial("tcp", l.Addr().String()); err == nil {
 					_ = conn.Close()
@@ -201,6 +211,20 @@ func TestBusyPort(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// busyBy is how the test's own process is named where that can be seen.
+func busyBy() string {
+	if runtime.GOOS != "linux" {
+		return " (which: "
+	}
+	return ": amqproxysvc.tes, pid " + strconv.Itoa(os.Getpid())
+}
+
+func TestWhoListensOnAPort(t *testing.T) {
+	if got := listenerOf(1); !strings.Contains(got, "which: ") {
+		t.Errorf("of a port that nobody uses: %q", got)
 	}
 }
 

@@ -15,14 +15,16 @@ import (
 )
 
 func checkConfigCommand() *cobra.Command {
-	var file string
+	var file, name string
 	cmd := &cobra.Command{
 		Use:   "check-config [FILE]",
 		Short: "Say what is wrong with a settings file, if anything",
 		Long: `Reads the settings file, the environment and the files they name (certificates), as a start
 or a reload would, and says everything that is wrong, a line each. Nothing is started or changed.
+Without FILE, and with the FILE of an installed service, it takes that service's command line and
+environment, and looks at its user, its sandbox and its socket unit too.
 Exit code 0 when all is well, 78 when not.`,
-		Args:              cobra.MaximumNArgs(1),
+		Args:              maximumArgs(1, "the FILE"),
 		ValidArgsFunction: filesNamed("toml"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 1 {
@@ -31,10 +33,25 @@ Exit code 0 when all is well, 78 when not.`,
 				}
 				file = args[0]
 			}
+			named := cmd.Flags().Changed("name")
+			in, err := service.FindInstalled(cmd.Context(), name)
+			if err == nil {
+				if src, err := installedSource(in); err == nil && (file == "" || sameFile(file, src.File)) {
+					return checkInstalled(in, src, cmd.OutOrStdout(), cmd.ErrOrStderr())
+				}
+			}
+			switch {
+			case named && err != nil:
+				return notInstalled(err)
+			case named:
+				return usageError(fmt.Errorf("the service %s does not read %s: leave one of them away", name, file))
+			}
 			return checkConfig(config.Source{File: file, Env: os.LookupEnv}, cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
 	}
 	cmd.Flags().StringVarP(&file, "config", "c", "", "The settings `FILE`, instead of the argument")
+	nameFlag(cmd, &name)
+	cmd.Flags().Lookup("name").Usage = "`NAME` of the installed service to check"
 	_ = cmd.MarkFlagFilename("config", "toml")
 	return cmd
 }
@@ -48,23 +65,36 @@ func filesNamed(ending string) cobra.CompletionFunc {
 
 // checkConfig tells problems and warnings, or that all is well.
 func checkConfig(src config.Source, stdout, stderr io.Writer) error {
+	settings, warnings, problems := examine(src)
+	name := src.File
+	if name == "" {
+		name = "settings of environment and defaults"
+	}
+	return tellChecked(name, settings, warnings, problems, stdout, stderr)
+}
+
+// examine loads the settings and the files they name.
+func examine(src config.Source) (settings config.Settings, warnings, problems []string) {
 	settings, warnings, err := config.Load(src)
 	if err == nil {
 		warnings = append(warnings, settings.Warnings()...)
 		_, err = settings.ProxyConfig(programVersion(), nil)
 	}
+	if err != nil {
+		problems = problemsOf(err)
+	}
+	return settings, warnings, problems
+}
+
+func tellChecked(name string, settings config.Settings, warnings, problems []string, stdout, stderr io.Writer) error {
 	for _, w := range warnings {
 		say(stderr, "warning: %s", w)
 	}
-	if err != nil {
-		for _, p := range problemsOf(err) {
+	if len(problems) > 0 {
+		for _, p := range problems {
 			complain(stderr, fmt.Errorf("%s", p))
 		}
 		return &service.ExitError{Code: service.ExitConfig}
-	}
-	name := src.File
-	if name == "" {
-		name = "settings of environment and defaults"
 	}
 	say(stdout, "%s: ok, upstream %s, listening on %s", name, settings.Broker, listening(settings))
 	return nil
@@ -93,7 +123,7 @@ func importConfigCommand() *cobra.Command {
 		Short: "Print the settings of an AMQProxy ini file as TOML",
 		Long: `Reads an ini file of AMQProxy and prints the TOML that means the same. What has no equivalent
 is named in a comment and on standard error.`,
-		Args:              cobra.ExactArgs(1),
+		Args:              exactArgs(1, "the FILE"),
 		ValidArgsFunction: filesNamed("ini"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			text, notes, err := config.Import(args[0])

@@ -92,6 +92,11 @@ func (e *engine) Start(_ context.Context, inherited []net.Listener) error {
 		return service.ConfigError(fmt.Errorf("socket activation: there is a socket for listener %d, counted from 0, and the settings have %d [[listener]]: "+
 			"give each ListenStream= of the .socket unit one (an empty ListenStream= in a drop-in takes back those before it)", len(inherited)-1, has))
 	}
+	for i, l := range inherited {
+		if asked := e.settings.Listeners[i].HostPort(); l != nil && elsewhere(l.Addr().String(), asked) {
+			slog.Warn(socketCounts(l.Addr().String(), i, asked))
+		}
+	}
 	var httpListener net.Listener
 	if address := e.adminSet.HostPort(); address != "" {
 		ln, err := net.Listen(proxy.ListenNetwork(address), address)
@@ -134,6 +139,9 @@ func bindError(err error, settings string) error {
 		where, reason = lookup.Name, "no address is known of that name: "+lookup.Err
 	case addressInUse(err):
 		reason = "another program uses this address"
+		if tcp, ok := op.Addr.(*net.TCPAddr); ok {
+			reason += listenerOf(tcp.Port)
+		}
 	case errors.Is(err, syscall.EACCES):
 		reason = "permission denied (ports below 1024 need a privilege, or socket activation)"
 	case errors.Is(err, syscall.EADDRNOTAVAIL):

@@ -222,7 +222,7 @@ func TestWarningsAreLogged(t *testing.T) {
 	if err := e.log.Close(); err != nil {
 		t.Error(err)
 	}
-	if got, want := out.String(), "<4>AMQP_URL: upstream.url: user and password in the URL ignored: clients bring their own\n"; got != want {
+	if got, want := out.String(), "<4>AMQP_URL: upstream.url: user and password in the URL ignored: clients bring their own; ps shows the command line to everybody on this machine: leave them away\n"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }

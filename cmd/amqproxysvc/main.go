@@ -12,6 +12,8 @@ import (
 	"runtime/debug"
 	"strings"
 
+	"github.com/spf13/cobra"
+
 	"github.com/amqproxysvc/amqproxysvc/service"
 	"github.com/amqproxysvc/amqproxysvc/service/config"
 	"github.com/amqproxysvc/amqproxysvc/service/logging"
@@ -38,7 +40,13 @@ func run(args []string, stderr io.Writer) int {
 	root := newRootCommand()
 	root.SetArgs(append([]string{}, args...)) // nil would be the process's own
 	root.SetErr(stderr)
-	err := root.Execute()
+	if len(args) > 0 && strings.HasPrefix(args[0], cobra.ShellCompRequestCmd) {
+		forCompletion(root)
+	}
+	err := singleDash(root, args)
+	if err == nil {
+		err = root.Execute()
+	}
 	if err == nil {
 		return service.ExitOK
 	}
@@ -78,6 +86,11 @@ func exitCode(err error) int {
 // usageError marks an error as a wrong command line.
 func usageError(err error) error {
 	return &service.ExitError{Code: service.ExitUsage, Err: fmt.Errorf("%w (see amqproxysvc --help)", err)}
+}
+
+// usageErrorOf is the same for the command line of one command.
+func usageErrorOf(cmd *cobra.Command, err error) error {
+	return &service.ExitError{Code: service.ExitUsage, Err: fmt.Errorf("%w (see %s --help)", err, cmd.CommandPath())}
 }
 
 // programVersion is the version without a leading v; "dev" where the build named none.

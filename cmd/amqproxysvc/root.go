@@ -50,7 +50,7 @@ Settings are taken from the command line, then the environment, then the file gi
 	}
 	root.SetVersionTemplate("{{.Version}}\n") // as AMQProxy prints it
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usageError(withNearestFlag(cmd, err)) })
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usageErrorOf(cmd, withNearestFlag(cmd, err)) })
 	flags.add(root)
 	root.Flags().BoolP("help", "h", false, "Show this help")
 	root.Flags().BoolP("version", "v", false, "Show the version")
@@ -61,7 +61,23 @@ Settings are taken from the command line, then the environment, then the file gi
 		root.AddCommand(command())
 	}
 	root.InitDefaultCompletionCmd()
+	root.InitDefaultHelpCmd()
 	for _, c := range root.Commands() {
+		if c.Name() == "help" { // cobra's prints the root's help for what it does not know, and ends well
+			help := c.Run
+			c.Run = nil
+			c.RunE = func(cmd *cobra.Command, args []string) error {
+				if found, _, err := root.Find(args); len(args) > 0 && (err != nil || found == root) {
+					err := fmt.Errorf("unknown command %q", args[0])
+					if near := nearestCommand(args[0], subcommandNames(root)); near != "" {
+						err = fmt.Errorf("%w, did you mean %q?", err, near)
+					}
+					return usageError(err)
+				}
+				help(cmd, args)
+				return nil
+			}
+		}
 		if c.Name() == "completion" { // without a function of its own it takes any shell's name
 			c.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 		}
@@ -151,7 +167,7 @@ func (v *settingValue) Type() string {
 	case config.KindURL:
 		return "URL"
 	case config.KindDuration:
-		return "SECONDS"
+		return "TIME"
 	}
 	if v.d.Key == "port" {
 		return "PORT"
@@ -203,6 +219,41 @@ func withNearestFlag(cmd *cobra.Command, err error) error {
 	return fmt.Errorf("%w, did you mean --%s?", err, best)
 }
 
+// forCompletion takes the marks of a value's name out of the flags' texts, which the shells
+// would show.
+func forCompletion(root *cobra.Command) {
+	for _, c := range allCommands(root) {
+		c.LocalFlags().VisitAll(func(f *pflag.Flag) { f.Usage = strings.ReplaceAll(f.Usage, "`", "") })
+	}
+}
+
+// singleDash finds a long flag behind one dash, which would be taken for letters ("-port" for
+// "-p ort"), and letters in one word of which more than one wants a value ("-lp").
+func singleDash(root *cobra.Command, args []string) error {
+	cmd, _, err := root.Find(args)
+	if err != nil {
+		cmd = root
+	}
+	for _, arg := range args {
+		word, single := strings.CutPrefix(arg, "-")
+		word, _, _ = strings.Cut(word, "=")
+		if arg == "--" {
+			return nil
+		}
+		if !single || len(word) < 2 || word[0] == '-' {
+			continue
+		}
+		if cmd.Flags().Lookup(word) != nil {
+			return usageError(fmt.Errorf("-%s: did you mean --%s?", word, word))
+		}
+		first, second := cmd.Flags().ShorthandLookup(word[:1]), cmd.Flags().ShorthandLookup(word[1:2])
+		if len(word) == 2 && first != nil && second != nil && first.Value.Type() != "bool" && second.Value.Type() != "bool" {
+			return usageError(fmt.Errorf("-%s: each takes a value of its own: -%s %s -%s %s", word, first.Shorthand, first.Value.Type(), second.Shorthand, second.Value.Type()))
+		}
+	}
+	return nil
+}
+
 // nearestCommand is the command that someone who wrote word may have meant: one that
 // begins with it, the shortest first, else the one that differs least.
 func nearestCommand(word string, commands []string) string {
@@ -245,6 +296,25 @@ func allCommands(cmd *cobra.Command) []*cobra.Command {
 	return all
 }
 
+// maximumArgs and exactArgs are cobra's, in our words.
+func maximumArgs(n int, what string) cobra.PositionalArgs {
+	return func(_ *cobra.Command, args []string) error {
+		if len(args) > n {
+			return fmt.Errorf("%d arguments, allowed is one, %s", len(args), what)
+		}
+		return nil
+	}
+}
+
+func exactArgs(n int, what string) cobra.PositionalArgs {
+	return func(_ *cobra.Command, args []string) error {
+		if len(args) != n {
+			return fmt.Errorf("%d arguments, needed is one, %s", len(args), what)
+		}
+		return nil
+	}
+}
+
 // usageArgs makes a wrong number of arguments a wrong command line.
 func usageArgs(cmd *cobra.Command) {
 	check := cmd.Args
@@ -253,7 +323,7 @@ func usageArgs(cmd *cobra.Command) {
 	}
 	cmd.Args = func(cmd *cobra.Command, args []string) error {
 		if err := check(cmd, args); err != nil {
-			return usageError(err)
+			return usageErrorOf(cmd, err)
 		}
 		return nil
 	}

@@ -25,7 +25,7 @@ func serviceCommands() []*cobra.Command {
 	return []*cobra.Command{runCommand(), installCommand(), uninstallCommand(), reloadCommand(), statusCommand(),
 		controlCommand("start", "Start the installed service, and wait until clients can connect"),
 		controlCommand("stop", "Stop the installed service: clients get the drain timeout to finish"),
-		controlCommand("restart", "Stop and start the installed service")}
+		controlCommand("restart", "Stop and start the installed service, unless its settings are wrong")}
 }
 
 func nameFlag(cmd *cobra.Command, name *string) {
@@ -74,10 +74,15 @@ func (v *pidValue) Set(text string) error {
 }
 
 func runCommand() *cobra.Command {
-	flags := &settingFlags{}
-	var name string
+	cmd, _, _ := runCommandParts()
+	return cmd
+}
+
+// runCommandParts is the command with what its flags set.
+func runCommandParts() (cmd *cobra.Command, flags *settingFlags, name *string) {
+	flags, name = &settingFlags{}, new(string)
 	var managed bool
-	cmd := &cobra.Command{
+	cmd = &cobra.Command{
 		Use:   "run [flags] [AMQP_URL]",
 		Short: "Run the proxy in the foreground; with --service, for systemd or Windows",
 		Long: "Run the proxy until SIGTERM or Ctrl-C, which drain it; a second one ends it at once.\n" +
@@ -86,7 +91,7 @@ func runCommand() *cobra.Command {
 		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if managed && flags.file == "" {
-				flags.file = service.DefaultConfig(name)
+				flags.file = service.DefaultConfig(*name)
 			}
 			src, err := flags.source(args, nil)
 			if err != nil {
@@ -95,13 +100,13 @@ func runCommand() *cobra.Command {
 			if !managed {
 				return runForeground(cmd.Context(), src)
 			}
-			return runManaged(cmd.Context(), src, name)
+			return runManaged(cmd.Context(), src, *name)
 		},
 	}
 	flags.add(cmd)
 	cmd.Flags().BoolVar(&managed, "service", false, "Started by systemd or the Windows service control manager")
-	nameFlag(cmd, &name)
-	return cmd
+	nameFlag(cmd, name)
+	return cmd, flags, name
 }
 
 // runManaged runs under a service manager: the log goes to what it gave as standard error
@@ -224,6 +229,11 @@ func controlCommand(action, short string) *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
 			defer cancel()
+			if action == "restart" {
+				if err := guardRestart(ctx, name); err != nil {
+					return err
+				}
+			}
 			return notInstalled(service.Control(ctx, name, action))
 		},
 	}
@@ -281,7 +291,11 @@ func statusCommand() *cobra.Command {
 			ctx, cancel := context.WithTimeout(cmd.Context(), 10*time.Second)
 			defer cancel()
 			r, err := service.Query(ctx, name)
-			if err != nil {
+			var usage *service.ExitError
+			switch {
+			case errors.As(err, &usage):
+				return err
+			case err != nil:
 				return &service.ExitError{Code: 4, Err: err}
 			}
 			if asJSON {

@@ -16,24 +16,29 @@ import (
 	"github.com/BurntSushi/toml"
 )
 
-// loadFile puts the file's values into s. Problems begin with FILE:LINE.
-func loadFile(path string, s *Settings) (warnings, problems []string) {
+// loadFile puts the file's values into s. Problems begin with FILE:LINE. inFile has the line
+// of each setting of the file, of the first listener's among those of listeners.
+func loadFile(path string, s *Settings) (warnings, problems []string, inFile map[string]int) {
 	data, err := readFile(path)
 	if err != nil {
-		return nil, []string{err.Error()}
+		return nil, []string{err.Error()}, nil
+	}
+	if isINI(path, string(data)) {
+		return loadINI(path, string(data), s)
 	}
 	dir := "."
 	if abs, err := filepath.Abs(path); err == nil {
 		dir = filepath.Dir(abs)
 	}
-	f := fileLoader{path: path, dir: dir, text: string(data), lines: linesOf(string(data)), s: s}
+	f := fileLoader{path: path, dir: dir, text: string(data), lines: linesOf(string(data)), s: s, inFile: map[string]int{}}
 	f.load()
-	return f.warnings, f.problems
+	return f.warnings, f.problems, f.inFile
 }
 
 type fileLoader struct {
 	path, dir, text    string
 	lines              map[place]int
+	inFile             map[string]int
 	s                  *Settings
 	warnings, problems []string
 }
@@ -114,6 +119,9 @@ func (f *fileLoader) section(section string, l *Listener, index int, table map[s
 
 func (f *fileLoader) set(d *Setting, l *Listener, index int, value any) {
 	line := f.line(d.Section, d.Key, index)
+	if index == 0 {
+		f.inFile[d.Name()] = max(line, 1)
+	}
 	if text, ok := value.(string); ok && d.Kind == KindPath && text != "" && !filepath.IsAbs(text) {
 		value = filepath.Join(f.dir, text)
 	}

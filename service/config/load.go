@@ -66,10 +66,12 @@ func Load(src Source) (s Settings, warnings []string, err error) {
 			wrong.CommandLine = true
 		}
 	}
+	var inFile map[string]int
 	if src.File != "" {
-		fileWarnings, problems := loadFile(src.File, &s)
+		fileWarnings, problems, lines := loadFile(src.File, &s)
 		warnings = append(warnings, fileWarnings...)
 		wrong.Problems = append(wrong.Problems, problems...)
+		inFile = lines
 	}
 	if src.Env != nil {
 		for i := range Table {
@@ -81,21 +83,33 @@ func Load(src Source) (s Settings, warnings []string, err error) {
 			if !set || value == "" {
 				continue
 			}
+			before := d.TOML(&s, &s.Listeners[0])
 			warning, err := d.setText(&s, &s.Listeners[0], value)
 			if err != nil {
 				wrong.Problems = append(wrong.Problems, "environment variable "+d.Env+": "+err.Error())
 				continue
 			}
 			warn("environment variable "+d.Env, d.Name(), warning)
+			if line, set := inFile[d.Name()]; set && d.TOML(&s, &s.Listeners[0]) != before {
+				warnings = append(warnings, fmt.Sprintf("%s of %s:%d is not used: the environment's %s comes before it", d.Name(), src.File, line, d.Env))
+			}
 		}
 	}
 	for _, o := range src.CommandLine {
 		if warning, err := o.Setting.setText(&s, &s.Listeners[0], o.Value); err == nil {
+			if strings.HasPrefix(warning, "user and password") {
+				warning += "; ps shows the command line to everybody on this machine: leave them away"
+			}
 			warn(o.Origin, o.Setting.Name(), warning)
 		}
 	}
 	if len(wrong.Problems) == 0 {
 		wrong.Problems = s.check()
+		if src.File != "" {
+			for i, p := range wrong.Problems {
+				wrong.Problems[i] = src.File + ": " + p
+			}
+		}
 		wrong.CommandLine = src.File == "" && len(src.CommandLine) > 0
 	}
 	if len(wrong.Problems) > 0 {
@@ -131,9 +145,31 @@ func (s *Settings) check() (problems []string) {
 				i+1, l.HostPort(), other.HostPort(), of)
 			break
 		}
+		if l.Port != 0 && l.Port == s.Broker.Port && ownAddress(s.Broker.Host, l.Address) {
+			bad("upstream.url is %s, where listener %d listens: the proxy would connect to itself", s.Broker, i+1)
+		}
 		bound = append(bound, l)
 	}
 	return problems
+}
+
+// ownAddress says whether a connect to host leads to a listener on address: as far as it can
+// be told without a name server.
+func ownAddress(host, address string) bool {
+	if strings.EqualFold(host, address) {
+		return true
+	}
+	local := func(text string) bool {
+		ip, err := netip.ParseAddr(text)
+		return strings.EqualFold(text, "localhost") || err == nil && (ip.IsLoopback() || ip.IsUnspecified())
+	}
+	if !local(host) {
+		return false
+	}
+	if strings.EqualFold(host, "localhost") || strings.EqualFold(address, "localhost") {
+		return local(address)
+	}
+	return overlap(host, address)
 }
 
 // overlap says whether two hosts cannot both be bound to one port: they are the same, or

@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -498,4 +499,55 @@ func FuzzParseURL(f *testing.F) {
 			t.Errorf("%q: %v", text, warning)
 		}
 	})
+}
+
+// What a file sets and the environment overrides is said; what is only repeated is not.
+func TestEnvironmentOverFileIsSaid(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "a.toml")
+	if err := os.WriteFile(file, []byte("[log]\nlevel = \"warn\"\n[upstream]\nurl = \"amqp://filebroker\"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	env := map[string]string{"AMQP_URL": "amqp://envbroker", "LOG_LEVEL": "warn", "LISTEN_PORT": "5999"}
+	s, warnings, err := Load(Source{File: file, Env: func(k string) (string, bool) { v, ok := env[k]; return v, ok }})
+	if err != nil || s.Broker.Host != "envbroker" {
+		t.Fatalf("got %v, %v", s.Broker, err)
+	}
+	if want := []string{"upstream.url of " + file + ":4 is not used: the environment's AMQP_URL comes before it"}; !slices.Equal(warnings, want) {
+		t.Errorf("warnings %q, want %q", warnings, want)
+	}
+}
+
+// AMQProxy's ini file is taken where ours is.
+func TestAnINIFileIsTaken(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		"amqproxy.ini":  "[main]\nlog_level = debug\nupstream = amqp://broker:5673\n[listen]\nbind = 0.0.0.0\nport = 5675\n",
+		"amqproxy.conf": "; comment\n[main]\nlog_level = debug\nupstream = amqp://broker:5673\n[listen]\naddress = 0.0.0.0\nport = 5675\n",
+	} {
+		file := filepath.Join(dir, name)
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s, warnings, err := Load(Source{File: file})
+		if err != nil || s.Broker != (Broker{Host: "broker", Port: 5673}) || s.Listeners[0].Address != "0.0.0.0" || s.Listeners[0].Port != 5675 || s.Log.Level != slog.LevelDebug {
+			t.Errorf("%s: %+v, %v", name, s, err)
+		}
+		if len(warnings) != 1 || !strings.Contains(warnings[0], "an ini file of AMQProxy, taken as it is") {
+			t.Errorf("%s: warnings %q", name, warnings)
+		}
+	}
+	file := filepath.Join(dir, "bad.ini")
+	if err := os.WriteFile(file, []byte("[main]\nmax_upstream_channels = many\nfoo = bar\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, warnings, err := Load(Source{File: file}); err == nil || !strings.Contains(err.Error(), file+": line 2: ") || len(warnings) != 2 {
+		t.Errorf("a wrong value: %v, %q", err, warnings)
+	}
+	toml := filepath.Join(dir, "ours.toml")
+	if err := os.WriteFile(toml, []byte("[main]\nx = debug\n[upstream]\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := Load(Source{File: toml}); err == nil || !strings.Contains(err.Error(), "not valid TOML") {
+		t.Errorf("our own file with a slip: %v", err)
+	}
 }

@@ -6,6 +6,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"net/url"
 	"strconv"
 	"strings"
@@ -61,6 +62,9 @@ func ParseURL(text string) (b Broker, warning string, err error) {
 		warning = strings.Join(ignored, " and ") + " in the URL ignored: clients bring their own"
 	}
 
+	if addr, err := netip.ParseAddr(authority); err == nil && addr.Is6() {
+		return b, "", fmt.Errorf("has the host %s: an IPv6 address stands in brackets, %s://[%s]", authority, strings.ToLower(scheme), authority)
+	}
 	// What is left is HOST[:PORT]; net/url knows brackets, zones and percent signs.
 	u, parseErr := url.Parse("amqp://" + authority)
 	if parseErr != nil {

@@ -175,7 +175,14 @@ func (d *Setting) setString(s *Settings, l *Listener, text string) (warning stri
 	case KindHost:
 		host, ok := parseHost(text)
 		if !ok {
-			return "", d.bad(strconv.Quote(text))
+			err := d.bad(strconv.Quote(text))
+			if h, port, splitErr := net.SplitHostPort(text); splitErr == nil && port != "" {
+				if _, isHost := parseHost(h); isHost || h == "" {
+					sibling := find(d.Section, "port")
+					err = fmt.Errorf("%w; the port goes to -%s, %s", err, sibling.Short, sibling.Name())
+				}
+			}
+			return "", err
 		}
 		text = host
 	case KindURL:

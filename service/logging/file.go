@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"gopkg.in/natefinch/lumberjack.v2"
@@ -62,7 +63,15 @@ func touch(f *lumberjack.Logger) error {
 	if errors.As(err, &pathErr) {
 		err = pathErr.Err
 	}
-	return fmt.Errorf("log.file: %s: cannot be written: %w", f.Filename, err)
+	return fmt.Errorf("log.file: %s: cannot be written: %w%s", f.Filename, err, sandboxHint(err))
+}
+
+// sandboxHint says, for a service of systemd, why a file system that is not read-only is.
+func sandboxHint(err error) string {
+	if dirs := os.Getenv("LOGS_DIRECTORY"); dirs != "" && errors.Is(err, syscall.EROFS) {
+		return fmt.Sprintf(" (the unit lets the service write to %s; for another directory add ReadWritePaths= in a drop-in: systemctl edit)", dirs)
+	}
+	return ""
 }
 
 // apply opens the file that the settings name, anew if it is the same: it may have been

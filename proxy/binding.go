@@ -4,19 +4,19 @@
 package proxy
 
 import (
-	"sync/atomic"
-
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/ledger"
 )
 
-// bindingState is an upstream's channel as the broker sees it, guarded by upstream.mu.
-type bindingState uint8
+// bindingState is an upstream's channel as the broker sees it. It changes only under
+// upstream.mu, in endLocked.
+type bindingState = ledger.Seat
 
 const (
-	bOpen    bindingState = iota // open was sent, perhaps not yet answered
-	bClosing                     // close was sent, close-ok not received
-	bCrossed                     // as closing, and the broker's own close was answered
-	bFree                        // close-ok was received or sent: the id may be used again
+	bOpen    = ledger.SeatOpen
+	bClosing = ledger.SeatClosing
+	bCrossed = ledger.SeatCrossed
+	bFree    = ledger.SeatFree
 )
 
 // binding is one use of an upstream's channel id.
@@ -31,99 +31,23 @@ type binding struct {
 	ticket     *ticket             // a quiet close that later readers wait for
 	closedAt   int64               // when close was sent
 	refusal    *amqp.Error         // the broker's channel.close
-	qosOwn     bitQueue            // which of the awaited qos-ok are the proxy's to swallow
-	selectOwn  bitQueue            // likewise for confirm.select-ok
+	qosOwn     ledger.Bits         // which of the awaited qos-ok are the proxy's to swallow
+	selectOwn  ledger.Bits         // likewise for confirm.select-ok
 	consumers  map[string]struct{} // tags in use
-	unnamed    bitQueue            // which of the awaited consume-ok tell of a tag
-	declareOwn bitQueue            // which of the awaited declare-ok are the proxy's to swallow
+	unnamed    ledger.Bits         // which of the awaited consume-ok tell of a tag
+	declareOwn ledger.Bits         // which of the awaited declare-ok are the proxy's to swallow
 	lastQueue  string              // name of the queue last declared here
 
-	// Read by the other side.
-	calls     atomic.Int32  // synchronous methods sent and not answered
-	commits   atomic.Int32  // of these, tx.commit
-	declares  atomic.Int32  // queue.declare whose declare-ok, and so the queue's name, is due
-	flows     atomic.Int32  // the broker's channel.flow that the client has not answered
-	consuming atomic.Int32  // consumers, asked for ones included
-	lastTag   atomic.Uint64 // last delivery tag the broker used
-	confirmed atomic.Uint64 // all publishes up to this tag are confirmed
+	broker ledger.Broker // what the broker has said and owes here
 
 	// The upstream's reader only.
-	confirms tagSet
 	answered int32 // calls answered by what is gathered and not delivered yet
 
 	runSeq uint64 // the client's reader: the run it is part of
 }
 
-// bitQueue is a queue of booleans.
-type bitQueue []bool
-
-func (q *bitQueue) push(v bool) { *q = append(*q, v) }
-
-// pop is false when the queue is empty.
-func (q *bitQueue) pop() bool {
-	if len(*q) == 0 {
-		return false
-	}
-	v := (*q)[0]
-	if *q = (*q)[1:]; len(*q) == 0 {
-		*q = nil
-	}
-	return v
-}
-
-// tagSet is a set of tags in which all up to low are, and few above it.
-type tagSet struct {
-	low   uint64
-	above map[uint64]struct{}
-}
-
-// add puts in one tag, or with multiple all up to it.
-func (s *tagSet) add(tag uint64, multiple bool) {
-	switch {
-	case tag <= s.low:
-		return
-	case multiple:
-		s.low = tag
-		for t := range s.above {
-			if t <= tag {
-				delete(s.above, t)
-			}
-		}
-	case tag == s.low+1:
-		s.low = tag
-	default:
-		if s.above == nil {
-			s.above = make(map[uint64]struct{})
-		}
-		s.above[tag] = struct{}{}
-		return
-	}
-	for len(s.above) > 0 {
-		if _, ok := s.above[s.low+1]; !ok {
-			return
-		}
-		s.low++
-		delete(s.above, s.low)
-	}
-}
-
-// quiet tells whether nothing of the channel is under way, so that its close needs not be
-// waited for: no consumer, no delivery to settle, no open transaction, no publish to
-// confirm or to be returned, no call unanswered.
-func (b *binding) quiet() bool {
-	ch := b.ch
-	switch {
-	case b.calls.Load() > 0, b.consuming.Load() > 0, ch.neverQuiet:
-		return false
-	case ch.confirm && b.confirmed.Load() < ch.published:
-		return false
-	case ch.tx && ch.txDirty:
-		return false
-	case ch.wantsAcks && ch.acked.low < b.lastTag.Load():
-		return false
-	}
-	return true
-}
+// quiet reports whether nothing of the channel is under way, so that its close needs not be waited for.
+func (b *binding) quiet() bool { return b.ch.ledger.Quiet(&b.broker) }
 
 func (b *binding) addConsumerLocked(tag string) {
 	if b.consumers == nil {
@@ -132,9 +56,9 @@ func (b *binding) addConsumerLocked(tag string) {
 	b.consumers[tag] = struct{}{}
 }
 
-// movable tells whether the channel holds nothing on this binding that would be lost with it.
+// movable reports whether the channel holds nothing on this binding that would be lost with it.
 func (b *binding) movable() bool {
-	return !b.ch.stateful && !b.ch.tx && b.ch.content == noContent && b.calls.Load() == 0 && b.declares.Load() == 0
+	return b.ch.content == noContent && b.ch.ledger.Movable(&b.broker)
 }
 
 // ids allocates an upstream's channel ids: fresh ones first, then the oldest freed, so that
@@ -172,11 +96,11 @@ func (b *binding) prelude(dst []byte) []byte {
 	dst = amqp.AppendMethod(dst, b.id, amqp.ChannelOpen, 0)
 	if b.ch.qosSet {
 		dst = amqp.AppendQos(dst, b.id, b.ch.prefetch, false)
-		b.qosOwn.push(true)
+		b.qosOwn.Push(true)
 	}
-	if b.ch.confirm {
+	if b.ch.ledger.Confirms {
 		dst = amqp.AppendMethod(dst, b.id, amqp.ConfirmSelect, 0)
-		b.selectOwn.push(true)
+		b.selectOwn.Push(true)
 	}
 	return dst
 }

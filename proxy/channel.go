@@ -2,17 +2,22 @@
 
 package proxy
 
-import "sync/atomic"
+import (
+	"sync/atomic"
 
-// channelState is a channel as its client sees it. It changes only under client.mu; a
-// frame for the client is appended under the same lock after a look at it.
+	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/ledger"
+)
+
+// channelState is a channel as its client sees it, a ledger.State. It changes only under
+// client.mu, in endLocked; a frame for the client is appended under the same lock after a look at it.
 type channelState = uint32
 
 const (
-	chOpen    channelState = iota // open-ok was sent
-	chClosing                     // the client asked to close and waits for close-ok
-	chRefused                     // the broker closed it; the client owes close-ok
-	chClosed                      // its number may be opened again
+	chOpen    = channelState(ledger.Open)
+	chClosing = channelState(ledger.Closing)
+	chRefused = channelState(ledger.Refused)
+	chClosed  = channelState(ledger.Closed)
 )
 
 // contentState is how far the content of a publish has come on a channel.
@@ -32,7 +37,7 @@ type channel struct {
 	state atomic.Uint32           // channelState; written under client.mu
 	cur   atomic.Pointer[binding] // written by the client's reader under client.mu
 
-	crossed atomic.Bool // closed by both sides at once: the client owes close-ok
+	owes atomic.Bool // closed by both sides at once: the client may yet send close-ok
 
 	// All below belongs to the client's reader.
 
@@ -47,46 +52,48 @@ type channel struct {
 	qosSet    bool
 	globalQos bool // a prefetch for the whole channel: quorum queues refuse consumers then
 	prefetch  uint16
-	confirm   bool
-	tx        bool
-	txDirty   bool // published or acked since tx.select, commit or rollback
-	// neverQuiet is set by what cannot be followed: a mandatory publish without confirms
-	// (a return may come at any time), a rollback of acks.
-	neverQuiet bool
 
-	hears     bool   // got, consumed or published mandatorily: content may come for it
-	stateful  bool   // got, consumed, acked or published with an answer due: it can move no more
-	sent      bool   // published: it moves to a session alone
-	published uint64 // in confirm mode: the tag of the last publish
-	acked     tagSet // delivery tags that the client has settled
-	wantsAcks bool   // some delivery must be acked
-	noAcks    bool   // some delivery needs no ack
-	unheard   bool   // what has no answer, a publish or a declaration, went last to the current binding
+	ledger ledger.Ledger // what it has under way
 
 	bodySize  uint64 // of the current publish, as announced
 	lastQueue string // after a move: the queue last declared before it
 }
 
-// mayAnswer tells whether an answer of the proxy's own may go out on the channel now: no
-// earlier call waits for the broker's, and no content can be half way to the client.
+// mayAnswer reports whether an answer of the proxy's own may go out on the channel now.
 func (ch *channel) mayAnswer() bool {
-	b := ch.cur.Load()
-	return b == nil || (!ch.hears && b.calls.Load() == 0)
+	return ch.ledger.MayAnswer(ch.broker())
 }
 
-// hearing notes that deliveries may come, which need acks or do not. Where both do, which
-// of them are settled cannot be told.
-func (ch *channel) hearing(noAck bool) {
-	ch.stateful, ch.hears = true, true
-	if noAck {
-		ch.noAcks = true
-	} else {
-		ch.wantsAcks = true
+// broker is the broker's side of the channel's ledger, or nil where it is not bound.
+func (ch *channel) broker() *ledger.Broker {
+	if b := ch.cur.Load(); b != nil {
+		return &b.broker
 	}
-	if ch.noAcks && ch.wantsAcks {
-		ch.untracked()
-	}
+	return nil
 }
 
-// untracked gives up on knowing which deliveries are settled.
-func (ch *channel) untracked() { ch.neverQuiet, ch.acked = true, tagSet{} }
+// endLocked is the client's side of every end of the channel, under client.mu: its next state,
+// and in the same step what the client hears. said is the channel.close that it hears, where there is one.
+func (ch *channel) endLocked(by ledger.Cause, said amqp.Frame) ledger.Act {
+	c := ch.c
+	next, act := ledger.State(ch.state.Load()).End(by, c.leaving)
+	ch.state.Store(channelState(next))
+	if c.phase.Load() == phaseRunning { // else connection.close is the last word
+		if act.Has(ledger.SayClose) {
+			c.out.AppendLocked(said)
+		}
+		if act.Has(ledger.SayCloseOk) {
+			c.out.SetBufferLocked(amqp.AppendMethod(c.out.BufferLocked(16), ch.id, amqp.ChannelCloseOk))
+		}
+	}
+	if act.Has(ledger.Owes) {
+		ch.owes.Store(true)
+	}
+	if act.Has(ledger.Uncount) {
+		c.env.n.channels.Add(-1)
+	}
+	if act.Has(ledger.Wake) {
+		c.answeredLocked()
+	}
+	return act
+}

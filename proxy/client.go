@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/ledger"
 	"github.com/amqproxysvc/amqproxysvc/proxy/outbox"
 )
 
@@ -223,14 +224,11 @@ func (c *client) end() {
 func (c *client) releaseChannels() {
 	for ch := range c.chans.all() {
 		c.dropSpill(ch)
-		if st := ch.state.Load(); st == chOpen || st == chRefused {
-			c.env.n.channels.Add(-1)
-		}
 		c.mu.Lock()
-		ch.state.Store(chClosed)
+		ch.endLocked(ledger.ByCrash, nil)
 		c.mu.Unlock()
 		if b := ch.cur.Load(); b != nil {
-			b.u.closeBinding(b)
+			b.u.closeBinding(b, ledger.ByCrash)
 		}
 	}
 	c.chans, c.last = channelSet{}, nil

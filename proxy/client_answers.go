@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/ledger"
 )
 
 // qos answers basic.qos at once and sends it on; a global one is awaited.
@@ -25,7 +26,8 @@ func (c *client) qos(ch *channel, f amqp.Frame, bits byte) bool {
 		if !c.pass(ch, f, laneRead, true) {
 			return false
 		}
-		ch.stateful, ch.globalQos = true, true
+		ch.globalQos = true
+		ch.ledger.Stay()
 		c.expectQos(ch.cur.Load(), false)
 		return true
 	}
@@ -46,26 +48,26 @@ func (c *client) qos(ch *channel, f amqp.Frame, bits byte) bool {
 
 func (c *client) expectQos(b *binding, own bool) {
 	b.u.mu.Lock()
-	b.qosOwn.push(own)
+	b.qosOwn.Push(own)
 	b.u.mu.Unlock()
 }
 
 // confirmSelect answers confirm.select at once and sends it on, unless the broker may refuse it.
 func (c *client) confirmSelect(ch *channel, f amqp.Frame, wait bool) bool {
 	b := ch.cur.Load()
-	if ch.tx || !c.account.info.Load().confirms {
+	if ch.ledger.Tx || !c.account.info.Load().confirms {
 		if !c.pass(ch, f, lanePublish, wait) {
 			return false
 		}
 		b = ch.cur.Load()
 		if wait {
 			b.u.mu.Lock()
-			b.selectOwn.push(false)
+			b.selectOwn.Push(false)
 			b.u.mu.Unlock()
 		}
 		return true
 	}
-	ch.confirm = true
+	ch.ledger.Confirms = true
 	atOnce := ch.mayAnswer()
 	if wait && atOnce {
 		c.reply(ch, amqp.ConfirmSelectOk)
@@ -78,7 +80,7 @@ func (c *client) confirmSelect(ch *channel, f amqp.Frame, wait bool) bool {
 	}
 	if wait {
 		b.u.mu.Lock()
-		b.selectOwn.push(atOnce)
+		b.selectOwn.Push(atOnce)
 		b.u.mu.Unlock()
 	}
 	return true
@@ -88,47 +90,33 @@ func (c *client) confirmSelect(ch *channel, f amqp.Frame, wait bool) bool {
 // quiet, by the broker's close-ok otherwise.
 func (c *client) closeChannel(ch *channel, f amqp.Frame) bool {
 	b := ch.cur.Load()
-	if b == nil {
-		c.answerClose(ch, chClosed)
-		return false
+	by := ledger.ByClient
+	if b == nil || c.env.cfg().FastClose && b.quiet() {
+		by = ledger.ByClientQuiet
 	}
-	silent := c.env.cfg().FastClose && b.quiet()
-	to := chClosing
-	if silent {
-		to = chClosed
-	}
-	if !c.answerClose(ch, to) {
+	if !c.answerClose(ch, by) || b == nil {
 		return false
 	}
 	b = c.bound(ch, laneNone)
-	c.run.closes = append(c.run.closes, closing{b, silent})
+	c.run.closes = append(c.run.closes, closing{b, by})
 	f.SetChannel(b.id)
 	return true
 }
 
-// answerClose moves a channel that the client closes to its next state, with close-ok when
-// that is chClosed. False: the broker was faster, nothing is to be sent.
-func (c *client) answerClose(ch *channel, to channelState) bool {
+// answerClose ends a channel for its client, with close-ok where nobody waits for the
+// broker's. False: the broker was faster, nothing is to be sent.
+func (c *client) answerClose(ch *channel, by ledger.Cause) bool {
 	c.mu.Lock()
-	was := ch.state.Load()
-	if was != chOpen {
-		to = chClosed
-	}
-	ch.state.Store(to)
-	if to == chClosed {
-		c.out.SetBufferLocked(amqp.AppendMethod(c.out.BufferLocked(16), ch.id, amqp.ChannelCloseOk))
-	}
+	open := ch.state.Load() == chOpen
+	ch.endLocked(by, nil)
+	closed := ch.state.Load() == chClosed
 	c.glut = c.out.LenLocked() > c.env.cfg().ClientQueue
 	c.mu.Unlock()
-	if was == chRefused {
-		c.owe(ch.id)
-	}
-	if to == chClosed {
-		c.forget(ch)
+	if closed {
+		c.clear(ch)
 		c.lately = lateChannel{id: ch.id, at: time.Now()}
 	}
-	c.env.n.channels.Add(-1)
-	return was == chOpen
+	return open
 }
 
 // route0 takes the frames of channel 0.
@@ -177,29 +165,19 @@ func (c *client) closeConnection() {
 	for ch := range c.chans.all() {
 		c.dropSpill(ch)
 		b := ch.cur.Load()
-		silent := b == nil || fast && b.quiet()
+		by := ledger.ByConnection
+		if b == nil || fast && b.quiet() {
+			by = ledger.ByConnectionQuiet
+		}
 		c.mu.Lock()
 		c.leaving = true
-		switch ch.state.Load() {
-		case chOpen:
-			c.env.n.channels.Add(-1)
-			ch.state.Store(chClosing)
-			if silent {
-				ch.state.Store(chClosed)
-			}
-		case chRefused:
-			c.env.n.channels.Add(-1)
-			ch.state.Store(chClosed)
-		}
+		ch.endLocked(by, nil)
 		if ch.state.Load() == chClosing {
 			waits = append(waits, ch)
 		}
 		c.mu.Unlock()
 		if b != nil {
-			b.u.mu.Lock()
-			b.u.closeLocked(b, silent)
-			b.u.mu.Unlock()
-			b.u.out.Flush()
+			b.u.closeBinding(b, by)
 		}
 	}
 	if len(waits) > 0 {
@@ -249,7 +227,7 @@ func (c *client) awaitCloses(chs []*channel) {
 // awaitCommit waits, bounded, until the broker has answered the channel's tx.commit:
 // RabbitMQ takes anything amid a commit for a hard error.
 func (c *client) awaitCommit(b *binding) {
-	c.awaitBroker(b, func() bool { return b.commits.Load() > 0 })
+	c.awaitBroker(b, func() bool { return b.broker.Commits.Load() > 0 })
 }
 
 // consume takes basic.consume.
@@ -282,7 +260,7 @@ func (c *client) consume(ch *channel, f amqp.Frame, bits byte, wait bool) bool {
 			b.addConsumerLocked(tag)
 		}
 		if wait {
-			b.unnamed.push(tag == "")
+			b.unnamed.Push(tag == "")
 		}
 	}
 	b.u.mu.Unlock()
@@ -292,10 +270,10 @@ func (c *client) consume(ch *channel, f amqp.Frame, bits byte, wait bool) bool {
 	if at := &b.u.senders[amqp.BasicConsume.Index()]; at.Load() != c {
 		at.Store(c)
 	}
-	b.consuming.Add(1)
-	ch.hearing(noAck)
+	b.broker.Consuming.Add(1)
+	ch.ledger.Hears(noAck)
 	if wait {
-		b.calls.Add(1)
+		b.broker.Calls.Add(1)
 	}
 	return c.passQueue(ch, b, f)
 }

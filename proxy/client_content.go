@@ -14,7 +14,7 @@ func (c *client) beginPublish(ch *channel, f amqp.Frame, mandatory bool) bool {
 		return false
 	}
 	if mandatory {
-		ch.stateful, ch.hears = true, true
+		ch.ledger.Mandatory()
 	}
 	ch.mandatory = mandatory
 	ch.content, ch.discard = wantHeader, false
@@ -39,7 +39,7 @@ func (c *client) wholePublishes(pos int) (until int, frames uint64) {
 		return pos, 0
 	}
 	b := ch.cur.Load()
-	if b == nil || b.commits.Load() > 0 || b.u.blocked.Load() {
+	if b == nil || b.broker.Commits.Load() > 0 || b.u.blocked.Load() {
 		return pos, 0
 	}
 	most := c.env.cfg().MaxMessageSize
@@ -69,12 +69,7 @@ func (c *client) wholePublishes(pos int) (until int, frames uint64) {
 	}
 	if n > 0 {
 		ch.mandatory = false
-		if ch.confirm {
-			ch.published += n
-		}
-		if ch.tx {
-			ch.txDirty = true
-		}
+		ch.ledger.Published(n, false)
 	}
 	return pos, frames
 }
@@ -95,10 +90,7 @@ func (c *client) publishes(ch *channel) *binding {
 	if at := &b.u.senders[publishIndex]; at.Load() != c {
 		at.Store(c)
 	}
-	if ch.confirm {
-		ch.stateful = true
-	}
-	ch.sent, ch.unheard = true, true
+	ch.ledger.Begin()
 	return b
 }
 
@@ -189,15 +181,7 @@ func (c *client) published(ch *channel) {
 		ch.inRun = false
 		c.gathered--
 	}
-	switch {
-	case ch.confirm:
-		ch.published++
-	case ch.mandatory:
-		ch.neverQuiet = true
-	}
-	if ch.tx {
-		ch.txDirty = true
-	}
+	ch.ledger.Published(1, ch.mandatory)
 }
 
 // abandon forgets a publish that its client does not finish.

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"net"
 	"testing"
@@ -35,10 +36,11 @@ type routed struct {
 
 // channelFacts are what the router knows of a channel once its frames are sent.
 type channelFacts struct {
-	state                                                      channelState
-	content                                                    contentState
-	remaining, published                                       uint64
-	discard, mandatory, txDirty, neverQuiet, stateful, unheard bool
+	state              channelState
+	content            contentState
+	remaining          uint64
+	discard, mandatory bool
+	ledger             string
 }
 
 // routeAll feeds the octets in pieces of the given sizes to a client with the channels 1 and 2,
@@ -75,8 +77,7 @@ func routeAll(t *testing.T, in, sizes []byte, alarm bool) (r routed) {
 				if ch.content != wantBody {
 					ch.remaining = 0 // of the last publish
 				}
-				r.channels[i] = channelFacts{ch.state.Load(), ch.content, ch.remaining, ch.published,
-					ch.discard, ch.mandatory, ch.txDirty, ch.neverQuiet, ch.stateful, ch.unheard}
+				r.channels[i] = channelFacts{ch.state.Load(), ch.content, ch.remaining, ch.discard, ch.mandatory, fmt.Sprintf("%+v", ch.ledger)}
 			}
 		}
 		c.releaseChannels() // and what waits for room

@@ -27,8 +27,8 @@ func (c *client) own(ch *channel, why amqp.Method) placement {
 		return barred
 	}
 	if b := ch.cur.Load(); b != nil && b.u != c.session && ch.state.Load() == chOpen {
-		if b.calls.Load() > 0 || b.declares.Load() > 0 {
-			c.awaitBroker(b, func() bool { return b.calls.Load() > 0 || b.declares.Load() > 0 })
+		if b.broker.Calls.Load() > 0 || b.broker.Declares.Load() > 0 {
+			c.awaitBroker(b, func() bool { return b.broker.Calls.Load() > 0 || b.broker.Declares.Load() > 0 })
 		}
 		if ch.state.Load() != chOpen {
 			return ended

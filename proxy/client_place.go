@@ -16,10 +16,10 @@ func (c *client) pass(ch *channel, f amqp.Frame, l lane, called bool) bool {
 	}
 	m := f.Method()
 	if called {
-		b.calls.Add(1)
-		ch.unheard = false // its answer will speak for those before it
+		b.broker.Calls.Add(1)
+		ch.ledger.Called() // its answer will speak for those before it
 	} else if l == laneNone && m.Spec().Sync {
-		ch.unheard = true
+		ch.ledger.Said()
 	}
 	if at := &b.u.senders[m.Index()]; at.Load() != c {
 		at.Store(c)

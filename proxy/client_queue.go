@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/ledger"
 )
 
 // deliver queues frames of a binding. True: the client must be woken. Frames of a channel
@@ -181,28 +182,14 @@ func (c *client) tellUnblocked(u *upstream) {
 	c.blockedSaid = false
 }
 
-// refused passes the broker's channel.close on and makes the channel refused. True: wake.
-func (c *client) refused(b *binding, f amqp.Frame) bool {
+// refused has the client hear the broker's channel.close, or one of the proxy's own. True: wake.
+func (c *client) refused(b *binding, by ledger.Cause, f amqp.Frame) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	ch := b.ch
-	if ch.cur.Load() != b {
+	if b.ch.cur.Load() != b || c.phase.Load() != phaseRunning {
 		return false
 	}
-	if c.phase.Load() != phaseRunning {
-		return false // connection.close is the last word
-	}
-	switch ch.state.Load() {
-	case chOpen:
-		ch.state.Store(chRefused)
-		c.out.AppendLocked(f)
-		return true
-	case chClosing:
-		// The client's close found the binding closed already: this is its answer too.
-		c.crossedLocked(ch, f)
-		return true
-	}
-	return false
+	return b.ch.endLocked(by, f) != 0
 }
 
 // crossed passes the broker's channel.close on to a client that is closing the channel
@@ -213,34 +200,14 @@ func (c *client) crossed(b *binding, f amqp.Frame) bool {
 	if b.ch.cur.Load() != b || b.ch.state.Load() != chClosing {
 		return false
 	}
-	c.crossedLocked(b.ch, f)
-	return true
+	return b.ch.endLocked(ledger.ByBroker, f) != 0
 }
 
-func (c *client) crossedLocked(ch *channel, f amqp.Frame) {
-	ch.crossed.Store(true)
-	ch.state.Store(chClosed)
-	if !c.leaving && c.phase.Load() == phaseRunning {
-		c.out.AppendLocked(f)
-		c.out.SetBufferLocked(amqp.AppendMethod(c.out.BufferLocked(16), ch.id, amqp.ChannelCloseOk))
-	}
-	c.answeredLocked()
-}
-
-// closeAnswered passes the broker's close-ok on. True: wake.
-func (c *client) closeAnswered(b *binding) bool {
+// closeAnswered passes the broker's close-ok on, or stands in for it. True: wake.
+func (c *client) closeAnswered(b *binding, by ledger.Cause) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	ch := b.ch
-	if ch.cur.Load() != b || ch.state.Load() != chClosing {
-		return false
-	}
-	ch.state.Store(chClosed)
-	if c.phase.Load() == phaseRunning && !c.leaving {
-		c.out.SetBufferLocked(amqp.AppendMethod(c.out.BufferLocked(16), ch.id, amqp.ChannelCloseOk))
-	}
-	c.answeredLocked()
-	return true
+	return b.ch.cur.Load() == b && b.ch.endLocked(by, nil) != 0
 }
 
 // answeredLocked wakes a reader that waits in awaitCloses.

@@ -8,18 +8,19 @@ import (
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/ledger"
 )
 
 // refuseChannel closes a channel with a soft error, in the broker's stead. What the broker has
 // still to say to what came before is heard first. It is false, for route.
 func (c *client) refuseChannel(ch *channel, code uint16, m amqp.Method, format string, args ...any) bool {
 	if b := ch.cur.Load(); b != nil {
-		if c.awaitBroker(b, func() bool { return b.calls.Load() > 0 }) == brokerGone {
+		if c.awaitBroker(b, func() bool { return b.broker.Calls.Load() > 0 }) == brokerGone {
 			return false // the client hears of that
 		}
 		c.flushRun()
 		b.u.mu.Lock()
-		open := b.u.closeLocked(b, true)
+		open := b.u.closeLocked(b, ledger.ByProxy)
 		b.u.mu.Unlock()
 		if !open {
 			return false // the broker was faster
@@ -35,9 +36,8 @@ func (c *client) refuseChannel(ch *channel, code uint16, m amqp.Method, format s
 // closeChannelFor tells the client that its channel is closed for an error.
 func (c *client) closeChannelFor(ch *channel, e *amqp.Error) {
 	c.mu.Lock()
-	if ch.state.Load() == chOpen && c.phase.Load() == phaseRunning {
-		ch.state.Store(chRefused)
-		c.out.SetBufferLocked(amqp.AppendClose(c.out.BufferLocked(300), ch.id, e))
+	if c.phase.Load() == phaseRunning && ch.state.Load() == chOpen {
+		ch.endLocked(ledger.ByProxy, amqp.AppendClose(nil, ch.id, e))
 	}
 	c.mu.Unlock()
 }
@@ -90,8 +90,8 @@ func (c *client) queueKnown(ch *channel, m amqp.Method, f amqp.Frame) bool {
 		return true
 	}
 	if b := ch.cur.Load(); b != nil {
-		if b.declares.Load() > 0 {
-			switch c.awaitBroker(b, func() bool { return b.declares.Load() > 0 }) {
+		if b.broker.Declares.Load() > 0 {
+			switch c.awaitBroker(b, func() bool { return b.broker.Declares.Load() > 0 }) {
 			case brokerGone:
 				return false
 			case brokerLate:
@@ -123,8 +123,8 @@ func (c *client) declares(ch *channel, b *binding, f amqp.Frame, called bool) {
 		}
 		f.Args()[3] &^= noWait // only the answer tells the name; the client does not hear it
 	}
-	b.declares.Add(1)
+	b.broker.Declares.Add(1)
 	b.u.mu.Lock()
-	b.declareOwn.push(!called)
+	b.declareOwn.Push(!called)
 	b.u.mu.Unlock()
 }

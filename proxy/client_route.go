@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/ledger"
 )
 
 // route looks at a frame. True: it goes to the upstream, the channel id already rewritten.
@@ -52,7 +53,7 @@ func (c *client) refuse(code uint16, m amqp.Method, format string, args ...any) 
 
 // clear forgets a channel that the broker's word has closed.
 func (c *client) clear(ch *channel) {
-	if ch.crossed.Load() {
+	if ch.owes.Load() {
 		c.owe(ch.id)
 	}
 	c.forget(ch)
@@ -96,7 +97,7 @@ func (c *client) method(ch *channel, id uint16, f amqp.Frame) bool {
 	if st := ch.state.Load(); st != chOpen {
 		return c.afterChannelClose(ch, m, st)
 	}
-	if b := ch.cur.Load(); b != nil && b.commits.Load() > 0 {
+	if b := ch.cur.Load(); b != nil && b.broker.Commits.Load() > 0 {
 		c.awaitCommit(b)
 	}
 	wait := spec.Sync && (spec.NoWait == 0 || bits&spec.NoWait == 0)
@@ -113,7 +114,7 @@ func (c *client) method(ch *channel, id uint16, f amqp.Frame) bool {
 		return c.beginPublish(ch, f, bits&1 != 0)
 
 	case amqp.BasicAck, amqp.BasicNack, amqp.BasicReject:
-		c.settled(ch, f, m != amqp.BasicReject && bits&1 != 0)
+		ch.ledger.Settle(binary.BigEndian.Uint64(f.Args()), m != amqp.BasicReject && bits&1 != 0, ch.broker())
 		return c.pass(ch, f, laneRead, false)
 
 	case amqp.BasicQos:
@@ -128,7 +129,7 @@ func (c *client) method(ch *channel, id uint16, f amqp.Frame) bool {
 			return false
 		}
 		c.ready(ch)
-		ch.hearing(bits&1 != 0)
+		ch.ledger.Hears(bits&1 != 0)
 		return c.pass(ch, f, laneRead, true)
 
 	case amqp.BasicConsume:
@@ -145,24 +146,22 @@ func (c *client) method(ch *channel, id uint16, f amqp.Frame) bool {
 		if bits&1 == 0 {
 			return c.refuse(amqp.NotImplemented, m, "requeue=false")
 		}
-		if b := ch.cur.Load(); b != nil {
-			ch.acked.add(b.lastTag.Load(), true)
-		}
+		ch.ledger.Recover(ch.broker())
 		return c.pass(ch, f, laneRead, wait)
 
 	case amqp.TxSelect:
-		ch.tx = true
+		ch.ledger.Tx = true
 		return c.pass(ch, f, lanePublish, wait)
 
 	case amqp.TxCommit, amqp.TxRollback:
 		if !c.pass(ch, f, lanePublish, wait) {
 			return false
 		}
-		ch.txDirty = false
 		if m == amqp.TxCommit {
-			ch.cur.Load().commits.Add(1)
-		} else if ch.wantsAcks {
-			ch.neverQuiet = true // the acks since are undone, which of them is not known
+			ch.ledger.Commit()
+			ch.cur.Load().broker.Commits.Add(1)
+		} else {
+			ch.ledger.Rollback()
 		}
 		return true
 
@@ -197,8 +196,8 @@ func (c *client) method(ch *channel, id uint16, f amqp.Frame) bool {
 		return c.pass(ch, f, laneNone, wait)
 
 	case amqp.ChannelFlowOk:
-		if b := ch.cur.Load(); b != nil && b.flows.Load() > 0 {
-			b.flows.Add(-1)
+		if b := ch.cur.Load(); b != nil && b.broker.Flows.Load() > 0 {
+			b.broker.Flows.Add(-1)
 			return c.pass(ch, f, laneNone, false)
 		}
 		return c.refuse(amqp.CommandInvalid, m, "unimplemented method")
@@ -266,13 +265,9 @@ func (c *client) afterChannelClose(ch *channel, m amqp.Method, st channelState) 
 	case m == amqp.ChannelOpen && st == chRefused:
 		return c.refuse(amqp.ChannelError, m, "second 'channel.open' seen")
 	case m == amqp.ChannelCloseOk && st == chRefused:
-		c.closed(ch)
+		c.ended(ch, ledger.ByClientOk)
 	case m == amqp.ChannelClose && st == chRefused:
-		c.mu.Lock()
-		c.out.SetBufferLocked(amqp.AppendMethod(c.out.BufferLocked(16), ch.id, amqp.ChannelCloseOk))
-		c.mu.Unlock()
-		c.closed(ch)
-		c.owe(ch.id)
+		c.ended(ch, ledger.ByClient)
 	case m == amqp.BasicPublish:
 		ch.content, ch.discard = wantHeader, true
 	}
@@ -286,38 +281,13 @@ func (c *client) owe(id uint16) {
 	c.owed[id] = struct{}{}
 }
 
-// closed makes a channel's number free for the client.
-func (c *client) closed(ch *channel) {
+// ended frees the number of a channel that the client closes for good.
+func (c *client) ended(ch *channel, by ledger.Cause) {
 	c.mu.Lock()
-	ch.state.Store(chClosed)
+	ch.endLocked(by, nil)
 	c.mu.Unlock()
-	c.forget(ch)
-	c.env.n.channels.Add(-1)
+	c.clear(ch)
 }
-
-// settled notes what basic.ack, nack or reject settles.
-func (c *client) settled(ch *channel, f amqp.Frame, multiple bool) {
-	// Where there is nothing to settle the broker closes the channel, which is to be heard.
-	ch.stateful = true
-	tag := binary.BigEndian.Uint64(f.Args())
-	if multiple && tag == 0 {
-		if b := ch.cur.Load(); b != nil {
-			tag = b.lastTag.Load()
-		}
-	}
-	if !ch.neverQuiet {
-		ch.acked.add(tag, multiple)
-		if len(ch.acked.above) > maxAbove {
-			ch.untracked()
-		}
-	}
-	if ch.tx {
-		ch.txDirty = true
-	}
-}
-
-// maxAbove bounds the deliveries that are settled out of order.
-const maxAbove = 1 << 16
 
 // admit judges a method by itself: is it known, and may a client send it on this channel?
 // Codes and texts are RabbitMQ's; for an unknown method RabbitMQ only cuts the connection.

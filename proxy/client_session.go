@@ -9,13 +9,14 @@ import (
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/ledger"
 )
 
 // needSession makes the client a session, if its mode lets it, and moves the channel there
 // if it can still move. False: the client is being closed.
 func (c *client) needSession(ch *channel, why amqp.Method) bool {
 	if c.session == nil && c.lst.Mode == PoolShared {
-		ch.neverQuiet = true
+		ch.ledger.Untold()
 		return true
 	}
 	if c.session == nil {
@@ -125,7 +126,7 @@ func (c *client) leave(ch *channel, to *upstream) *binding {
 	if ch.lastQueue == "" {
 		ch.lastQueue = b.lastQueue
 	}
-	freed := b.u.closeLocked(b, true)
+	freed := b.u.closeLocked(b, ledger.ByMove)
 	b.u.mu.Unlock()
 	if !freed {
 		return nil // the broker has closed it meanwhile, which the client hears
@@ -134,12 +135,12 @@ func (c *client) leave(ch *channel, to *upstream) *binding {
 	c.mu.Lock()
 	ch.cur.Store(nil)
 	c.mu.Unlock()
-	if !ch.unheard && !c.s.atChannelLimit(c.pool) {
+	if !ch.ledger.Unheard() && !c.s.atChannelLimit(c.pool) {
 		return nil
 	}
 	// What the broker may refuse goes first; and at the limit of the user's channels the
 	// broker must not count this one twice.
-	ch.unheard = false
+	ch.ledger.Heard()
 	return b
 }
 
@@ -163,7 +164,7 @@ func (c *client) ready(ch *channel) {
 	case b == nil:
 	case c.session != nil:
 		c.move(c.session, ch)
-	case b.movable() && !ch.sent && !b.u.turnToReaders():
+	case b.movable() && !ch.ledger.Sent() && !b.u.turnToReaders():
 		c.move(nil, ch)
 	}
 }

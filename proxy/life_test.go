@@ -317,28 +317,6 @@ func TestMoveWaitsForDeclarationsWithoutAnswer(t *testing.T) {
 	})
 }
 
-// Settling what needs acks among what needs none must not pile up, nor close quietly.
-func TestAckedAmongUnackedIsBounded(t *testing.T) {
-	ch := &channel{}
-	ch.hearing(true)
-	ch.hearing(false)
-	c := &client{}
-	for tag := uint64(2); tag < 5000; tag += 2 {
-		c.settled(ch, proxytest.Method(1, amqp.BasicAck, tag, 0), false)
-	}
-	if len(ch.acked.above) != 0 || !ch.neverQuiet {
-		t.Errorf("%d tags kept, neverQuiet %v", len(ch.acked.above), ch.neverQuiet)
-	}
-	ch = &channel{}
-	ch.hearing(false)
-	for tag := uint64(2); tag < 3*maxAbove; tag++ {
-		c.settled(ch, proxytest.Method(1, amqp.BasicAck, tag, 0), false)
-	}
-	if len(ch.acked.above) > maxAbove {
-		t.Errorf("%d tags kept", len(ch.acked.above))
-	}
-}
-
 // Stopping: idle clients have drain_timeout, then hear 320; what was read and answered arrives.
 func TestDrain(t *testing.T) {
 	withBroker(t, proxytest.BrokerConfig{}, nil, func(r *rig) {

@@ -11,38 +11,6 @@ import (
 	"github.com/amqproxysvc/amqproxysvc/proxy/proxytest"
 )
 
-// tagSet against a plain set: every tag up to low is in, and none that was not added.
-func TestTagSet(t *testing.T) {
-	for seed := range uint64(50) {
-		rnd := rand.New(rand.NewPCG(seed, 3))
-		var s tagSet
-		want := map[uint64]bool{}
-		for range 300 {
-			tag, multiple := uint64(1+rnd.IntN(60)), rnd.IntN(12) == 0
-			s.add(tag, multiple)
-			want[tag] = true
-			for x := uint64(1); multiple && x < tag; x++ {
-				want[x] = true
-			}
-			for x := uint64(1); x <= 62; x++ {
-				_, above := s.above[x]
-				if in := x <= s.low || above; in != want[x] {
-					t.Fatalf("seed %d: tag %d in the set: %v, want %v (low %d)", seed, x, in, want[x], s.low)
-				}
-				if above && x <= s.low+1 {
-					t.Fatalf("seed %d: tag %d is kept though low is %d", seed, x, s.low)
-				}
-			}
-		}
-	}
-	var s tagSet
-	s.add(0, true)
-	s.add(0, false)
-	if s.low != 0 || len(s.above) != 0 {
-		t.Errorf("tag 0 counted: %+v", s)
-	}
-}
-
 // Ids come fresh first, then the oldest freed; never twice, never 0, never over the limit.
 func TestIDs(t *testing.T) {
 	a := ids{limit: 3000}
@@ -85,19 +53,6 @@ func TestIDs(t *testing.T) {
 	}
 	if id, ok := full.take(); ok {
 		t.Errorf("a 65536th id was given: %d", id)
-	}
-}
-
-func TestBitQueue(t *testing.T) {
-	var q bitQueue
-	if q.pop() {
-		t.Error("an empty queue gives true")
-	}
-	for _, v := range []bool{true, false, true} {
-		q.push(v)
-	}
-	if !q.pop() || q.pop() || !q.pop() || q.pop() || q != nil {
-		t.Errorf("out of order, or kept: %v", q)
 	}
 }
 

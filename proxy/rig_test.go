@@ -145,7 +145,7 @@ func (r *rig) settled() {
 				if b := u.lookup(id); b != nil {
 					u.mu.Lock()
 					r.t.Errorf("upstream %d: id %d is bound to channel %d of client %d, binding state %d, silent %v, channel state %d, calls %d",
-						u.n, id, b.ch.id, b.ch.c.n, b.state, b.silent, b.ch.state.Load(), b.calls.Load())
+						u.n, id, b.ch.id, b.ch.c.n, b.state, b.silent, b.ch.state.Load(), b.broker.Calls.Load())
 					u.mu.Unlock()
 				}
 			}

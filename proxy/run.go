@@ -2,6 +2,8 @@
 
 package proxy
 
+import "github.com/amqproxysvc/amqproxysvc/proxy/ledger"
+
 // run is what one client sends to one upstream in one go: whole frames with the upstream's
 // channel ids, in which every publish is whole.
 type run struct {
@@ -12,10 +14,10 @@ type run struct {
 	closes []closing  // of these, the ones whose channel.close it holds
 }
 
-// closing is a channel.close in a run; silent: the client has its answer already.
+// closing is a channel.close in a run.
 type closing struct {
-	b      *binding
-	silent bool
+	b  *binding
+	by ledger.Cause // ByClientQuiet: the client has its answer already
 }
 
 // runRoom is where the slices of a run and of a channel set begin: most clients need no more.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/ledger"
 	"github.com/amqproxysvc/amqproxysvc/proxy/outbox"
 )
 
@@ -157,7 +158,7 @@ func (u *upstream) send(r *run, gone <-chan struct{}) error {
 	u.mu.Lock()
 	if u.failed == nil {
 		for _, x := range r.closes {
-			if x.silent && x.b.state == bOpen {
+			if x.by == ledger.ByClientQuiet && x.b.state == bOpen {
 				u.ticketLocked(x.b) // the client may have its answer before the wait is over
 			}
 		}
@@ -178,11 +179,8 @@ func (u *upstream) send(r *run, gone <-chan struct{}) error {
 			break
 		}
 	}
-	now := u.env.now()
 	for _, x := range r.closes {
-		if x.b.state == bOpen {
-			u.closingLocked(x.b, x.silent, now)
-		}
+		u.endLocked(x.b, x.by)
 	}
 	if len(prefix) == 0 && len(body) >= throughMin && u.out.StartLocked() {
 		u.mu.Unlock()
@@ -229,33 +227,60 @@ func (u *upstream) filterLocked(body []byte, bs []*binding) []byte {
 	return kept
 }
 
-// closeBinding sends channel.close for a binding that is still open, for a client that
-// is gone or whose channel moved. Nobody waits for the broker's answer.
-func (u *upstream) closeBinding(b *binding) {
+// closeBinding sends channel.close for a binding that is still open.
+func (u *upstream) closeBinding(b *binding, by ledger.Cause) {
 	u.mu.Lock()
-	u.closeLocked(b, true)
+	u.closeLocked(b, by)
 	u.mu.Unlock()
 	u.out.Flush()
 }
 
-// closeLocked appends channel.close and makes the binding closing.
-func (u *upstream) closeLocked(b *binding, silent bool) bool {
-	if b.state != bOpen || u.failed != nil {
+// closeLocked ends a binding from this side, with channel.close. False: it has ended already.
+func (u *upstream) closeLocked(b *binding, by ledger.Cause) bool {
+	if !u.endLocked(b, by).Has(ledger.SayClose) {
 		return false
 	}
-	u.closingLocked(b, silent, u.env.now())
 	buf := u.out.BufferLocked(64)
 	u.out.SetBufferLocked(amqp.AppendClose(buf, b.id, &amqp.Error{Code: amqp.ReplySuccess, Text: "Goodbye"}))
 	return true
 }
 
-// closingLocked notes that the binding's channel.close goes out now.
-func (u *upstream) closingLocked(b *binding, silent bool, now int64) {
-	b.state, b.silent, b.closedAt = bClosing, silent, now
-	u.closingN.Add(1)
-	if silent {
+// endLocked is the broker's side of every end of a channel: the binding's next state, and in
+// the same step what follows from it. Saying channel.close is the caller's, whose run may
+// hold it; so is giving the place back to the pool, without the lock (Free: release, Lose: lose).
+func (u *upstream) endLocked(b *binding, by ledger.Cause) ledger.Act {
+	was := b.state
+	next, act := was.End(by, b.silent)
+	b.state = next
+	if act.Has(ledger.SayClose) {
+		b.closedAt = u.env.now()
+		u.closingN.Add(1)
+	}
+	if act.Has(ledger.Silent) {
+		b.silent = true
+	}
+	if act.Has(ledger.Ticket) {
 		u.ticketLocked(b)
 	}
+	if act.Has(ledger.SayCloseOk) {
+		u.out.SetBufferLocked(amqp.AppendMethod(u.out.BufferLocked(16), b.id, amqp.ChannelCloseOk))
+		u.out.KickLocked()
+	}
+	if next == bFree && was != bFree {
+		if was != bOpen {
+			u.closingN.Add(-1)
+		}
+		u.setLocked(b.id, nil)
+		if act.Has(ledger.Free) {
+			u.ids.free(b.id)
+		}
+		u.env.n.bindings.Add(-1)
+		u.wakeAnsweredLocked()
+	}
+	if act.Has(ledger.Through) && b.ticket != nil {
+		u.pool.closes.finish(b.ticket)
+	}
+	return act
 }
 
 // ticketLocked has later readers wait for the binding's close.
@@ -290,24 +315,6 @@ func (u *upstream) wakeAnsweredLocked() {
 	}
 }
 
-// freeLocked ends a binding; its id may be used again. The caller then gives the place
-// back to the pool, without the lock.
-func (u *upstream) freeLocked(b *binding) {
-	if b.state != bOpen {
-		u.closingN.Add(-1)
-	}
-	b.state = bFree
-	u.wakeAnsweredLocked()
-	u.setLocked(b.id, nil)
-	u.ids.free(b.id)
-	if u.failed == nil { // else fail has counted it
-		u.env.n.bindings.Add(-1)
-	}
-	if b.ticket != nil {
-		u.pool.closes.finish(b.ticket)
-	}
-}
-
 // fail ends the upstream: the socket is closed and every client bound here is told e.
 // Only the first call counts.
 func (u *upstream) fail(e *amqp.Error, lost bool) {
@@ -330,13 +337,10 @@ func (u *upstream) fail(e *amqp.Error, lost bool) {
 			if b == nil {
 				continue
 			}
-			if b.ticket != nil {
-				u.pool.closes.finish(b.ticket)
-			}
-			u.env.n.bindings.Add(-1)
 			// A client that has its answer, or is gone, has no part in this.
 			// When the proxy itself said connection.close, nobody is affected either.
-			if _, ok := seen[b.ch.c]; !ok && !b.silent && !u.closing {
+			tell := u.endLocked(b, ledger.ByUpstream).Has(ledger.Tell) && !u.closing
+			if _, ok := seen[b.ch.c]; !ok && tell {
 				seen[b.ch.c] = struct{}{}
 				told = append(told, b.ch.c)
 			}

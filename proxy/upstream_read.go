@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/ledger"
 )
 
 // delivery gathers consecutive frames of one binding, and the clients to wake.
@@ -125,7 +126,7 @@ func (u *upstream) pass(d *delivery, to int) {
 	}
 	if n := d.b.answered; n != 0 {
 		d.b.answered = 0
-		d.b.calls.Add(-n) // only now: an answer of the proxy's own must not overtake these
+		d.b.broker.Calls.Add(-n) // only now: an answer of the proxy's own must not overtake these
 		u.wakeAwaiting()
 	}
 	d.b = nil
@@ -176,16 +177,15 @@ func (u *upstream) method(b *binding, f amqp.Frame, d *delivery, at int) bool {
 	switch m {
 	case amqp.BasicDeliver:
 		if p := f.Args(); len(p) > 8 && len(p) >= 9+int(p[0]) {
-			b.lastTag.Store(binary.BigEndian.Uint64(p[1+int(p[0]):]))
+			b.broker.LastTag.Store(binary.BigEndian.Uint64(p[1+int(p[0]):]))
 		}
 	case amqp.BasicGetOk:
 		if p := f.Args(); len(p) >= 8 {
-			b.lastTag.Store(binary.BigEndian.Uint64(p))
+			b.broker.LastTag.Store(binary.BigEndian.Uint64(p))
 		}
 	case amqp.BasicAck, amqp.BasicNack:
 		if p := f.Args(); len(p) >= 9 {
-			b.confirms.add(binary.BigEndian.Uint64(p), p[8]&1 != 0)
-			b.confirmed.Store(b.confirms.low)
+			b.broker.Confirm(binary.BigEndian.Uint64(p), p[8]&1 != 0)
 		}
 	case amqp.ChannelOpenOk:
 		return false
@@ -193,9 +193,9 @@ func (u *upstream) method(b *binding, f amqp.Frame, d *delivery, at int) bool {
 		u.mu.Lock()
 		own := false
 		if m == amqp.BasicQosOk {
-			own = b.qosOwn.pop()
+			own = b.qosOwn.Pop()
 		} else {
-			own = b.selectOwn.pop()
+			own = b.selectOwn.Pop()
 		}
 		u.mu.Unlock()
 		if own {
@@ -215,8 +215,8 @@ func (u *upstream) method(b *binding, f amqp.Frame, d *delivery, at int) bool {
 		name := string(a.Str())
 		u.mu.Lock()
 		b.lastQueue = name
-		own := b.declareOwn.pop()
-		b.declares.Add(-1)
+		own := b.declareOwn.Pop()
+		b.broker.Declares.Add(-1)
 		u.wakeAnsweredLocked()
 		u.mu.Unlock()
 		if own {
@@ -224,11 +224,11 @@ func (u *upstream) method(b *binding, f amqp.Frame, d *delivery, at int) bool {
 		}
 	case amqp.TxCommitOk:
 		u.mu.Lock()
-		b.commits.Add(-1)
+		b.broker.Commits.Add(-1)
 		u.wakeAnsweredLocked()
 		u.mu.Unlock()
 	case amqp.ChannelFlow: // not RabbitMQ's, but the specification's
-		b.flows.Add(1)
+		b.broker.Flows.Add(1)
 	case amqp.ChannelClose:
 		u.pass(d, at)
 		u.brokerClosed(b, f, d)
@@ -248,7 +248,7 @@ func (u *upstream) method(b *binding, f amqp.Frame, d *delivery, at int) bool {
 // consumerNamed notes the tag that the broker gave a consumer without one.
 func (u *upstream) consumerNamed(b *binding, tag string) {
 	u.mu.Lock()
-	if b.unnamed.pop() {
+	if b.unnamed.Pop() {
 		b.addConsumerLocked(tag)
 	}
 	u.mu.Unlock()
@@ -258,7 +258,7 @@ func (u *upstream) consumerGone(b *binding, tag string) {
 	u.mu.Lock()
 	if _, ok := b.consumers[tag]; ok {
 		delete(b.consumers, tag)
-		b.consuming.Add(-1)
+		b.broker.Consuming.Add(-1)
 	}
 	u.mu.Unlock()
 }
@@ -269,36 +269,20 @@ func (u *upstream) brokerClosed(b *binding, f amqp.Frame, d *delivery) {
 	e := amqp.ParseClose(f)
 	ch := b.ch
 	u.mu.Lock()
-	was, silent := b.state, b.silent
+	was := b.state
 	b.refusal = e // before the ticket of a channel that moves is through
-	switch was {
-	case bOpen, bClosing:
-		buf := u.out.BufferLocked(16)
-		u.out.SetBufferLocked(amqp.AppendMethod(buf, b.id, amqp.ChannelCloseOk))
-		u.out.KickLocked()
-		if was == bOpen {
-			u.freeLocked(b)
-		} else {
-			// RabbitMQ still answers the close that crossed this one; other brokers do
-			// not, and are done with the channel all the same.
-			b.state = bCrossed
-			if b.ticket != nil {
-				u.pool.closes.finish(b.ticket)
-			}
-		}
-	}
+	act := u.endLocked(b, ledger.ByBroker)
 	u.mu.Unlock()
+	f.SetChannel(ch.id)
 	switch {
-	case was == bOpen:
+	case act.Has(ledger.Free):
 		u.pool.release(u)
-		f.SetChannel(ch.id)
-		if ch.c.refused(b, f) {
+		if ch.c.refused(b, ledger.ByBroker, f) {
 			d.touch(ch.c)
 		} else if ch.state.Load() == chClosed && ch.cur.Load() == b {
 			u.s.lateError(u, ch, e) // its close has been answered and waits to be sent
 		}
-	case was == bClosing && !silent:
-		f.SetChannel(ch.id)
+	case act.Has(ledger.Tell):
 		if ch.c.crossed(b, f) {
 			d.touch(ch.c)
 		}
@@ -310,15 +294,13 @@ func (u *upstream) brokerClosed(b *binding, f amqp.Frame, d *delivery) {
 // closeAnswered takes the broker's channel.close-ok.
 func (u *upstream) closeAnswered(b *binding, d *delivery) {
 	u.mu.Lock()
-	if b.state != bClosing && b.state != bCrossed {
-		u.mu.Unlock()
+	act := u.endLocked(b, ledger.ByAnswer)
+	u.mu.Unlock()
+	if !act.Has(ledger.Free) {
 		return
 	}
-	silent := b.silent
-	u.freeLocked(b)
-	u.mu.Unlock()
 	u.pool.release(u)
-	if !silent && b.ch.c.closeAnswered(b) {
+	if act.Has(ledger.Tell) && b.ch.c.closeAnswered(b, ledger.ByAnswer) {
 		d.touch(b.ch.c)
 	}
 }

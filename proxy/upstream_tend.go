@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/ledger"
 )
 
 func (u *upstream) tend() {
@@ -46,7 +47,8 @@ func (u *upstream) answerOverdue(now int64) {
 	}
 	limit := int64(u.env.cfg().CloseTimeout)
 	late := int32(0)
-	var overdue, crossed []*binding
+	var overdue []*binding
+	lost := 0
 	u.mu.Lock()
 	t := u.table.Load()
 	for i := range *t {
@@ -60,33 +62,22 @@ func (u *upstream) answerOverdue(now int64) {
 		if now-b.closedAt < limit {
 			continue
 		}
-		if !b.silent {
-			b.silent = true
+		act := u.endLocked(b, ledger.ByOverdue)
+		if act.Has(ledger.Tell) {
 			overdue = append(overdue, b)
-		} else if b.ticket != nil {
-			u.pool.closes.finish(b.ticket) // nobody needs to wait for it any more
 		}
-		if b.state == bCrossed {
-			b.state = bFree
-			u.setLocked(b.id, nil)
-			u.closingN.Add(-1)
-			if u.failed == nil { // else fail has counted it
-				u.env.n.bindings.Add(-1)
-			}
-			if b.ticket != nil {
-				u.pool.closes.finish(b.ticket)
-			}
-			crossed = append(crossed, b)
+		if act.Has(ledger.Lose) {
+			lost++
 		}
 	}
 	u.mu.Unlock()
 	u.late.Store(late)
 	for _, b := range overdue {
-		if b.ch.c.closeAnswered(b) {
+		if b.ch.c.closeAnswered(b, ledger.ByOverdue) {
 			b.ch.c.wake()
 		}
 	}
-	for range crossed {
+	for range lost {
 		u.pool.lose(u)
 	}
 }

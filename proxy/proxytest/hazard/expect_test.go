@@ -3,7 +3,11 @@
 
 package hazard
 
-import "strings"
+import (
+	"strings"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/proxytest/rabbit"
+)
 
 // racy has further answers of cases whose outcome is a race within the broker.
 var racy = map[string][]string{
@@ -109,10 +113,32 @@ func exceptionOf(name string) (exception, bool) {
 	return exception{}, false
 }
 
+// newest has the proxy's answers where 4.3 is of another mind than 3.10 and 4.0, whose
+// hard errors the proxy knows: it refuses what 4.3 has come to bear.
+func newest(name string) []string {
+	switch name {
+	case "basic.cancel-ok of an unknown consumer", "consumer tag twice, the first cancelled by cancel-ok":
+		return []string{`connection.close(ch 0) 503 by 60.31 "COMMAND_INVALID"`}
+	}
+	if !strings.Contains(name, "reply-to") {
+		return nil
+	}
+	for _, bad := range []string{"of bad base64", "of an atom", "of garbage", "of a pid cut off", "g1h2AA==.junk"} {
+		if strings.HasSuffix(name, bad) {
+			return []string{`connection.close(ch 0) 541 by 0.0 "INTERNAL_ERROR"`, `connection.close(ch 0) 502 by 60.40 "SYNTAX_ERROR"`}
+		}
+	}
+	return nil
+}
+
 // spreads has the cases whose hard error reaches the others of a shared upstream once,
 // since nothing in them tells it beforehand, with why. Only what is a hard error at the
 // broker may.
-func spreads(name string) bool {
+func spreads(name string, v rabbit.Version) bool {
+	// Nothing told 3.10 and 4.0 that these are hard errors.
+	if v == rabbit.V43 && (name == "declare reply-to without a dot" || strings.HasPrefix(name, "stream queue, odd property bit ")) {
+		return true
+	}
 	for _, part := range []string{
 		"stream queue: purge",          // what type the queue has
 		"stream queue: get",            // likewise

@@ -6,6 +6,8 @@ package hazard
 import (
 	"encoding/base64"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
@@ -44,8 +46,9 @@ func extraCases() []hazard {
 			n := q()
 			with(kind+" queue, header of "+f.name, l(declare(1, n, durable, typed(kind))), publish(1, "", n, 0), props(1, 1, 1<<13, amqp.AppendLongStr(nil, f.f)), body(1, "x"))
 		}
-		for bit, p := range map[int][]byte{15: str("\xff"), 14: str("\xff"), 10: str("\xff"), 9: str("\xff"), 7: str("\xff"), 6: longlong(1<<64 - 1), 5: str("\xff"), 3: str("\xff"), 2: str("\xff"), 11: octet(255), 12: octet(9)} {
-			n := q()
+		odd := map[int][]byte{15: str("\xff"), 14: str("\xff"), 10: str("\xff"), 9: str("\xff"), 7: str("\xff"), 6: longlong(1<<64 - 1), 5: str("\xff"), 3: str("\xff"), 2: str("\xff"), 11: octet(255), 12: octet(9)}
+		for _, bit := range slices.Sorted(maps.Keys(odd)) {
+			n, p := q(), odd[bit]
 			with(fmt.Sprintf("%s queue, odd property bit %d", kind, bit), l(declare(1, n, durable, typed(kind))), publish(1, "", n, 0), props(1, 1, 1<<bit, p), body(1, "x"))
 		}
 		for _, h := range []string{"x-stream-filter-value", "CC", "x-death", "x-delivery-count", "x-first-death-queue", "x-opt-delivery-time", "x-exchange", "x-routing-key", "x-message-ttl", "x-delay", "x-stream-offset"} {

@@ -26,6 +26,7 @@ type greeting struct {
 	pieces [][]byte
 	want   string // the answers through the proxy, as far as they matter
 	bare   string // the broker's own where it says less; "any": it may know other protocols
+	newest string // that of 4.3, where it differs from the others'
 }
 
 // startOk announces the capability that makes refusals speak, or none.
@@ -79,7 +80,7 @@ func greetings() []greeting {
 		{name: "frame_max 0 where one was offered", pieces: p(head, good, tuneOk(2047, 0, 60)), want: toTune + `connection.close(ch 0) 530 by 10.31 "NOT_ALLOWED`, bare: toTune + "cut"},
 		{name: "channel_max over the offer", pieces: p(head, good, tuneOk(2048, 131072, 60)), want: toTune + `connection.close(ch 0) 530 by 10.31 "NOT_ALLOWED`, bare: toTune + "cut"},
 		{name: "channel_max 0 where one was offered", pieces: p(head, good, tuneOk(0, 131072, 60)), want: toTune + `connection.close(ch 0) 530 by 10.31 "NOT_ALLOWED`, bare: toTune + "cut"},
-		{name: "frame_max 4096", pieces: p(head, good, cat(tuneOk(2047, 4096, 60), amqp.AppendOpen(nil, "/"))), want: toOpen},
+		{name: "frame_max 4096", pieces: p(head, good, cat(tuneOk(2047, 4096, 60), amqp.AppendOpen(nil, "/"))), want: toOpen, newest: toTune + "cut"},
 		{name: "start-ok with a bad table", pieces: p(head, amqp.AppendStartOk(nil, []byte("\x01aZ"), "PLAIN", []byte(login), "en_US")), want: toStart + "refused"},
 		{name: "start-ok cut off", pieces: p(head, method(0, amqp.ConnectionStartOk, long(0))), want: toStart + "refused"},
 		{name: "connection.open instead of start-ok", pieces: p(head, amqp.AppendOpen(nil, "/")), want: toStart + "refused"},
@@ -156,7 +157,7 @@ func greeted(want, got string) bool {
 }
 
 func TestHandshake(t *testing.T) {
-	for _, v := range rabbit.Versions {
+	for _, v := range versions() {
 		t.Run(string(v), func(t *testing.T) {
 			b := rabbit.Get(t, v)
 			for _, where := range []string{"straight", "proxy"} {
@@ -177,6 +178,9 @@ func TestHandshake(t *testing.T) {
 							want := g.want
 							if where == "straight" && g.bare != "" {
 								want = g.bare
+							}
+							if where == "straight" && v == rabbit.V43 && g.newest != "" {
+								want = g.newest // it refuses below 8192; through the proxy such a client goes on
 							}
 							if got := greet(addr, g); want != "any" && !greeted(want, got) {
 								t.Errorf("%s:\n got  %s\n want %s", g.name, got, want)

@@ -28,7 +28,7 @@ func onBoth(t *testing.T, change func(*proxy.Config), f func(t *testing.T, b *ra
 
 func besideCanary(t *testing.T, change func(*proxy.Config), f func(t *testing.T, b *rabbit.Broker, s *proxy.Server, addr string), canary bool) {
 	t.Helper()
-	for _, v := range rabbit.Versions {
+	for _, v := range versions() {
 		t.Run(string(v), func(t *testing.T) {
 			b := rabbit.Get(t, v)
 			s, addr := startProxy(t, b, change)

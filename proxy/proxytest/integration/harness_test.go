@@ -50,7 +50,7 @@ func portOf(addr string) string {
 
 // each runs a case on every broker, straight and through a proxy with these settings.
 func each(t *testing.T, settings string, f func(t *testing.T, tg *target)) {
-	for _, v := range rabbit.Versions {
+	for _, v := range versions(t) {
 		t.Run(string(v), func(t *testing.T) {
 			b := rabbit.Get(t, v)
 			t.Run("straight", func(t *testing.T) {
@@ -72,7 +72,7 @@ func through(t *testing.T, f func(t *testing.T, b *rabbit.Broker)) {
 	if straight {
 		t.Skip("STRAIGHT=1")
 	}
-	for _, v := range rabbit.Versions {
+	for _, v := range versions(t) {
 		t.Run(string(v), func(t *testing.T) { f(t, rabbit.Get(t, v)) })
 	}
 }

@@ -60,7 +60,7 @@ func verdict(err error) string {
 // compare runs a script straight and through the proxy, on every broker, and wants the
 // same transcript of both.
 func compare(t *testing.T, settings string, script func(t *testing.T, tg *target) []string) {
-	for _, v := range rabbit.Versions {
+	for _, v := range versions(t) {
 		t.Run(string(v), func(t *testing.T) {
 			b := rabbit.Get(t, v)
 			var want []string
@@ -143,8 +143,22 @@ func TestExclusiveQueueOfAnother(t *testing.T) {
 		if err := owner.Close(); err != nil {
 			t.Fatalf("close: %v", err)
 		}
-		if _, err := other.DeclareQueue(1, q, proxytest.Exclusive); err != nil {
-			t.Errorf("after the owner's close another declares it: %v", err)
+		// 4.3 keeps its metadata in Khepri, where the queue's end is seen a little after
+		// close-ok; straight too.
+		for ch := uint16(100); ; ch++ {
+			err := other.OpenChannel(ch)
+			if err == nil {
+				_, err = other.DeclareQueue(ch, q, proxytest.Exclusive)
+			}
+			if err == nil {
+				break
+			}
+			var e *wire.Error
+			if tg.broker.Version != rabbit.V43 || ch == 200 || !errors.As(err, &e) || e.Code != wire.ResourceLocked {
+				t.Errorf("after the owner's close another declares it: %v", err)
+				break
+			}
+			time.Sleep(20 * time.Millisecond)
 		}
 		if err := other.Close(); err != nil {
 			t.Errorf("close: %v", err)
@@ -232,7 +246,14 @@ func TestExclusiveQueueGoneAfterClose(t *testing.T) {
 				t.Fatalf("close: %v", err)
 			}
 			for _, o := range []*proxytest.Client{direct, beside} {
-				if _, err := o.QueueLength(1, q); !notFound(err) {
+				_, err := o.QueueLength(1, q)
+				for asked := 0; tg.broker.Version == rabbit.V43 && !notFound(err) && asked < 100; asked++ {
+					time.Sleep(20 * time.Millisecond) // Khepri shows it a little late, straight too
+					if err = o.OpenChannel(1); err == nil {
+						_, err = o.QueueLength(1, q)
+					}
+				}
+				if !notFound(err) {
 					t.Fatalf("round %d: right after close-ok: %v, want 404", i, verdict(err))
 				}
 				if err := o.OpenChannel(1); err != nil {

@@ -150,7 +150,7 @@ func TestStalledConsumers(t *testing.T) {
 	messages := size / slowBody
 	for _, consumers := range []int{1, 20} {
 		t.Run(fmt.Sprint(consumers), func(t *testing.T) {
-			for _, v := range rabbit.Versions {
+			for _, v := range versions(t) {
 				t.Run(string(v), func(t *testing.T) {
 					b := rabbit.Get(t, v)
 					var normal time.Duration // the canary's p99 straight, when all is quiet

@@ -7,10 +7,13 @@
 package integration
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -21,6 +24,24 @@ var (
 	full     = os.Getenv("FULL") != ""
 	straight = os.Getenv("STRAIGHT") != ""
 )
+
+// onNewest are the tests that run on the newest RabbitMQ too. The others take it with
+// FULL=1, or when -run names it: a third of everything is more than CI has time for.
+var onNewest = []string{
+	"TestBodies", "TestClients", "TestRefusals", "TestSameAsStraight", "TestPasswordChanged", "TestTLS",
+	"TestExclusiveQueueOfAnother", "TestExclusiveQueueOnAllChannels", "TestExclusiveQueueGoneAfterClose",
+	"TestBrokerKilledUnderLoad", "TestCloseAllConnections",
+}
+
+// versions are the brokers that a test runs on.
+func versions(t testing.TB) []rabbit.Version {
+	top, _, _ := strings.Cut(t.Name(), "/")
+	asked := strings.Contains(strings.ReplaceAll(flag.Lookup("test.run").Value.String(), `\`, ""), "/"+string(rabbit.V43))
+	if full || asked || slices.Contains(onNewest, top) {
+		return rabbit.Versions
+	}
+	return rabbit.Versions[:len(rabbit.Versions)-1]
+}
 
 func TestMain(m *testing.M) {
 	dir, err := os.MkdirTemp("", "amqproxysvc-integration-")

@@ -45,7 +45,7 @@ func TestRefusals(t *testing.T) {
 		{"unknown vhost", proxytest.ClientConfig{VHost: "nowhere"}},
 		{"vhost without permission", proxytest.ClientConfig{User: "stranger", Password: "secret"}},
 	}
-	for _, v := range rabbit.Versions {
+	for _, v := range versions(t) {
 		t.Run(string(v), func(t *testing.T) {
 			b := rabbit.Get(t, v)
 			if _, err := b.Ctl("add_user", "stranger", "secret"); err != nil {

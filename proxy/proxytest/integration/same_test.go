@@ -172,7 +172,7 @@ func TestSameAsStraight(t *testing.T) {
 			seeds = append(seeds, first+uint64(i))
 		}
 	}
-	for _, v := range rabbit.Versions {
+	for _, v := range versions(t) {
 		t.Run(string(v), func(t *testing.T) {
 			b := rabbit.Get(t, v)
 			direct := newSide(t, "straight", b.Addr())

@@ -1,8 +1,8 @@
 //go:build linux
 
-// Package rabbit is a testbed: RabbitMQ 3.10 (Debian 12) and 4.0 (Debian 13, in a
-// root directory of its own) on private ports and directories, each started when a
-// test first asks for it and ended with the test, however that ends.
+// Package rabbit is a testbed: RabbitMQ 3.10 (Debian 12), 4.0 (Debian 13) and 4.3 (Debian
+// sid), the latter two in root directories of their own, on private ports and directories,
+// each started when a test first asks for it and ended with the test, however that ends.
 // The script "install" beside this file brings what is missing.
 package rabbit
 
@@ -34,10 +34,12 @@ const (
 	V310 Version = "3.10"
 	// V40 is Debian 13's RabbitMQ, on Erlang 27.
 	V40 Version = "4.0"
+	// V43 is Debian sid's RabbitMQ, on Erlang 27, with its metadata in Khepri.
+	V43 Version = "4.3"
 )
 
 // Versions are all of them, oldest first.
-var Versions = []Version{V310, V40}
+var Versions = []Version{V310, V40, V43}
 
 const (
 	// startTimeout bounds a start; ten seconds are usual on an idle machine.
@@ -90,11 +92,15 @@ func CacheDir() string {
 
 // rootOf is the root directory that holds a version's installation.
 func rootOf(v Version) string {
-	if v == V40 {
-		return filepath.Join(CacheDir(), "rabbitmq-4.0")
+	if v == V310 {
+		return ""
 	}
-	return ""
+	return filepath.Join(CacheDir(), "rabbitmq-"+string(v))
 }
+
+// ErrGone is the error of a version that the package archives had and have no more, so
+// that nobody can install it: its tests are skipped, in CI too.
+var ErrGone = errors.New("it is in no archive any more")
 
 const bin = "/usr/lib/rabbitmq/bin/"
 
@@ -105,6 +111,9 @@ func Available(v Version) error {
 		return fmt.Errorf("RabbitMQ %s runs in a root directory of its own, which only root can enter", v)
 	}
 	if _, err := os.Stat(root + bin + "rabbitmq-server"); err != nil {
+		if why, gone := os.ReadFile(root + ".gone"); root != "" && gone == nil {
+			return fmt.Errorf("RabbitMQ %s: %w: %s", v, ErrGone, strings.TrimSpace(string(why)))
+		}
 		return fmt.Errorf("RabbitMQ %s is not installed (`make deps` installs it): %w", v, err)
 	}
 	return nil

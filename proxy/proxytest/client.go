@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
@@ -345,11 +346,16 @@ func (c *Client) OpenChannel(channel uint16) error {
 	return c.Call(Method(channel, amqp.ChannelOpen, ""), amqp.ChannelOpenOk)
 }
 
-// CloseChannel closes a channel and waits for the answer.
+// CloseChannel closes a channel and waits for the answer. What was laid aside of it is
+// gone: it came before the answer, and the next channel of the number must not have it.
 func (c *Client) CloseChannel(channel uint16) error {
 	delete(c.seq, channel)
 	delete(c.acked, channel)
-	return c.Call(Method(channel, amqp.ChannelClose, 200, "", 0, 0), amqp.ChannelCloseOk)
+	err := c.Call(Method(channel, amqp.ChannelClose, 200, "", 0, 0), amqp.ChannelCloseOk)
+	if err == nil {
+		c.aside = slices.DeleteFunc(c.aside, func(f amqp.Frame) bool { return f.Channel() == channel })
+	}
+	return err
 }
 
 // Bits of queue.declare.

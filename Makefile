@@ -1,6 +1,7 @@
 # Everything that is done with this tree has a target here; `make help` lists them.
 # Variables: VERSION, FULL=1 (long counts), QUICK=1, BROKER=amqp://…, PEERS=name=host:port,
-# FUZZTIME, SOAKTIME, RUN (a pattern of test names), AMQPROXYSVC_TEST_CACHE.
+# FUZZTIME, SOAKTIME, RUN (a pattern of test names), PKG (what test-unit tests),
+# AMQPROXYSVC_TEST_CACHE.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -10,6 +11,7 @@ VERSION ?= $(shell ./packaging/version 2>/dev/null || echo 0.0.0)
 FUZZTIME ?= 10000x
 SOAKTIME ?= 10m
 RUN ?= .
+PKG ?= ./...
 
 BIN := dist/bin
 LDFLAGS := -s -w -X main.version=$(VERSION)
@@ -33,6 +35,10 @@ build: ## the static binary for this machine, in dist/bin
 deps: ## install what the tests need: brokers, clients, haproxy (root; else says what is missing)
 	@./proxy/proxytest/rabbit/install >/dev/null
 
+.PHONY: deps-clean
+deps-clean: ## remove the tests' cache: roots, brokers, what was downloaded (packages of apt stay)
+	@./proxy/proxytest/rabbit/install --clean
+
 .PHONY: test
 test: deps lint cross static test-unit fuzz test-integration ## all checks but those of service and packages
 	@echo "make test: all passed"
@@ -41,18 +47,20 @@ test: deps lint cross static test-unit fuzz test-integration ## all checks but t
 lint: tools ## gofmt, go vet (linux, windows), staticcheck, errcheck, ineffassign
 	@bad=$$(git ls-files -z -- '*.go' | xargs -0 -r sh -c 'for f; do [ ! -e "$$f" ] || echo "$$f"; done' sh | xargs -r gofmt -l); \
 	  if [ -n "$$bad" ]; then echo "gofmt -w is needed on:"; echo "$$bad"; exit 1; fi
+	@echo "go vet, for windows and here"
 	@GOOS=windows go vet ./...
 	@for m in $(MODULES); do go -C $$m vet ./...; done
 	@export PATH="$$PWD/$(BIN)/tools:$$PATH" checks=$$(sed -n 's/^ *checks: *\(\[.*\]\).*/\1/p' .golangci.yml | tr -d '[]" '); \
 	  excludes=$$PWD/proxy/proxytest/tools/errcheck-excludes.txt; \
-	  GOOS=windows staticcheck -checks "$$checks,-U1000" ./...; \
-	  for m in $(MODULES); do ( cd $$m; staticcheck -checks "$$checks" ./...; \
+	  echo "staticcheck, for windows"; GOOS=windows staticcheck -checks "$$checks,-U1000" ./...; \
+	  for m in $(MODULES); do echo "staticcheck, errcheck, ineffassign in $$m"; ( cd $$m; staticcheck -checks "$$checks" ./...; \
 	  errcheck -ignoretests -exclude "$$excludes" ./...; ineffassign ./... ); done
 	@echo "lint: clean"
 
 .PHONY: tools
 tools:
 	@mkdir -p $(BIN)/tools
+	@[ -x $(BIN)/tools/staticcheck ] || echo "building the checkers (minutes, the first time)"
 	@go -C proxy/proxytest/tools build -o "$$PWD/$(BIN)/tools/" tool
 
 .PHONY: cross
@@ -66,8 +74,8 @@ static: build ## check that the Linux binary needs no library
 	@$(BIN)/amqproxysvc --version
 
 .PHONY: test-unit
-test-unit: ## unit tests and hazards, with the race detector
-	$(GOTEST) -race -timeout 15m -run '$(RUN)' ./...
+test-unit: ## unit tests and hazards, with the race detector (PKG=./proxy RUN=TestPool: some)
+	$(GOTEST) -race -timeout 20m -run '$(RUN)' $(PKG)
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME each: a number of runs (10000x) or a time (10m)
@@ -76,8 +84,12 @@ fuzz: ## every fuzz target for FUZZTIME each: a number of runs (10000x) or a tim
 	    echo "$$pkg $$f"; go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x -parallel 2 $$pkg | tail -n 12; done; done
 
 .PHONY: test-integration
-test-integration: ## real clients through the proxy to RabbitMQ 3.10 and 4.0 (FULL=1: long counts)
+test-integration: ## real clients through the proxy to RabbitMQ 3.10, 4.0 and, in part, 4.3 (FULL=1: all, long counts)
 	$(GOTEST) -C proxy/proxytest/integration -race -timeout 30m -run '$(RUN)' ./...
+
+.PHONY: hostile
+hostile: ## strangers, tenants and brokers that mean harm, beside canaries (FULL=1: long counts)
+	HOSTILE=1 $(GOTEST) -timeout 120m -run '$(RUN)' ./proxy/proxytest/hostile
 
 .PHONY: test-service
 test-service: ## the service under a booted systemd and under Wine
@@ -105,7 +117,7 @@ bench: ## speed beside HAProxy (QUICK=1: under a minute; PEERS=name=host:port: o
 	@go run ./proxy/proxytest/cmd/bench $(if $(QUICK),-quick) $(if $(PEERS),-peers '$(PEERS)') $(if $(BROKER),-broker '$(BROKER)')
 
 .PHONY: brokers
-brokers: ## start RabbitMQ 3.10 and 4.0 for your own use, until Ctrl-C
+brokers: ## start RabbitMQ 3.10, 4.0 and 4.3 for your own use, until Ctrl-C
 	@go run ./proxy/proxytest/cmd/brokers
 
 .PHONY: packages

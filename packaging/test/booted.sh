@@ -26,7 +26,7 @@ base_root() {
     echo "$tar"
 }
 
-# boot TAR ROOT: unpacks TAR into ROOT and boots it; sets NSPAWN, INIT and CGROUP. End it with halt.
+# boot TAR ROOT: unpacks TAR into ROOT and boots it; sets NSPAWN, INIT and CGROUPS. End it with halt.
 boot() {
     mkdir -p "$2"
     tar -C "$2" --numeric-owner -xf "$1"
@@ -40,12 +40,17 @@ boot() {
 }
 
 reboot_root() {
-    # A cgroup of its own: two machines in one would end each other's services.
-    CGROUP=/sys/fs/cgroup
-    [ ! -d /sys/fs/cgroup/systemd ] || CGROUP=/sys/fs/cgroup/systemd
-    CGROUP=$CGROUP/amqproxysvc-packages-$$
-    mkdir -p "$CGROUP"
-    sh -c 'echo $$ >"$1/cgroup.procs" && shift && exec "$@"' sh "$CGROUP" \
+    # A cgroup of its own: two machines in one would end each other's services. A hybrid
+    # host has two hierarchies, and nspawn takes its place from the unified one.
+    local top
+    CGROUPS=()
+    for top in /sys/fs/cgroup/systemd /sys/fs/cgroup/unified; do
+        [ ! -e $top/cgroup.procs ] || CGROUPS+=("$top/amqproxysvc-packages-$$")
+    done
+    [ ${#CGROUPS[@]} -gt 0 ] || CGROUPS=("/sys/fs/cgroup/amqproxysvc-packages-$$")
+    mkdir -p "${CGROUPS[@]}"
+    # shellcheck disable=SC2016 # for the inner shell
+    sh -c 'while [ "$1" != -- ]; do echo $$ >"$1/cgroup.procs" || exit; shift; done; shift; exec "$@"' sh "${CGROUPS[@]}" -- \
         systemd-nspawn -D "$1" --boot --register=no --keep-unit --quiet --console=pipe --link-journal=no \
             --resolv-conf=off --timezone=off </dev/null >"$1.console" 2>&1 &
     NSPAWN=$!
@@ -64,6 +69,14 @@ reboot_root() {
     die "the root $1 did not boot (state \"$state\")"
 }
 
+# remember FILE, recall FILE: a booted root in a file, for who was not its parent shell.
+remember() { echo "$NSPAWN $INIT ${CGROUPS[*]}" >"$1"; }
+recall() {
+    local cgroups
+    read -r NSPAWN INIT cgroups <"$1"
+    read -ra CGROUPS <<<"$cgroups"
+}
+
 # inside COMMAND: runs it in the booted root.
 inside() {
     nsenter --target "$INIT" --mount --uts --ipc --pid --cgroup --root \
@@ -76,6 +89,6 @@ halt() {
     inside systemctl --force --force poweroff >/dev/null 2>&1 || true
     timeout 20 tail --pid="$NSPAWN" -f /dev/null || kill -KILL "$INIT" "$NSPAWN" 2>/dev/null || true
     wait "$NSPAWN" 2>/dev/null || true
-    [ -z "${CGROUP:-}" ] || find "$CGROUP" -depth -type d -exec rmdir {} + 2>/dev/null || true
+    [ -z "${CGROUPS[*]:-}" ] || find "${CGROUPS[@]}" -depth -type d -exec rmdir {} + 2>/dev/null || true
     NSPAWN='' INIT=''
 }

@@ -23,11 +23,11 @@ import (
 )
 
 type machine struct {
-	root   string
-	cgroup string // of its own; a second machine must not meet this one's
-	nspawn *exec.Cmd
-	done   chan struct{}
-	init   int // PID 1's pid, seen from here
+	root    string
+	cgroups []string // of its own, one in each hierarchy; a second machine must not meet this one's
+	nspawn  *exec.Cmd
+	done    chan struct{}
+	init    int // PID 1's pid, seen from here
 	// private gives it a network of its own, with a loopback and nothing else.
 	private bool
 }
@@ -75,7 +75,10 @@ func newMachine(ctx context.Context, dir string) (*machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &machine{root: dir, cgroup: filepath.Join(systemdCgroup(), fmt.Sprintf("amqproxysvc-testbed-%d", os.Getpid()))}
+	m := &machine{root: dir}
+	for _, top := range cgroupTops() {
+		m.cgroups = append(m.cgroups, filepath.Join(top, fmt.Sprintf("amqproxysvc-testbed-%d", os.Getpid())))
+	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
@@ -85,22 +88,31 @@ func newMachine(ctx context.Context, dir string) (*machine, error) {
 	return m, nil
 }
 
-// systemdCgroup is the hierarchy that a systemd wants for itself.
-func systemdCgroup() string {
-	if _, err := os.Stat("/sys/fs/cgroup/systemd"); err == nil {
-		return "/sys/fs/cgroup/systemd" // version 1
+// cgroupTops are the hierarchies that a systemd wants for itself. A hybrid host has two, and
+// nspawn takes its place from the unified one: a machine without a cgroup of its own there
+// shares the payload's with every other machine, and each ends the other's services.
+func cgroupTops() (tops []string) {
+	for _, dir := range []string{"/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified"} {
+		if _, err := os.Stat(filepath.Join(dir, "cgroup.procs")); err == nil {
+			tops = append(tops, dir)
+		}
 	}
-	return "/sys/fs/cgroup"
+	if tops == nil {
+		tops = []string{"/sys/fs/cgroup"}
+	}
+	return tops
 }
 
 // boot returns when the machine says that it runs.
 func (m *machine) boot(ctx context.Context) error {
-	if err := os.MkdirAll(m.cgroup, 0o755); err != nil {
-		return err
+	for _, dir := range m.cgroups {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
 	}
 	// PID 1 ignores TERM; when this process dies, nspawn and with it the machine is killed.
-	args := []string{"-c", `echo $$ >"$1/cgroup.procs" && shift && exec systemd-nspawn "$@"`, "sh", m.cgroup,
-		"--quiet", "--directory=" + m.root, "--boot", "--register=no", "--keep-unit", "--console=pipe"}
+	args := append([]string{"-c", `while [ "$1" != -- ]; do echo $$ >"$1/cgroup.procs" || exit; shift; done; shift; exec systemd-nspawn "$@"`, "sh"}, m.cgroups...)
+	args = append(args, "--", "--quiet", "--directory="+m.root, "--boot", "--register=no", "--keep-unit", "--console=pipe")
 	if m.private {
 		args = append(args, "--private-network")
 	}
@@ -184,7 +196,9 @@ func (m *machine) halt() {
 		<-m.done
 	}
 	m.nspawn = nil
-	removeCgroups(m.cgroup)
+	for _, dir := range m.cgroups {
+		removeCgroups(dir)
+	}
 }
 
 // removeCgroups removes a cgroup and those below, the lowest first.

@@ -17,13 +17,9 @@ import (
 	"github.com/amqproxysvc/amqproxysvc/proxy/outbox"
 )
 
-const (
-	// upstreamHigh is how many bytes may wait for the broker's socket before the clients
-	// that feed it are no longer read.
-	upstreamHigh = 256 << 10
-	// throughMin is the size from which a run is written from the read buffer, uncopied.
-	throughMin = 4 << 10
-)
+// upstreamHigh is how many bytes may wait for the broker's socket before the clients
+// that feed it are no longer read.
+const upstreamHigh = 256 << 10
 
 // lane says what kind of work a shared upstream carries: RabbitMQ in an alarm stops
 // reading a connection that publishes, the acks of its consumers included.
@@ -182,7 +178,7 @@ func (u *upstream) send(r *run, gone <-chan struct{}) error {
 	for _, x := range r.closes {
 		u.endLocked(x.b, x.by)
 	}
-	if len(prefix) == 0 && len(body) >= throughMin && u.out.StartLocked() {
+	if len(prefix) == 0 && u.out.StartLocked() { // from the read buffer, uncopied
 		u.mu.Unlock()
 		return u.out.Through(nil, body)
 	}

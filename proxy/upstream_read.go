@@ -64,6 +64,10 @@ func (u *upstream) chunk(d *delivery) *amqp.Error {
 	var fatal *amqp.Error
 	for {
 		at := u.rd.Mark()
+		if n := u.plain(d, at); n > 0 {
+			frames += n
+			continue
+		}
 		f, err := u.rd.Next()
 		if err != nil {
 			var e *amqp.Error
@@ -111,6 +115,79 @@ func (u *upstream) chunk(d *delivery) *amqp.Error {
 	// Only now, with every client's frames queued and nothing held, may it wait.
 	u.backPressure()
 	return fatal
+}
+
+// plain gathers the frames at the mark at that need no more than their client's channel number:
+// deliveries, their content, and confirms, as many as follow one another on a channel. It does
+// what route does for them, and stops before the first that needs a second look.
+func (u *upstream) plain(d *delivery, at int) (frames uint64) {
+	buf := u.rd.Buffered()
+	if len(buf) < amqp.FrameOverhead+4 {
+		return 0
+	}
+	id := amqp.Frame(buf).Channel()
+	b := u.lookup(id) // nil for channel 0, among others
+	if b == nil {
+		return 0
+	}
+	most := u.rd.MaxFrame - 1 // of a size less one: 0, no bound, becomes the largest
+	if own := b.ch.c.frameMax; own != 0 {
+		if own < u.tune.FrameMax || u.tune.FrameMax == 0 {
+			return 0 // a body may be too large for the client
+		}
+		most = min(most, own-amqp.FrameOverhead-1)
+	}
+	var tag uint64
+	n, delivers, confirms := 0, false, false
+gather:
+	for len(buf)-n >= amqp.FrameOverhead+4 {
+		f := amqp.Frame(buf[n:])
+		size := binary.BigEndian.Uint32(f[3:])
+		if size-1 > most || uint64(len(f)) < uint64(size)+amqp.FrameOverhead || f[amqp.HeaderLen+size] != amqp.FrameEnd || f.Channel() != id {
+			break
+		}
+		switch f.Type() {
+		case amqp.FrameHeader, amqp.FrameBody:
+		case amqp.FrameMethod:
+			args := f[amqp.HeaderLen : amqp.HeaderLen+size]
+			switch f.Method() {
+			case amqp.BasicDeliver:
+				if len(args) < 13 || len(args) < 13+int(args[4]) {
+					break gather
+				}
+				tag, delivers = binary.BigEndian.Uint64(args[5+int(args[4]):]), true
+			case amqp.BasicAck:
+				if len(args) < 13 {
+					break gather
+				}
+				b.broker.Confirming(binary.BigEndian.Uint64(args[4:]), args[12]&1 != 0)
+				confirms = true
+			default:
+				break gather
+			}
+		default:
+			break gather
+		}
+		f.SetChannel(b.ch.id)
+		n += int(size) + amqp.FrameOverhead
+		frames++
+	}
+	if n == 0 {
+		return 0
+	}
+	// Before the client can hear of them.
+	if delivers {
+		b.broker.LastTag.Store(tag)
+	}
+	if confirms {
+		b.broker.TellConfirms()
+	}
+	if d.b != b {
+		u.pass(d, at)
+		d.b, d.from = b, at
+	}
+	u.rd.Skip(n)
+	return frames
 }
 
 // pass hands the gathered frames, which end at the mark to, to their client.

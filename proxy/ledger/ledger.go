@@ -21,9 +21,15 @@ type Broker struct {
 
 // Confirm notes basic.ack or basic.nack from the broker. For the upstream's reader.
 func (b *Broker) Confirm(tag uint64, multiple bool) {
-	b.confirms.Add(tag, multiple)
-	b.Confirmed.Store(b.confirms.Low)
+	b.Confirming(tag, multiple)
+	b.TellConfirms()
 }
+
+// Confirming is Confirm for one of several; TellConfirms then shows them to the other side.
+func (b *Broker) Confirming(tag uint64, multiple bool) { b.confirms.Add(tag, multiple) }
+
+// TellConfirms belongs behind calls of Confirming, before the client can hear of them.
+func (b *Broker) TellConfirms() { b.Confirmed.Store(b.confirms.Low) }
 
 // maxAbove bounds the deliveries that are settled out of order and remembered.
 const maxAbove = 1 << 16

@@ -52,7 +52,7 @@ type client struct {
 	env       *env
 	n         uint64
 	conn      net.Conn
-	raw       syscall.RawConn // of conn, where it can be written to without waiting; else nil
+	raw       syscall.RawConn // of conn, where it can be read and written without waiting; else nil
 	lst       *Listener
 	account   *account
 	pool      *pool
@@ -86,6 +86,9 @@ type client struct {
 
 	// The reader only.
 	rd       amqp.Reader
+	tryRead  func(fd uintptr) bool // see receive
+	took     int                   // by tryRead
+	readErr  error                 // of tryRead
 	chans    channelSet
 	last     *channel // the channel of the last frame
 	lately   lateChannel
@@ -136,7 +139,7 @@ func (c *client) readOn() {
 func (c *client) read() bool {
 	for {
 		c.reading.Store(true)
-		n, err := c.rd.Fill(c.conn)
+		n, err := c.receive()
 		c.reading.Store(false)
 		if n > 0 {
 			c.lastRead.Store(c.env.now())

@@ -21,9 +21,15 @@ func FuzzReaderAnySplit(f *testing.F) {
 		src := &chunks{b: b, sizes: sizes}
 		got, err := readAll(t, rd, src)
 		sameFrames(t, got, want, err, wantErr)
-		if limit := max(bigBuffer, int(maxFrame)+FrameOverhead, len(rd.home)); len(rd.buf) > limit {
+		if limit := max(hugeBuffer, int(maxFrame)+FrameOverhead, len(rd.home)); len(rd.buf) > limit {
 			t.Fatalf("%d octets are held, want at most %d", len(rd.buf), limit)
 		}
+		rd.Release()
+
+		rd = NewReader(HeaderLen+1+int(small%8192), maxFrame)
+		src = &chunks{b: b, sizes: sizes}
+		got, err = borrowAll(t, rd, src)
+		sameFrames(t, got, want, err, wantErr)
 		rd.Release()
 	})
 }

@@ -11,12 +11,19 @@ import (
 const (
 	// bigBuffer is what a busy reader borrows. Larger only when one frame needs it.
 	bigBuffer = 64 << 10
+	// hugeBuffer holds a frame of the usual frame_max, 128 KiB.
+	hugeBuffer = 136 << 10
 	// idleReads is how many small reads in a row give a borrowed buffer back. One: whoever
 	// goes idle after it must not keep the buffer.
 	idleReads = 1
+	// restBuffer is the largest part of a frame that Rest keeps outside of a borrowed buffer.
+	restBuffer = 512
 )
 
-var bigBuffers = sync.Pool{New: func() any { return new([bigBuffer]byte) }}
+var (
+	bigBuffers  = sync.Pool{New: func() any { return new([bigBuffer]byte) }}
+	hugeBuffers = sync.Pool{New: func() any { return new([hugeBuffer]byte) }}
+)
 
 // Reader cuts a stream into frames. A frame that Next returned is valid until the next Fill.
 // It is not safe for concurrent use.
@@ -24,12 +31,14 @@ type Reader struct {
 	// MaxFrame bounds the payload of a frame in octets; 0: no bound.
 	MaxFrame uint32
 
-	home   []byte           // the small buffer, owned
-	big    *[bigBuffer]byte // borrowed, or nil
-	buf    []byte           // home, big or one made for a large frame
-	r, w   int              // buf[r:w] has been read and not been consumed
-	smalls int              // reads in a row that home would have held
-	need   int              // length of the frame at r as far as known
+	home   []byte            // the small buffer, owned
+	big    *[bigBuffer]byte  // borrowed, or nil
+	huge   *[hugeBuffer]byte // likewise
+	buf    []byte            // home, big or one made for a large frame
+	r, w   int               // buf[r:w] has been read and not been consumed
+	smalls int               // reads in a row that home would have held
+	need   int               // length of the frame at r as far as known
+	lends  bool              // Borrow is used, not Fill
 }
 
 // NewReader has a small buffer of the given size, at least HeaderLen+1.
@@ -57,6 +66,48 @@ func (rd *Reader) Fill(src io.Reader) (n int, err error) {
 	return n, err
 }
 
+// Borrow makes room for a read that the caller does itself, in a buffer from the pool; Took says
+// what came. Who then has to wait gives the buffer back with Rest: an idle reader holds none, and a
+// busy one gets one that is in the processor's cache still. Not for a Reader that is filled too.
+func (rd *Reader) Borrow() []byte {
+	if !rd.lends {
+		rd.lends, rd.home = true, nil
+	}
+	left := rd.w - rd.r
+	want := max(bigBuffer, rd.need)
+	if left >= want {
+		want = 2 * left // whoever leaves all of it wants more
+	}
+	switch {
+	case len(rd.buf) < want:
+		rd.move(want)
+	case rd.r > 0:
+		copy(rd.buf, rd.buf[rd.r:rd.w])
+		rd.r, rd.w = 0, left
+	}
+	return rd.buf[rd.w:]
+}
+
+// Took notes that n octets were read into what Borrow gave.
+func (rd *Reader) Took(n int) { rd.w += n }
+
+// Rest gives the buffer back. A small part of a frame goes on in a small buffer of the reader's own,
+// a large one keeps what it is in.
+func (rd *Reader) Rest() {
+	left := rd.w - rd.r
+	switch {
+	case left > restBuffer:
+	case left == 0:
+		rd.giveBack()
+		rd.buf, rd.r, rd.w = nil, 0, 0
+	default:
+		if rd.home == nil {
+			rd.home = make([]byte, restBuffer)
+		}
+		rd.move(restBuffer)
+	}
+}
+
 // room moves what is left to the front and changes the buffer where another fits better.
 func (rd *Reader) room() {
 	left := rd.w - rd.r
@@ -80,22 +131,39 @@ func (rd *Reader) room() {
 		}
 		return
 	}
+	rd.move(want)
+}
+
+// move goes on in a buffer of at least the given size, with what is left at its front.
+func (rd *Reader) move(want int) {
 	var next []byte
-	oldBig := rd.big
+	old := *rd
 	switch {
 	case want <= len(rd.home):
-		next, rd.big = rd.home, nil
+		next, rd.big, rd.huge = rd.home, nil, nil
 	case want <= bigBuffer:
-		rd.big = bigBuffers.Get().(*[bigBuffer]byte)
+		rd.big, rd.huge = bigBuffers.Get().(*[bigBuffer]byte), nil
 		next = rd.big[:]
+	case want <= hugeBuffer:
+		rd.big, rd.huge = nil, hugeBuffers.Get().(*[hugeBuffer]byte)
+		next = rd.huge[:]
 	default:
-		next, rd.big = make([]byte, want), nil
+		next, rd.big, rd.huge = make([]byte, want), nil, nil
 	}
-	copy(next, rd.buf[rd.r:rd.w])
-	rd.buf, rd.r, rd.w = next, 0, left
-	if oldBig != nil {
-		bigBuffers.Put(oldBig)
+	n := copy(next, old.buf[old.r:old.w])
+	rd.buf, rd.r, rd.w = next, 0, n
+	old.giveBack()
+}
+
+// giveBack returns what is borrowed to its pool.
+func (rd *Reader) giveBack() {
+	if rd.big != nil {
+		bigBuffers.Put(rd.big)
 	}
+	if rd.huge != nil {
+		hugeBuffers.Put(rd.huge)
+	}
+	rd.big, rd.huge = nil, nil
 }
 
 // Next is the next whole frame, or nil when another Fill is needed.
@@ -123,10 +191,8 @@ func (rd *Reader) Mark() int { return rd.r }
 
 // Release gives a borrowed buffer back; the Reader must not be used any more.
 func (rd *Reader) Release() {
-	if rd.big != nil {
-		bigBuffers.Put(rd.big)
-	}
-	rd.big, rd.buf, rd.home, rd.r, rd.w = nil, nil, nil, 0, 0
+	rd.giveBack()
+	rd.buf, rd.home, rd.r, rd.w = nil, nil, 0, 0
 }
 
 // Between is what was consumed between two marks.

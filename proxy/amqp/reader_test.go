@@ -56,6 +56,30 @@ func whole(b []byte, maxFrame uint32) (frames [][]byte, err error) {
 
 // readAll reads a stream through a Reader, holding every frame until the Fill after it.
 func readAll(t testing.TB, rd *Reader, src io.Reader) (frames [][]byte, err error) {
+	return readAllBy(t, rd, func() error { _, err := rd.Fill(src); return err })
+}
+
+// borrowAll is readAll for a reader that borrows for each read, and rests before every other.
+func borrowAll(t testing.TB, rd *Reader, src io.Reader) (frames [][]byte, err error) {
+	waits := false
+	return readAllBy(t, rd, func() error {
+		if waits = !waits; waits {
+			rd.Borrow()
+			left := bytes.Clone(rd.Buffered())
+			if rd.Rest(); !bytes.Equal(rd.Buffered(), left) {
+				t.Fatalf("%x is left of %x after a rest", rd.Buffered(), left)
+			}
+			if len(left) == 0 && rd.buf != nil || len(left) <= restBuffer && rd.big != nil {
+				t.Fatalf("a reader at rest keeps %d octets for the %d that are left", len(rd.buf), len(left))
+			}
+		}
+		n, err := src.Read(rd.Borrow())
+		rd.Took(n)
+		return err
+	})
+}
+
+func readAllBy(t testing.TB, rd *Reader, fill func() error) (frames [][]byte, err error) {
 	type held struct {
 		f    Frame
 		copy []byte
@@ -68,7 +92,7 @@ func readAll(t testing.TB, rd *Reader, src io.Reader) (frames [][]byte, err erro
 			}
 		}
 		valid = valid[:0]
-		_, end := rd.Fill(src)
+		end := fill()
 		mark := rd.Mark()
 		for {
 			f, err := rd.Next()

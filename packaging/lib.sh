@@ -42,10 +42,10 @@ need_go() {
     said=$(cd "$TOP" && go list -m 2>&1) || die "$(go version) does not read go.mod: $said"
 }
 
-# tools DIR builds the tools of packaging/tools into DIR (nfpm, go-winres, cyclonedx-gomod).
+# tools DIR builds the tools of packaging/tools into DIR (nfpm, go-winres, cyclonedx-gomod, manual, notices).
 tools() {
     mkdir -p "$1"
-    GOOS='' GOARCH='' go -C "$TOP/packaging/tools" build -trimpath -buildvcs=false -o "$1/" tool
+    GOOS='' GOARCH='' go -C "$TOP/packaging/tools" build -trimpath -buildvcs=false -o "$1/" tool ./manual ./notices
 }
 
 # The time of the commit stands for every time inside the packages.

@@ -9,6 +9,8 @@ tool (
 	github.com/tc-hib/go-winres
 )
 
+require github.com/yuin/goldmark v1.7.13
+
 require (
 	dario.cat/mergo v1.0.2 // indirect
 	github.com/AlekSi/pointer v1.2.0 // indirect

@@ -76,6 +76,7 @@ static: build ## check that the Linux binary needs no library
 .PHONY: test-unit
 test-unit: ## unit tests and hazards, with the race detector (PKG=./proxy RUN=TestPool: some)
 	$(GOTEST) -race -timeout 20m -run '$(RUN)' $(PKG)
+	@go -C packaging/tools test ./...
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME each: a number of runs (10000x) or a time (10m)
@@ -127,6 +128,14 @@ packages: ## deb, rpm, tar.gz, zip, MSI in dist/
 .PHONY: repo
 repo: ## signed apt and yum repositories in dist/
 	./packaging/repo
+
+.PHONY: release
+release: ## VERSION=1.2.3: checks, tag, everything built, sums, signatures, notes; nothing is published
+	./packaging/release
+
+.PHONY: machine
+machine: ## a booted Debian with this tree's service in it, and a shell (root; SUITE=, UPSTREAM=, HOSTNET=1)
+	./packaging/machine
 
 .PHONY: clean
 clean: ## remove what was built

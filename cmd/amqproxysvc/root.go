@@ -55,7 +55,7 @@ Settings are taken from the command line, then the environment, then the file gi
 	root.Flags().BoolP("help", "h", false, "Show this help")
 	root.Flags().BoolP("version", "v", false, "Show the version")
 
-	root.AddCommand(checkConfigCommand(), importConfigCommand(), sampleConfigCommand(), versionCommand(), manCommand())
+	root.AddCommand(checkConfigCommand(), importConfigCommand(), sampleConfigCommand(), versionCommand(), manCommand(), healthcheckCommand())
 	root.AddCommand(serviceCommands()...)
 	for _, command := range systemCommands {
 		root.AddCommand(command())

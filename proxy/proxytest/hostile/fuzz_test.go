@@ -455,11 +455,10 @@ func fuzz(t *testing.T, r *rig, broker string, length time.Duration, cutsAllowed
 // realBroker is a RabbitMQ with the users of the tests.
 func realBroker(t *testing.T, v rabbit.Version) *rabbit.Broker {
 	b := rabbit.Get(t, v)
-	for user, password := range users() {
-		if _, err := b.Ctl("add_user", user, password); err != nil && !strings.Contains(err.Error(), "already exists") {
-			t.Fatal(err)
-		}
-		if _, err := b.Ctl("set_permissions", user, ".*", ".*", ".*"); err != nil {
+	for user, password := range users() { // there from the test before, or made
+		expr := fmt.Sprintf(`catch rabbit_auth_backend_internal:add_user(<<"%s">>, <<"%s">>, <<"test">>), `+
+			`rabbit_auth_backend_internal:set_permissions(<<"%[1]s">>, <<"/">>, <<".*">>, <<".*">>, <<".*">>, <<"test">>).`, user, password)
+		if _, err := b.Eval(expr); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -4,6 +4,7 @@ package hostile
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"net"
 	"net/http"
@@ -11,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -35,6 +37,11 @@ var owed = map[string]string{
 
 // patience bounds every wait; it is no measure of anything.
 const patience = 60 * time.Second
+
+// wanted says whether a case runs: in CI some stand for their kind.
+func wanted(t *testing.T, name string, usual ...string) bool {
+	return full || slices.Contains(usual, name) || strings.Contains(flag.Lookup("test.run").Value.String(), t.Name()+"/")
+}
 
 // count is n in CI and on a desk, long with FULL=1.
 func count(n, long int) int {

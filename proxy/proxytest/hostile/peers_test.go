@@ -159,6 +159,7 @@ func TestHostileBrokers(t *testing.T) {
 		"a cut":                   answers(func(ch uint16) []byte { return []byte{1, 0} }),
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel() // nothing here is measured in time
 			ln, err := net.Listen("tcp", "127.0.0.1:0")
 			if err != nil {
 				t.Fatal(err)
@@ -278,7 +279,7 @@ func TestHTTP(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := start(t, setup{})
 			r.rests()
-			ctx, cancel := context.WithTimeout(context.Background(), time.Duration(count(8, 30))*time.Second)
+			ctx, cancel := context.WithTimeout(context.Background(), time.Duration(count(6, 30))*time.Second)
 			defer cancel()
 			go crowd(ctx, 1<<30, count(100, 500), func(ctx context.Context, _ int) {
 				if c, err := dial(r.http); err == nil {

@@ -10,26 +10,16 @@ import (
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/broker"
 )
 
-type accountKey struct{ user, secret string }
-
-// brokerInfo is what a broker's handshake told of it.
-type brokerInfo struct {
-	startFrame atomic.Pointer[[]byte] // connection.start for clients, made when first needed
-	properties []byte                 // inside of server-properties
-	mechanisms string
-	tune       amqp.Tune
-	confirms   bool
-	// failureClose: a refused login is answered before the socket is closed.
-	failureClose bool
-}
+type accountKey = broker.Credential
 
 // account is a user and secret; its pools are its vhosts.
 type account struct {
 	key accountKey
 	// info is that of the newest handshake of this account.
-	info atomic.Pointer[brokerInfo]
+	info atomic.Pointer[broker.Info]
 	// props are the client-properties of the newest client that had other ones.
 	props atomic.Pointer[[]byte]
 
@@ -122,9 +112,9 @@ func (s *Server) verify(a *account, f *flight, props []byte) {
 		if a.spare != nil {
 			s.endSpare(a.spare)
 		}
-		u.spare = true
+		u.link.Wait()
 		a.known, a.spare = true, u
-		a.info.Store(u.serverInfo)
+		a.info.Store(u.link.Info)
 		a.verified.Store(s.now())
 		u.account = a
 	default:
@@ -143,9 +133,7 @@ func (s *Server) login(key accountKey, props []byte) (*upstream, *amqp.Error) {
 	if err := s.gate.take(nil, false, false); err != nil {
 		return nil, err
 	}
-	ctx, cancel := s.connectContext()
-	defer cancel()
-	u, err := s.dial(ctx, key, props)
+	u, err := s.dial(s.ctx, broker.Known, key, props)
 	if err != nil {
 		s.gate.give()
 		return nil, err
@@ -181,7 +169,7 @@ func (s *Server) dropSpares(n int) {
 
 // endSpare closes a connection on which no vhost was opened.
 func (s *Server) endSpare(u *upstream) {
-	go func() { _ = u.conn.Close() }() // with TLS it says goodbye first
+	u.link.Close()
 	s.gate.give()
 }
 
@@ -231,7 +219,7 @@ func (s *Server) poolOf(a *account, vhost string) *pool {
 	defer l.mu.Unlock()
 	p := a.pools[vhost]
 	if p == nil {
-		p = &pool{s: s, env: &s.env, id: identity{a.key.user, a.key.secret, vhost}, account: a}
+		p = &pool{s: s, env: &s.env, id: identity{a.key.User, vhost}, account: a}
 		if l.accounts[a.key] == a {
 			a.pools[vhost] = p
 		} else {

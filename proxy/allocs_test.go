@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/broker"
 	"github.com/amqproxysvc/amqproxysvc/proxy/proxytest"
 )
 
@@ -53,7 +54,7 @@ func halves(t testing.TB) (*client, *upstream, *sinkConn) {
 }
 
 // halvesOn are halves on connections of the test's own.
-func halvesOn(t testing.TB, cfg Config, near, broker net.Conn) (*client, *upstream) {
+func halvesOn(t testing.TB, cfg Config, near, far net.Conn) (*client, *upstream) {
 	cfg.Logger = slog.New(slog.DiscardHandler)
 	s, err := New(cfg)
 	if err != nil {
@@ -61,11 +62,11 @@ func halvesOn(t testing.TB, cfg Config, near, broker net.Conn) (*client, *upstre
 	}
 	s.coarse.Store(1)
 	a := &account{pools: map[string]*pool{}}
-	a.info.Store(&brokerInfo{confirms: true})
+	a.info.Store(&broker.Info{Confirms: true})
 	p := &pool{s: s, env: &s.env, account: a}
-	u := &upstream{s: s, env: &s.env, conn: broker, account: a, pool: p, done: make(chan struct{})}
-	u.out.Init(&u.mu, broker, &s.coarse, nil)
-	u.rd.Init(make([]byte, upstreamBuffer), 131072)
+	u := &upstream{s: s, env: &s.env, conn: far, account: a, pool: p, done: make(chan struct{})}
+	u.out.Init(&u.mu, far, &s.coarse, nil)
+	u.rd = amqp.NewReader(4<<10, 131072)
 	u.tune.FrameMax, u.ids.limit = 131072, 100
 	p.ups = append(p.ups, u)
 	c := &client{s: s, env: &s.env, conn: near, raw: rawConn(near), lst: &Listener{Mode: PoolAuto}, account: a, pool: p,

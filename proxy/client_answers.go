@@ -55,7 +55,7 @@ func (c *client) expectQos(b *binding, own bool) {
 // confirmSelect answers confirm.select at once and sends it on, unless the broker may refuse it.
 func (c *client) confirmSelect(ch *channel, f amqp.Frame, wait bool) bool {
 	b := ch.cur.Load()
-	if ch.ledger.Tx || !c.account.info.Load().confirms {
+	if ch.ledger.Tx || !c.account.info.Load().Confirms {
 		if !c.pass(ch, f, lanePublish, wait) {
 			return false
 		}

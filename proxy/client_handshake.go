@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/broker"
 )
 
 // handshakeFrame is the largest frame before the handshake is over.
@@ -36,7 +37,7 @@ func (c *client) handshake() bool {
 	if !ok || !c.startOk(f) {
 		return false
 	}
-	t := c.account.info.Load().tune
+	t := c.account.info.Load().Tune
 	c.send(amqp.AppendTune(nil, amqp.ConnectionTune, t))
 	f, ok = c.expect(amqp.ConnectionTuneOk)
 	if !ok || !c.tuneOk(f, t) {
@@ -186,9 +187,9 @@ func (c *client) startOk(f amqp.Frame) bool {
 	mechanism := string(a.Str())
 	response := a.LongStr()
 	c.caps = capabilities{
-		authFailureClose: announces(c.props, failureClose),
-		cancelNotify:     announces(c.props, "consumer_cancel_notify"),
-		blocked:          announces(c.props, "connection.blocked"),
+		authFailureClose: broker.Announces(c.props, broker.FailureClose),
+		cancelNotify:     broker.Announces(c.props, "consumer_cancel_notify"),
+		blocked:          broker.Announces(c.props, "connection.blocked"),
 	}
 	key, ok, known := parseResponse(mechanism, response)
 	if !known {
@@ -197,12 +198,12 @@ func (c *client) startOk(f amqp.Frame) bool {
 		return false
 	}
 	if !ok {
-		c.refuseLogin(refusedLogin(mechanism))
+		c.refuseLogin(broker.RefusedLogin(mechanism))
 		return false
 	}
-	c.user = key.user
+	c.user = key.User
 	var props []byte
-	c.isSession = c.lst.Mode == PoolSession || (c.lst.Mode == PoolAuto && isBearerToken(key.secret)) ||
+	c.isSession = c.lst.Mode == PoolSession || (c.lst.Mode == PoolAuto && isBearerToken(string(key.Secret))) ||
 		c.s.hasOffended(c)
 	if c.isSession {
 		c.props = bytes.Clone(c.props)
@@ -215,13 +216,13 @@ func (c *client) startOk(f amqp.Frame) bool {
 	account, e := c.s.authenticate(c, key, props)
 	if e != nil {
 		if e.Code == amqp.AccessRefused {
-			e = refusedLogin(mechanism)
+			e = broker.RefusedLogin(mechanism)
 		}
 		c.refuseLogin(e)
 		return false
 	}
 	c.account = account
-	c.user = account.key.user
+	c.user = account.key.User
 	c.keepProperties()
 	return true
 }
@@ -266,14 +267,14 @@ func parseResponse(mechanism string, response []byte) (key accountKey, ok, known
 		if len(parts) != 3 {
 			return key, false, true
 		}
-		return accountKey{string(parts[1]), string(parts[2])}, true, true
+		return accountKey{User: string(parts[1]), Secret: broker.Secret(parts[2])}, true, true
 	case "AMQPLAIN":
 		if amqp.CheckTable(response) != "" {
 			return key, false, true
 		}
 		_, _, ok1 := amqp.Lookup(response, "LOGIN")
 		_, _, ok2 := amqp.Lookup(response, "PASSWORD")
-		return accountKey{amqp.LookupString(response, "LOGIN"), amqp.LookupString(response, "PASSWORD")}, ok1 && ok2, true
+		return accountKey{User: amqp.LookupString(response, "LOGIN"), Secret: broker.Secret(amqp.LookupString(response, "PASSWORD"))}, ok1 && ok2, true
 	}
 	return key, false, false
 }
@@ -330,7 +331,7 @@ func (c *client) open(f amqp.Frame) bool {
 	}
 	c.rd.MaxFrame = c.frameMax
 	if c.frameMax == 0 {
-		c.rd.MaxFrame = unboundedFrame
+		c.rd.MaxFrame = broker.UnboundedFrame
 	}
 	c.env.n.loginsOK.Add(1)
 	c.lastRead.Store(c.env.now()) // the wait for the verdict was not the client's silence

@@ -4,13 +4,14 @@
 package proxy
 
 import (
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"strconv"
 	"time"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/broker"
 )
 
 // PoolMode says how a listener's clients share upstreams.
@@ -38,22 +39,7 @@ type Listener struct {
 }
 
 // Upstream is the broker to which connections are pooled.
-type Upstream struct {
-	// Host is the broker's DNS name or IP address.
-	Host string
-	// Port is its TCP port, 5672 for AMQP and 5671 for AMQPS by custom.
-	Port int
-	// TLS is nil for a plain connection. ServerName is filled in from Host when empty.
-	TLS *tls.Config
-}
-
-// Address is HOST:PORT as net.Dial takes it.
-func (u Upstream) Address() string { return net.JoinHostPort(u.Host, strconv.Itoa(u.Port)) }
-
-// sameAs tells whether what u leads to is what v leads to.
-func (u Upstream) sameAs(v Upstream) bool {
-	return u.Address() == v.Address() && (u.TLS == nil) == (v.TLS == nil)
-}
+type Upstream = broker.Target
 
 // Config is all that the engine can be told. Take DefaultConfig and change it.
 type Config struct {

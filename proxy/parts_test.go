@@ -155,7 +155,7 @@ func TestParseResponse(t *testing.T) {
 		{"AMQPLAIN", "", false, true}, {"AMQPLAIN", string(table[:len(table)/2]), false, true}, {"EXTERNAL", "", false, false},
 	} {
 		key, ok, known := parseResponse(tc.mechanism, []byte(tc.response))
-		if ok != tc.ok || known != tc.known || (ok && (key.user != "u" || key.secret != "p")) {
+		if ok != tc.ok || known != tc.known || (ok && (key.User != "u" || key.Secret != "p")) {
 			t.Errorf("%s %q: got %+v, %v, %v", tc.mechanism, tc.response, key, ok, known)
 		}
 	}
@@ -165,7 +165,7 @@ func TestParseResponse(t *testing.T) {
 func TestWhatWasLearnedIsForgotten(t *testing.T) {
 	c, u, _ := halves(t)
 	s := c.s
-	u.account.key.user = "u"
+	u.account.key.User = "u"
 	p := &pool{s: s, env: &s.env, id: identity{user: "u"}, account: u.account}
 	u.senders[amqp.ChannelOpen.Index()].Store(c)
 	u.blame(&amqp.Error{Code: amqp.NotAllowed, Method: amqp.ChannelOpen,

@@ -12,8 +12,8 @@ import (
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
 )
 
-// identity is what an upstream may be reused by.
-type identity struct{ user, secret, vhost string }
+// identity names what an upstream may be reused by; the secret is its account's.
+type identity struct{ user, vhost string }
 
 // flight is something that is done once while many wait for it.
 type flight struct {

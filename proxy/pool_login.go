@@ -37,15 +37,13 @@ func (p *pool) openSpare(props []byte) (*upstream, *amqp.Error) {
 		p.stayedAway()
 		return nil, nil
 	}
-	ctx, cancel := p.s.connectContext()
-	defer cancel()
-	err := u.open(ctx, p.id.vhost)
+	err := u.open(p.s.ctx, p.id.vhost)
 	if err == nil {
 		u.arriving = true
 		return u, nil
 	}
 	p.stayedAway()
-	_ = u.conn.Close()
+	u.link.Close()
 	p.s.gate.give()
 	if refusal(err) {
 		return nil, err

@@ -116,7 +116,10 @@ func TestBrokerDown(t *testing.T) {
 	withBroker(t, proxytest.BrokerConfig{}, nil, func(r *rig) {
 		r.to.Refuse(fmt.Errorf("connection refused"))
 		_, err := r.login(proxytest.ClientConfig{})
-		r.hears(err, amqp.ConnectionForced, "the broker at broker:5672 cannot be reached", "refused")
+		r.hears(err, amqp.ConnectionForced, "CONNECTION_FORCED - the broker cannot be reached")
+		if l := r.log(); !strings.Contains(l, "address=broker:5672") || !strings.Contains(l, "connection refused") {
+			t.Errorf("the log does not say where and why:\n%s", l)
+		}
 		r.to.Refuse(nil)
 		begin := time.Now()
 		_, err = r.login(proxytest.ClientConfig{})

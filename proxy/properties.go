@@ -3,21 +3,26 @@
 
 package proxy
 
-import "github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+import (
+	"bytes"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/broker"
+)
 
 // proxyField is the field that names this proxy and its version, either way.
 const proxyField = "proxied_by"
 
 // brokerOrDefault is what the newest handshake with the broker told, or before the first
 // one what RabbitMQ would have.
-func (s *Server) brokerOrDefault() *brokerInfo {
-	if info := s.broker.Load(); info != nil {
+func (s *Server) brokerOrDefault() *broker.Info {
+	if info := s.broker.Info(); info != nil {
 		return info
 	}
 	return s.noBroker
 }
 
-func defaultBroker() *brokerInfo {
+func defaultBroker() *broker.Info {
 	var caps []byte
 	for _, name := range []string{"publisher_confirms", "exchange_exchange_bindings", "basic.nack",
 		"consumer_cancel_notify", "connection.blocked", "consumer_priorities",
@@ -28,18 +33,23 @@ func defaultBroker() *brokerInfo {
 	p = amqp.AppendStringField(p, "product", "RabbitMQ")
 	p = amqp.AppendStringField(p, "version", "3.10.8")
 	p = amqp.AppendStringField(p, "platform", "Erlang/OTP")
-	return &brokerInfo{properties: p, mechanisms: mechanisms, confirms: true}
+	return &broker.Info{Properties: p, Mechanisms: mechanisms, Product: "RabbitMQ", Version: "3.10.8", Confirms: true}
+}
+
+// greeting is connection.start for clients, made when first needed.
+type greeting struct {
+	of    *broker.Info
+	frame []byte
 }
 
 // startFrame is connection.start for clients: the broker's, and the proxy's field.
-func (s *Server) startFrame(info *brokerInfo) []byte {
-	if f := info.startFrame.Load(); f != nil {
-		return *f
+func (s *Server) startFrame(info *broker.Info) []byte {
+	if g := s.greeting.Load(); g != nil && (g.of == info || bytes.Equal(g.of.Properties, info.Properties)) {
+		return g.frame
 	}
-	p := s.withProxy(info.properties)
-	f := amqp.AppendStart(nil, p, mechanisms, "en_US")
-	info.startFrame.Store(&f)
-	return f
+	g := &greeting{info, amqp.AppendStart(nil, s.withProxy(info.Properties), mechanisms, "en_US")}
+	s.greeting.Store(g)
+	return g.frame
 }
 
 // withProxy is a copy of properties with the field that names this proxy.

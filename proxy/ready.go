@@ -8,7 +8,7 @@ import (
 	"fmt"
 	"net"
 
-	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/broker"
 )
 
 // Ready reports whether the broker can be reached, with the reason when not.
@@ -22,24 +22,7 @@ func (s *Server) Ready(ctx context.Context) error {
 	case ups > 0:
 		return nil // heartbeats watch over it
 	}
-	if d := s.down.Load(); d != nil && s.clock().Before(d.until) {
-		return d.err
-	}
-	cfg := s.cfg()
-	ctx, cancel := context.WithTimeout(ctx, cfg.ConnectTimeout)
-	defer cancel()
-	conn, err := cfg.Dial(ctx, "tcp", cfg.Upstream.Address())
-	if err == nil && cfg.Upstream.TLS != nil {
-		conn, err = startTLS(ctx, conn, cfg.Upstream)
-	}
-	if err == nil {
-		err = greet(ctx, conn)
-		_ = conn.Close()
-	}
-	if err != nil {
-		return fmt.Errorf("the broker at %s cannot be reached: %w", cfg.Upstream.Address(), err)
-	}
-	return nil
+	return s.broker.Check(ctx)
 }
 
 // SelfCheck makes a login-free handshake with the server's own first listener and
@@ -59,34 +42,8 @@ func (s *Server) SelfCheck(ctx context.Context) error {
 		return fmt.Errorf("the proxy's own listener: %w", err)
 	}
 	defer func() { _ = conn.Close() }()
-	if err := greet(ctx, conn); err != nil {
+	if err := broker.Greets(ctx, conn); err != nil {
 		return fmt.Errorf("the proxy's own listener %s: %w", addr, err)
 	}
 	return nil
-}
-
-// greet sends the protocol header and expects connection.start.
-func greet(ctx context.Context, conn net.Conn) error {
-	if t, ok := ctx.Deadline(); ok {
-		_ = conn.SetDeadline(t)
-	}
-	if _, err := conn.Write(amqp.ProtocolHeader[:]); err != nil {
-		return err
-	}
-	rd := amqp.NewReader(4<<10, 1<<20)
-	for {
-		f, err := rd.Next()
-		if err != nil {
-			return err
-		}
-		if f != nil {
-			if f.Type() != amqp.FrameMethod || f.Method() != amqp.ConnectionStart {
-				return errors.New("it does not answer with connection.start")
-			}
-			return nil
-		}
-		if _, err := rd.Fill(conn); err != nil {
-			return err
-		}
-	}
 }

@@ -16,12 +16,13 @@ import (
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/broker"
 )
 
 var bg = context.Background()
 
 // DialFunc opens a connection to the broker at a HOST:PORT address.
-type DialFunc func(ctx context.Context, network, address string) (net.Conn, error)
+type DialFunc = broker.DialFunc
 
 // Server is one proxy engine. Make it with New, run it with Start, end it with Shutdown.
 type Server struct {
@@ -32,10 +33,10 @@ type Server struct {
 	gate   gate
 	budget budget
 	logins logins
-	broker atomic.Pointer[brokerInfo] // of the newest handshake
-	// noBroker stands in before the first one: RabbitMQ's values.
-	noBroker *brokerInfo
-	down     atomic.Pointer[outage]
+	broker *broker.Broker
+	// noBroker stands in before the first handshake with the broker: RabbitMQ's values.
+	noBroker *broker.Info
+	greeting atomic.Pointer[greeting]
 
 	rests     atomic.Int64 // clients that came to rest lately
 	restsSeen int64        // the janitor's
@@ -88,20 +89,24 @@ func New(cfg Config) (*Server, error) {
 	s.ctx, s.stop = context.WithCancel(bg)
 	s.gate.s, s.gate.env = s, &s.env
 	s.logins.accounts = make(map[accountKey]*account)
+	s.broker = broker.New(s.ctx, s.log, s.spawn, broker.Config{})
 	s.setConfig(cfg)
 	return s, nil
 }
 
-func (s *Server) setConfig(cfg Config) {
+// setConfig reports whether the broker is another one now.
+func (s *Server) setConfig(cfg Config) (moved bool) {
 	if cfg.Dial == nil {
 		cfg.Dial = (&net.Dialer{KeepAlive: 30 * time.Second}).DialContext
 	}
 	s.budget.resize(cfg.MessageBuffer, cfg.MaxMessageSize)
 	s.conf.Store(&cfg)
+	moved = s.broker.Set(cfg.brokerConfig())
 	s.gate.poke()
 	s.mu.Lock()
 	s.wakeWaitingLocked() // max_clients may be larger now
 	s.mu.Unlock()
+	return moved
 }
 
 // Start binds every listener and accepts clients; it returns when all are bound, or
@@ -295,12 +300,9 @@ func (s *Server) Reload(cfg Config) (needRestart []string, err error) {
 		}
 	}
 	cfg.Listeners = old.Listeners
-	moved := !cfg.Upstream.sameAs(old.Upstream)
-	s.setConfig(cfg)
-	if moved {
+	if s.setConfig(cfg) {
 		// What stands is used up; what comes goes to the new broker. What is being opened
 		// now is looked at when it is there, see upstream.stale.
-		s.down.Store(nil)
 		s.distrust()
 		s.dropSpares(math.MaxInt)
 		for _, p := range s.allPools() {
@@ -420,6 +422,7 @@ func (s *Server) end(err error) {
 	}
 	s.mu.Unlock()
 	s.stop()
+	s.broker.Close()
 	s.dropSpares(math.MaxInt)
 	for _, ln := range listeners {
 		_ = ln.Close()

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/broker"
 	"github.com/amqproxysvc/amqproxysvc/proxy/ledger"
 	"github.com/amqproxysvc/amqproxysvc/proxy/outbox"
 )
@@ -34,23 +35,20 @@ const (
 // upstream is a connection to the broker.
 type upstream struct {
 	// Immutable after the handshake.
-	s          *Server
-	env        *env
-	n          uint64 // number, for names and logs
-	conn       net.Conn
-	to         Upstream // the broker, as it was set when this was dialled
-	account    *account
-	pool       *pool  // nil before connection.open
-	props      []byte // client-properties it was opened with
-	own        bool   // these are the proxy's own
-	greeted    bool   // the broker has sent connection.start
-	spare      bool   // it has waited for its vhost to be named
-	session    bool   // opened with a client's own properties
-	tune       amqp.Tune
-	serverInfo *brokerInfo
-	heartbeat  time.Duration
-	opened     time.Time
-	done       chan struct{} // closed when the reader has ended
+	s         *Server
+	env       *env
+	n         uint64 // number, for names and logs
+	conn      net.Conn
+	account   *account
+	pool      *pool  // nil before connection.open
+	props     []byte // client-properties it was opened with
+	own       bool   // these are the proxy's own
+	session   bool   // opened with a client's own properties
+	link      *broker.Link
+	tune      amqp.Tune
+	heartbeat time.Duration
+	opened    time.Time
+	done      chan struct{} // closed when the reader has ended
 
 	lastRead atomic.Int64           // when bytes last came in, coarse clock
 	halted   atomic.Bool            // the reader waits for a client on purpose
@@ -87,7 +85,7 @@ type upstream struct {
 	// senders are the clients that last sent each method, by Method.Index.
 	senders [amqp.NumMethods]atomic.Pointer[client]
 
-	rd amqp.Reader // the reader's
+	rd *amqp.Reader // the reader's
 }
 
 var errUpstreamGone = errors.New("the connection to the broker has ended")
@@ -356,6 +354,7 @@ func (u *upstream) fail(e *amqp.Error, lost bool) {
 		u.pool.remove(u)
 	}
 	u.s.upstreamGone(u)
+	u.link.End(lost)
 	go func() { // with TLS it says goodbye first, and the caller may be the janitor
 		_ = u.conn.Close()
 		u.s.gate.give()
@@ -366,7 +365,7 @@ func (u *upstream) fail(e *amqp.Error, lost bool) {
 		if u.blamed.Load() {
 			level = slog.LevelDebug
 		}
-		u.env.log.Log(bg, level, "upstream lost", "upstream", u.n, "user", u.account.key.user, "vhost", u.vhost(),
+		u.env.log.Log(bg, level, "upstream lost", "upstream", u.n, "user", u.account.key.User, "vhost", u.vhost(),
 			"code", e.Code, "reason", e.Text, "clients", len(told))
 	}
 	for _, c := range told {

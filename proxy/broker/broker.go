@@ -404,7 +404,7 @@ func (b *Broker) takeGreeted() *Link {
 	k := b.greeted
 	b.greeted = nil
 	if k != nil {
-		k.waited = true
+		k.waited, k.began = true, time.Now()
 	}
 	return k
 }

@@ -54,8 +54,17 @@ func (b *Broker) greet(ctx context.Context, cfg *settings, t Target) (*Link, err
 		}
 	}
 	k := &Link{Conn: conn, Reader: amqp.NewReader(readBuffer, startFrameMax), Target: t, b: b}
-	err = k.within(ctx, func() error {
-		if _, err := conn.Write(amqp.ProtocolHeader[:]); err != nil {
+	if err := k.greeting(ctx); err != nil {
+		_ = conn.Close()
+		return nil, err
+	}
+	return k, nil
+}
+
+// greeting sends the protocol header and reads connection.start.
+func (k *Link) greeting(ctx context.Context) error {
+	return k.within(ctx, func() error {
+		if _, err := k.Conn.Write(amqp.ProtocolHeader[:]); err != nil {
 			return err
 		}
 		f, err := k.next()
@@ -64,11 +73,12 @@ func (b *Broker) greet(ctx context.Context, cfg *settings, t Target) (*Link, err
 		}
 		return err
 	})
-	if err != nil {
-		_ = conn.Close()
-		return nil, err
-	}
-	return k, nil
+}
+
+// Greets reports what is wrong, if anything, with the greeting of whoever is at conn's other end.
+func Greets(ctx context.Context, conn net.Conn) error {
+	k := &Link{Conn: conn, Reader: amqp.NewReader(readBuffer, startFrameMax)}
+	return k.greeting(ctx)
 }
 
 func startTLS(ctx context.Context, conn net.Conn, to Target) (net.Conn, error) {
@@ -176,7 +186,10 @@ func (k *Link) logIn(ctx context.Context, c Credential, props []byte) error {
 // Open is the second half: tune-ok and connection.open in one go. A verdict on the vhost is an *amqp.Error.
 func (k *Link) Open(ctx context.Context, vhost string) error {
 	cfg := k.b.conf.Load()
-	ctx, cancel := context.WithTimeout(ctx, cfg.ConnectTimeout)
+	if k.waited {
+		k.began = time.Now()
+	}
+	ctx, cancel := context.WithDeadline(ctx, k.began.Add(cfg.ConnectTimeout))
 	defer cancel()
 	t := k.Info.Tune
 	if want := cfg.Heartbeat; want > 0 && (t.Heartbeat == 0 || int(want/time.Second) < int(t.Heartbeat)) {

@@ -137,9 +137,10 @@ func TestManySmallBodyFramesTakeNoMoreRoom(t *testing.T) {
 
 // Whoever holds room for a publish and sends nothing gives it up when others wait for it.
 func TestHoarderGivesUpItsRoom(t *testing.T) {
-	withScript(t, 0, func(c *Config) { c.MaxMessageSize, c.MessageBuffer = 1<<20, 1<<20 }, func(r *rig) {
-		hog, _ := r.pair(proxytest.ClientConfig{})
+	withScript(t, 0, func(c *Config) { c.MaxMessageSize, c.MessageBuffer, c.Heartbeat = 1<<20, 1<<20, 0 }, func(r *rig) {
+		hog, p := r.pair(proxytest.ClientConfig{})
 		r.must(hog.Send(proxytest.Method(1, amqp.BasicPublish, 0, "", "q", 0), proxytest.Header(1, 1<<20), proxytest.Body(1, []byte("x"))))
+		p.OpenChannel()
 		time.Sleep(50 * time.Second)
 		if f, err := hog.NextWithin(time.Second); err == nil {
 			t.Fatalf("nobody waits, yet the holder hears %s", proxytest.Describe(f))

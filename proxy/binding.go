@@ -4,6 +4,8 @@
 package proxy
 
 import (
+	"sync/atomic"
+
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
 	"github.com/amqproxysvc/amqproxysvc/proxy/ledger"
 )
@@ -39,6 +41,7 @@ type binding struct {
 	lastQueue  string              // name of the queue last declared here
 
 	broker ledger.Broker // what the broker has said and owes here
+	opened atomic.Bool   // open-ok has come; written by the upstream's reader
 
 	// The upstream's reader only.
 	answered int32 // calls answered by what is gathered and not delivered yet

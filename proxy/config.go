@@ -123,6 +123,7 @@ func DefaultConfig() Config {
 		CloseTimeout:        5 * time.Second,
 		WriteTimeout:        30 * time.Second,
 		DrainTimeout:        20 * time.Second,
+		Heartbeat:           15 * time.Second,
 		Version:             "dev",
 	}
 }

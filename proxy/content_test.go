@@ -234,7 +234,7 @@ func TestFramesTooLargeForTheUpstream(t *testing.T) {
 			proxytest.HeaderWith(1, 0, 1<<13, amqp.AppendLongStr(nil, amqp.AppendStringField(nil, "long", strings.Repeat("x", 5000))))...),
 	} {
 		t.Run(name, func(t *testing.T) {
-			withScript(t, 0, func(c *Config) { c.MaxLifetime = time.Minute }, func(r *rig) {
+			withScript(t, 0, func(c *Config) { c.MaxLifetime, c.Heartbeat = time.Minute, 0 }, func(r *rig) {
 				c, p := r.pair(proxytest.ClientConfig{})
 				time.Sleep(61 * time.Second) // what stands retires
 				p.Expect(amqp.ConnectionClose)

@@ -105,7 +105,7 @@ func (p *pool) fitsLocked(u *upstream, l lane) bool {
 func (p *pool) roomLocked(u *upstream) bool {
 	// Channels that are being closed carry no client any more, but have their id until the
 	// broker's close-ok: a distant broker has many on their way.
-	return !u.session && u.owner.Load() == nil && !u.retired && u.crowded.Load() == 0 &&
+	return !u.session && u.owner.Load() == nil && !u.retired && !u.suspect.Load() && u.crowded.Load() == 0 &&
 		u.load-int(u.closingN.Load()) < p.env.cfg().MaxChannels && u.load+u.lost < int(u.ids.limit)
 }
 
@@ -293,7 +293,7 @@ func (p *pool) idleSession(c *client) *upstream {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, u := range p.ups {
-		if u.session && u.owner.Load() == nil && u.load == 0 && !u.retired &&
+		if u.session && u.owner.Load() == nil && u.load == 0 && !u.retired && !u.suspect.Load() &&
 			(!match || bytes.Equal(u.props, c.props)) && u.giveTo(c) {
 			return u
 		}

@@ -59,7 +59,7 @@ func (p *pool) usable() bool {
 
 func (p *pool) usableLocked() bool {
 	for _, u := range p.ups {
-		if !u.retired {
+		if !u.retired && !u.suspect.Load() {
 			return true
 		}
 	}

@@ -205,7 +205,7 @@ func TestBrokerFallsBehindWithCloses(t *testing.T) {
 
 // The wait for quiet closes leaves time for a new connection within two heartbeats.
 func TestReadYourWritesIsBounded(t *testing.T) {
-	withScript(t, 0, func(c *Config) { c.CloseTimeout, c.ConnectTimeout = time.Hour, 70*time.Second }, func(r *rig) {
+	withScript(t, 0, func(c *Config) { c.CloseTimeout, c.ConnectTimeout, c.Heartbeat = time.Hour, 70*time.Second, 0 }, func(r *rig) {
 		c, p := r.pair(proxytest.ClientConfig{})
 		r.must(c.Publish(1, "", "q", []byte("x")))
 		id := p.OpenChannel()

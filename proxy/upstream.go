@@ -51,6 +51,8 @@ type upstream struct {
 	done      chan struct{} // closed when the reader has ended
 
 	lastRead atomic.Int64           // when bytes last came in, coarse clock
+	replied  atomic.Int64           // when an answer last came in, likewise
+	suspect  atomic.Bool            // it owes an answer for too long: no new channels
 	halted   atomic.Bool            // the reader waits for a client on purpose
 	blocked  atomic.Bool            // the broker announced an alarm
 	crowded  atomic.Int32           // clients whose queue fills up
@@ -85,7 +87,11 @@ type upstream struct {
 	// senders are the clients that last sent each method, by Method.Index.
 	senders [amqp.NumMethods]atomic.Pointer[client]
 
-	rd *amqp.Reader // the reader's
+	alive alive // the janitor's
+
+	// The reader's.
+	rd      *amqp.Reader
+	replies bool // the chunk holds an answer
 }
 
 var errUpstreamGone = errors.New("the connection to the broker has ended")

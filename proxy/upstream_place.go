@@ -58,7 +58,7 @@ func (u *upstream) soleTenant() *client {
 	t := u.table.Load()
 	for i := range *t {
 		b := (*t)[i].Load()
-		if b == nil || b.ch.c == sole {
+		if b == nil || b.ch == nobody || b.ch.c == sole {
 			continue
 		}
 		if sole != nil {

@@ -102,6 +102,10 @@ func (u *upstream) chunk(d *delivery) *amqp.Error {
 	}
 	u.pass(d, u.rd.Mark())
 	u.env.n.framesUpstreams.Add(frames)
+	if u.replies {
+		u.replies = false
+		u.replied.Store(u.env.now())
+	}
 	if len(d.touched) == 1 {
 		d.touched[0].wakeAlone()
 		d.touched[0] = nil
@@ -251,6 +255,9 @@ func (u *upstream) method(b *binding, f amqp.Frame, d *delivery, at int) bool {
 	ch := b.ch
 	m := f.Method()
 	answers := m.Spec().Reply
+	if answers || m == amqp.BasicAck || m == amqp.BasicNack || m == amqp.ChannelClose {
+		u.replies = true
+	}
 	switch m {
 	case amqp.BasicDeliver:
 		if p := f.Args(); len(p) > 8 && len(p) >= 9+int(p[0]) {
@@ -265,6 +272,7 @@ func (u *upstream) method(b *binding, f amqp.Frame, d *delivery, at int) bool {
 			b.broker.Confirm(binary.BigEndian.Uint64(p), p[8]&1 != 0)
 		}
 	case amqp.ChannelOpenOk:
+		b.opened.Store(true)
 		return false
 	case amqp.BasicQosOk, amqp.ConfirmSelectOk:
 		u.mu.Lock()

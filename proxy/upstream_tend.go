@@ -11,12 +11,14 @@ import (
 
 func (u *upstream) tend() {
 	now := u.env.now()
+	if u.heldUp(now) {
+		return
+	}
 	hb := int64(u.heartbeat)
 	if hb != 0 {
 		if silent := now - u.lastRead.Load(); silent > 2*hb+int64(tick) && !u.halted.Load() {
-			u.env.n.heartbeatTimeouts.Add(1)
-			u.fail(amqp.Errorf(amqp.ConnectionForced, 0, "the broker has been silent for %v, its heartbeat is %v",
-				time.Duration(silent).Round(time.Millisecond), u.heartbeat), true)
+			u.silent(amqp.Errorf(amqp.ConnectionForced, 0, "the broker has been silent for %v, its heartbeat is %v",
+				time.Duration(silent).Round(time.Millisecond), u.heartbeat))
 			return
 		}
 		if now-u.out.LastWrite.Load() >= hb/2 {
@@ -28,6 +30,7 @@ func (u *upstream) tend() {
 			u.mu.Unlock()
 		}
 	}
+	u.watch(now)
 	u.answerOverdue(now)
 }
 

@@ -323,6 +323,9 @@ func (p *Peer) Send(frames ...[]byte) {
 	}
 }
 
+// Write is Send for other goroutines than the test's, to a peer that may have gone.
+func (p *Peer) Write(b []byte) { _, _ = p.conn.Write(b) }
+
 // SendMethod sends one method, its arguments as Method takes them.
 func (p *Peer) SendMethod(channel uint16, m amqp.Method, args ...any) {
 	p.s.t.Helper()

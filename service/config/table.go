@@ -115,7 +115,7 @@ var Table = []Setting{
 		Help: "How long logins fail at once, with the same error, after the broker could not be reached.",
 		at:   func(s *Settings, _ *Listener) any { return &s.Engine.RetryDelay }},
 	{Section: "upstream", Key: "heartbeat", Kind: KindDuration, Max: 65535 * secondNS, Live: true,
-		Help: "Heartbeat asked of the broker, in whole seconds; the smaller of this and the broker's own is used. 0 takes the broker's.",
+		Help: "Heartbeat asked of the broker, in whole seconds; the smaller of this and the broker's own is used. A broker that has been silent for two of them is lost. 0 takes the broker's.",
 		at:   func(s *Settings, _ *Listener) any { return &s.Engine.Heartbeat }},
 
 	{Section: "tls", Key: "ca_file", Kind: KindPath, Live: true,
@@ -178,7 +178,7 @@ var Table = []Setting{
 		Help: "How long a client may take from connecting to its connection.open.",
 		at:   func(s *Settings, _ *Listener) any { return &s.Engine.HandshakeTimeout }},
 	{Section: "client", Key: "close_timeout", Kind: KindDuration, Min: 100 * milliNS, Max: int64(time.Hour), Live: true,
-		Help: "How long the close of a channel that has something under way waits for the broker.",
+		Help: "How long the close of a channel that has something under way waits for the broker. A broker that answers nothing for so long is asked whether it is there, and lost when it has not answered after as long again.",
 		at:   func(s *Settings, _ *Listener) any { return &s.Engine.CloseTimeout }},
 	{Section: "client", Key: "write_timeout", Kind: KindDuration, Min: secondNS, Max: int64(year), Live: true,
 		Help: "How long a client or the broker may take no byte of what it is sent, before it counts as dead.",

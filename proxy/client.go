@@ -249,6 +249,13 @@ func (c *client) closeSocket() {
 	}
 }
 
+// cutOff is closeSocket for who broke the rules: as with RabbitMQ the connection is reset, so
+// that what the client still sends fails at once instead of going nowhere.
+func (c *client) cutOff() {
+	abrupt(c.conn)
+	c.closeSocket()
+}
+
 // broken ends the client after a failed write.
 func (c *client) broken(err error) {
 	// Not log: amid the handshake, what the client has told of itself is its reader's.

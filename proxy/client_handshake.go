@@ -140,6 +140,9 @@ func (c *client) expect(due amqp.Method) (amqp.Frame, bool) {
 		}
 		m := f.Method()
 		if m == amqp.ConnectionClose {
+			c.mu.Lock()
+			c.leaving = true
+			c.mu.Unlock()
 			c.send(amqp.AppendMethod(nil, 0, amqp.ConnectionCloseOk))
 			c.drain()
 			return nil, false
@@ -254,6 +257,7 @@ func (c *client) refuseLogin(e *amqp.Error) {
 	}
 	if e.Code == amqp.AccessRefused && !c.caps.authFailureClose {
 		c.log(slog.LevelInfo, "client refused", "code", e.Code, "reason", e.Text)
+		c.cutOff()
 		return
 	}
 	c.end0(e)

@@ -37,7 +37,14 @@ func (c *client) tend() {
 	now := c.env.now()
 	if at := c.closeAt.Load(); at != 0 {
 		if now >= at {
-			c.closeSocket()
+			c.mu.Lock()
+			own := c.leaving
+			c.mu.Unlock()
+			if own { // it closed, and has been answered
+				c.closeSocket()
+			} else {
+				c.cutOff()
+			}
 		}
 		return
 	}
@@ -46,7 +53,7 @@ func (c *client) tend() {
 		// What it has told of itself is still its reader's, which log would read.
 		c.env.log.Info("client closed: its handshake took too long", "client", c.n,
 			"address", c.conn.RemoteAddr().String(), "handshake_timeout", c.env.cfg().HandshakeTimeout)
-		c.closeSocket()
+		c.cutOff()
 		return
 	}
 	if c.crowding.Load() {
@@ -61,7 +68,7 @@ func (c *client) tend() {
 	if since := c.out.WriteSince.Load(); since != 0 && now-since >= int64(c.env.cfg().WriteTimeout) &&
 		silent >= int64(c.env.cfg().WriteTimeout) && !c.ownsUpstream() {
 		c.log(slog.LevelInfo, "client closed: it takes no data", "write_timeout", c.env.cfg().WriteTimeout)
-		c.closeSocket()
+		c.cutOff()
 		return
 	}
 	hb := int64(c.heartbeat)
@@ -71,7 +78,7 @@ func (c *client) tend() {
 	if silent > 2*hb+int64(tick) && c.reading.Load() {
 		c.env.n.heartbeatTimeouts.Add(1)
 		c.log(slog.LevelInfo, "client closed: no heartbeat", "silent_for", time.Duration(silent), "heartbeat", c.heartbeat)
-		c.closeSocket()
+		c.cutOff()
 		return
 	}
 	if now-c.out.LastWrite.Load() >= hb/2 {

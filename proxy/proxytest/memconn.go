@@ -11,6 +11,7 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -33,6 +34,7 @@ func Pipe(capacity int) (a, b *MemConn) {
 type MemConn struct {
 	in, out       *half
 	local, remote memAddr
+	abort         atomic.Bool // Close resets
 }
 
 type memAddr string
@@ -165,8 +167,17 @@ func (h *half) change(f func()) {
 	h.changed.Broadcast()
 }
 
+// SetLinger has, as with TCP, Close reset the connection where the time is 0.
+func (c *MemConn) SetLinger(sec int) error {
+	c.abort.Store(sec == 0)
+	return nil
+}
+
 // Close ends both directions; the peer reads what is on the way and then an end of file.
 func (c *MemConn) Close() error {
+	if c.abort.Load() {
+		c.Reset()
+	}
 	_ = c.SetDeadline(time.Time{}) // so that no timer is left behind
 	var again bool
 	c.out.change(func() { c.out.ended = true })

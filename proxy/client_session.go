@@ -182,6 +182,7 @@ func (c *client) endSession() {
 		return
 	}
 	u.retire()
+	u.toEnd.Store(!u.isRabbitMQ())
 	u.close("it held exclusive queues")
 	if c.phase.Load() != phaseRunning {
 		return

@@ -1,4 +1,4 @@
-// How a client's connection ends: as RabbitMQ's would, by a reset where the client broke the
+// How connections end. A client's: as RabbitMQ's would, by a reset where the client broke the
 // rules or gave no sign of life, so that its next write fails, and else by an end of file.
 
 package proxy
@@ -91,6 +91,57 @@ func TestEndsOfClients(t *testing.T) {
 				}
 				_ = c.Hangup()
 			})
+		})
+	}
+}
+
+// LavinMQ answers connection.close before it deletes the exclusive queues: the owner's client
+// hears close-ok when they are gone.
+func TestExclusiveQueuesAreGoneAtCloseOk(t *testing.T) {
+	withBroker(t, proxytest.BrokerConfig{Flavour: proxytest.LavinMQ}, nil, func(r *rig) {
+		next := r.client(proxytest.ClientConfig{})
+		for i := range 5 {
+			c := r.client(proxytest.ClientConfig{})
+			_, err := c.DeclareQueue(1, "x", proxytest.Exclusive)
+			r.must(err)
+			began := time.Now()
+			r.must(c.Close())
+			if took := time.Since(began); took > endGrace {
+				t.Errorf("the close took %v", took)
+			}
+			r.must(next.OpenChannel(uint16(i + 2)))
+			if _, err := next.DeclareQueue(uint16(i+2), "x", 0); err != nil {
+				t.Fatalf("right after its owner's close-ok: %v", err)
+			}
+			r.must(next.Call(proxytest.Method(uint16(i+2), amqp.QueueDelete, 0, "x", 0), amqp.QueueDeleteOk))
+		}
+		r.must(next.Close())
+	})
+	// A broker that leaves the socket open costs no more than a moment, RabbitMQ nothing.
+	for product, most := range map[string]time.Duration{"": 0, "Other": endGrace} {
+		withScript(t, 0, nil, func(r *rig) {
+			r.sc.Product = product
+			c, p := r.pair(proxytest.ClientConfig{})
+			r.must(c.SendMethod(1, amqp.QueueDeclare, 0, "x", 4, nil))
+			q := r.sc.AcceptOpen()
+			id := q.OpenChannel()
+			q.Expect(amqp.QueueDeclare)
+			q.SendMethod(id, amqp.QueueDeclareOk, "x", 0, 0)
+			_, err := c.Await(1, amqp.QueueDeclareOk)
+			r.must(err)
+			r.must(c.SendMethod(0, amqp.ConnectionClose, 200, "", 0, 0))
+			q.Expect(amqp.ChannelClose)
+			q.SendMethod(id, amqp.ChannelCloseOk)
+			q.Expect(amqp.ConnectionClose)
+			began := time.Now()
+			q.SendMethod(0, amqp.ConnectionCloseOk)
+			_, err = c.Await(0, amqp.ConnectionCloseOk)
+			r.must(err)
+			if took := time.Since(began); took > most {
+				t.Errorf("%q: close-ok came after %v, want %v", product, took, most)
+			}
+			_ = c.Hangup()
+			_ = p
 		})
 	}
 }

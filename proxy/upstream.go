@@ -53,6 +53,7 @@ type upstream struct {
 	lastRead atomic.Int64           // when bytes last came in, coarse clock
 	replied  atomic.Int64           // when an answer last came in, likewise
 	suspect  atomic.Bool            // it owes an answer for too long: no new channels
+	toEnd    atomic.Bool            // is read on after close-ok until the broker closes the socket
 	halted   atomic.Bool            // the reader waits for a client on purpose
 	blocked  atomic.Bool            // the broker announced an alarm
 	crowded  atomic.Int32           // clients whose queue fills up
@@ -92,6 +93,7 @@ type upstream struct {
 	// The reader's.
 	rd      *amqp.Reader
 	replies bool // the chunk holds an answer
+	closeOk bool // connection.close-ok has come
 }
 
 var errUpstreamGone = errors.New("the connection to the broker has ended")

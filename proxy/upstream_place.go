@@ -79,3 +79,6 @@ func (u *upstream) giveTo(c *client) bool {
 	u.owner.Store(c)
 	return true
 }
+
+// isRabbitMQ reports whether the broker says that it is RabbitMQ.
+func (u *upstream) isRabbitMQ() bool { return u.link.Info.Product == "RabbitMQ" }

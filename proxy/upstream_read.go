@@ -26,6 +26,10 @@ func (u *upstream) read() {
 	u.env.log.Info("upstream opened", "upstream", u.n, "user", u.account.key.User, "vhost", u.vhost())
 	defer u.s.readerGone(u)
 	defer u.rd.Release()
+	var ackNow func()
+	if !u.isRabbitMQ() { // which sets TCP_NODELAY, and would only pay for it
+		ackNow = quickAck(u.conn)
+	}
 	var d delivery
 	if e := u.chunk(&d); e != nil { // what came behind open-ok
 		u.fail(e, true)
@@ -34,15 +38,35 @@ func (u *upstream) read() {
 	for {
 		n, err := u.rd.Fill(u.conn)
 		if n > 0 {
+			if ackNow != nil {
+				ackNow()
+			}
 			u.lastRead.Store(u.env.now())
 			u.env.n.fromUpstreams.Add(uint64(n))
 			if e := u.chunk(&d); e != nil {
+				if u.toEnd.Load() && u.closeOk {
+					u.readToEnd()
+				}
 				u.fail(e, true)
 				return
 			}
 		}
 		if err != nil {
 			u.fail(u.lostError(err), true)
+			return
+		}
+	}
+}
+
+// endGrace bounds the wait for a broker that closes its socket behind close-ok.
+const endGrace = 200 * time.Millisecond
+
+// readToEnd waits until the broker closes the socket. LavinMQ deletes exclusive queues between
+// its close-ok and that; RabbitMQ does before its close-ok, and leaves the socket to the client.
+func (u *upstream) readToEnd() {
+	_ = u.conn.SetReadDeadline(time.Now().Add(endGrace))
+	for p := make([]byte, 512); ; {
+		if _, err := u.conn.Read(p); err != nil {
 			return
 		}
 	}
@@ -407,6 +431,7 @@ func (u *upstream) control(f amqp.Frame) *amqp.Error {
 		u.blame(e)
 		return e
 	case amqp.ConnectionCloseOk:
+		u.closeOk = true
 		return &amqp.Error{Code: amqp.ConnectionForced, Text: "CONNECTION_FORCED - closed"}
 	case amqp.ConnectionBlocked:
 		a := amqp.ReadArgs(f)

@@ -24,6 +24,9 @@ const scriptTimeout = 10 * time.Second
 
 // Script is a scripted broker. Its methods fail the test; call them from the test's goroutine.
 type Script struct {
+	// Product is what the broker says that it is; "": RabbitMQ.
+	Product string
+
 	t  testing.TB
 	ln net.Listener
 	wg sync.WaitGroup
@@ -451,7 +454,11 @@ var DefaultTune = amqp.Tune{ChannelMax: 2047, FrameMax: 131072, Heartbeat: 60}
 func (p *Peer) Start() Login {
 	p.s.t.Helper()
 	p.ExpectHeader()
-	p.Send(amqp.AppendStart(nil, RabbitMQProperties("3.10.8"), "PLAIN AMQPLAIN", "en_US"))
+	says := RabbitMQProperties("3.10.8")
+	if p.s.Product != "" {
+		says = properties(p.s.Product, "1.0", "", everyCapability...)
+	}
+	p.Send(amqp.AppendStart(nil, says, "PLAIN AMQPLAIN", "en_US"))
 	p.Login = ParseStartOk(p.Expect(amqp.ConnectionStartOk))
 	return p.Login
 }

@@ -42,6 +42,8 @@ type binding struct {
 
 	broker ledger.Broker // what the broker has said and owes here
 	opened atomic.Bool   // open-ok has come; written by the upstream's reader
+	// published is up to which tag publishes have been sent, in confirm mode; written by the client's reader.
+	published atomic.Uint64
 
 	// The upstream's reader only.
 	answered int32 // calls answered by what is gathered and not delivered yet
@@ -51,6 +53,13 @@ type binding struct {
 
 // quiet reports whether nothing of the channel is under way, so that its close needs not be waited for.
 func (b *binding) quiet() bool { return b.ch.ledger.Quiet(&b.broker) }
+
+// sending notes how many confirms the broker owes. It is called by the client's reader.
+func (b *binding) sending() {
+	if b.ch.ledger.Confirms {
+		b.published.Store(b.ch.ledger.Publish)
+	}
+}
 
 func (b *binding) addConsumerLocked(tag string) {
 	if b.consumers == nil {

@@ -176,6 +176,7 @@ func (u *upstream) send(r *run, gone <-chan struct{}) error {
 		u.sentLast = r.bs[0].ch.c
 	}
 	for _, b := range r.bs {
+		b.sending()
 		if b.state != bOpen {
 			prefix, body = u.filterLocked(prefix, r.bs), u.filterLocked(body, r.bs)
 			break
@@ -201,6 +202,7 @@ func (u *upstream) sendBig(b *binding, body []byte) error {
 	if err := u.out.WaitTurn(b.ch.c.gone); err != nil {
 		return err
 	}
+	b.sending()
 	u.mu.Lock()
 	if b.state != bOpen {
 		body = nil

@@ -136,7 +136,7 @@ func (u *upstream) owes(now int64) bool {
 		return false
 	}
 	for i := range *t {
-		if b := (*t)[i].Load(); b != nil && (b.broker.Calls.Load() > 0 || !b.opened.Load()) {
+		if b := (*t)[i].Load(); b != nil && (b.broker.Calls.Load() > 0 || !b.opened.Load() || b.published.Load() > b.broker.Confirmed.Load()) {
 			return true
 		}
 	}

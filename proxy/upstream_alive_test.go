@@ -189,6 +189,39 @@ func TestSlowCallIsWaitedFor(t *testing.T) {
 	})
 }
 
+// A confirm is an answer too: it may take long, but the broker is asked.
+func TestConfirmIsOwed(t *testing.T) {
+	withScript(t, 0, nil, func(r *rig) {
+		c, p := r.pair(proxytest.ClientConfig{})
+		r.must(c.Confirm(1))
+		r.must(c.Publish(1, "", "q", nil))
+		id := p.OpenChannel()
+		p.ExpectOn(id, amqp.ConfirmSelect)
+		p.SendMethod(id, amqp.ConfirmSelectOk)
+		p.ExpectContent(amqp.BasicPublish)
+		beats := beat(p, 7*time.Second, amqp.Heartbeat)
+		for range 10 {
+			ping := asked(p)
+			p.SendMethod(ping, amqp.ChannelOpenOk, "")
+			p.SendMethod(ping, amqp.ChannelCloseOk)
+		}
+		p.SendMethod(id, amqp.BasicAck, 1, 0)
+		r.must(c.WaitConfirms(1))
+		p.ExpectNothing(time.Minute)
+		beats()
+		r.must(c.Publish(1, "", "q", nil))
+		p.ExpectContent(amqp.BasicPublish)
+		silent := time.Now()
+		e, err := c.Closed(0)
+		r.must(err)
+		r.hears(e, amqp.ConnectionForced, "answer")
+		if took := time.Since(silent); took > 15*time.Second {
+			t.Errorf("told after %v, want at most 15 s", took)
+		}
+		_ = c.Hangup()
+	})
+}
+
 // A broker in an alarm does not read who publishes, for as long as it lasts.
 func TestAlarmIsNoDeath(t *testing.T) {
 	withScript(t, 0, nil, func(r *rig) {

@@ -208,6 +208,16 @@ func TestConfirmIsOwed(t *testing.T) {
 		p.SendMethod(id, amqp.BasicAck, 1, 0)
 		r.must(c.WaitConfirms(1))
 		p.ExpectNothing(time.Minute)
+		for tag := range 20 { // confirms that keep coming are answers enough
+			r.must(c.Publish(1, "", "q", nil))
+			r.must(c.Publish(1, "", "q", nil))
+			p.ExpectContent(amqp.BasicPublish)
+			p.ExpectContent(amqp.BasicPublish)
+			time.Sleep(time.Second)
+			p.SendMethod(id, amqp.BasicAck, tag+2, 0)
+		}
+		p.SendMethod(id, amqp.BasicAck, 41, 1)
+		r.must(c.WaitConfirms(1))
 		beats()
 		r.must(c.Publish(1, "", "q", nil))
 		p.ExpectContent(amqp.BasicPublish)

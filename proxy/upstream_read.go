@@ -208,6 +208,7 @@ gather:
 		b.broker.LastTag.Store(tag)
 	}
 	if confirms {
+		u.replies = true
 		b.broker.TellConfirms()
 	}
 	if d.b != b {

@@ -125,6 +125,10 @@ brokers: ## start RabbitMQ 3.10, 4.0 and 4.3 for your own use, until Ctrl-C
 packages: ## deb, rpm, tar.gz, zip, MSI in dist/
 	./packaging/build
 
+.PHONY: image
+image: ## the container image for amd64 and arm64, an OCI archive in dist/
+	./packaging/image
+
 .PHONY: repo
 repo: ## signed apt and yum repositories in dist/
 	./packaging/repo

@@ -65,8 +65,14 @@ func askHealth(ctx context.Context, at config.HTTP, path string) (string, error)
 	if err != nil {
 		return "", err
 	}
-	if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
-		host = "localhost" // every address is one of this machine's
+	// Every address is one of this machine's. Not by the name localhost: an image of nothing
+	// but this program may know no names.
+	switch ip := net.ParseIP(host); {
+	case ip == nil || !ip.IsUnspecified():
+	case ip.To4() != nil:
+		host = "127.0.0.1"
+	default:
+		host = "::1"
 	}
 	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
 	defer cancel()

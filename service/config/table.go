@@ -184,7 +184,7 @@ var Table = []Setting{
 		Help: "How long a client or the broker may take no byte of what it is sent, before it counts as dead.",
 		at:   func(s *Settings, _ *Listener) any { return &s.Engine.WriteTimeout }},
 
-	{Section: "http", Key: "address", Kind: KindHost,
+	{Section: "http", Key: "address", Kind: KindHost, Env: "HTTP_ADDRESS",
 		Help: "Address on which metrics and health are served. There is no login: keep it on loopback or behind a firewall.",
 		at:   func(s *Settings, _ *Listener) any { return &s.HTTP.Address }},
 	{Section: "http", Key: "port", Kind: KindInt, Max: 65535, Env: "HTTP_PORT", Flag: "http-port", Short: "b",

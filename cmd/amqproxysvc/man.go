@@ -83,6 +83,55 @@ func commandPage(root *cobra.Command) []byte {
 **78**
 : Wrong configuration.
 
+# FILES
+*/etc/amqproxysvc/amqproxysvc.toml*
+: Settings of the installed service, see amqproxysvc.toml(5).
+
+*/etc/default/amqproxysvc*
+: Environment of the installed service; it comes before the settings file.
+
+*/var/log/amqproxysvc/*
+: The one directory that the service may write log files to. Without a file it logs to the journal.
+
+*/run/amqproxysvc/status.json*
+: What the running service tells of itself, for status.
+
+*/usr/share/doc/amqproxysvc/manual.html*
+: All documents in one page: operations, monitoring, troubleshooting, recipes.
+
+# METRICS AND HEALTH
+The HTTP port (127.0.0.1:15673, see http.address and http.port) serves:
+
+**/metrics**
+: For Prometheus, all named amqproxysvc\_..., and AMQProxy's amqproxy\_client\_connections and amqproxy\_upstream\_connections.
+
+**/healthz**
+: 200 while the process lives.
+
+**/readyz**
+: 200 when the broker can be reached, else 503 with the reason.
+
+# EXAMPLES
+In the foreground, for a broker behind TLS:
+
+` + "```" + `
+amqproxysvc -l 127.0.0.1 -p 5673 amqps://broker.example.com
+` + "```" + `
+
+As a service, from a bare binary:
+
+` + "```" + `
+amqproxysvc install --upstream amqps://broker.example.com --start
+amqproxysvc status
+` + "```" + `
+
+Change the settings of a running service:
+
+` + "```" + `
+amqproxysvc check-config /etc/amqproxysvc/amqproxysvc.toml
+amqproxysvc reload
+` + "```" + `
+
 # SEE ALSO
 **amqproxysvc.toml**(5)
 `)

@@ -94,7 +94,21 @@ first, then in the environment, then in the file; what is set nowhere has its de
 given on the command line as ` + "`--set NAME=VALUE`" + `. Times are written ` + "`\"30s\"`, `\"5m\"`, `\"1h30m\"`, `\"7d\"`" + ` or as a number of
 seconds, sizes ` + "`\"64KiB\"`, `\"16MiB\"`" + ` or as a number of bytes. *Live* settings are applied by a reload, to what
 comes after; the others need a restart.
-`)
+
+Contents: [all at a glance](#all-at-a-glance) · [sizes](#sizes)`)
+	for _, sec := range Sections {
+		fmt.Fprintf(&b, " · [%s](#%s)", strings.ToLower(sec.Title), anchor(sec))
+	}
+	b.WriteString("\n\n## All at a glance\n\n| setting | default | live |\n|---|---|---|\n")
+	for i := range Table {
+		d := &Table[i]
+		live := "yes"
+		if !d.Live {
+			live = "restart"
+		}
+		fmt.Fprintf(&b, "| [%s](#%s) | `%s` | %s |\n", d.Name(), strings.ReplaceAll(strings.ToLower(d.Name()), ".", ""), d.DefaultText(), live)
+	}
+	b.WriteString(sizes)
 	for _, sec := range Sections {
 		title := "Top of the file"
 		if sec.Name != "" {
@@ -122,6 +136,43 @@ comes after; the others need a restart.
 		}
 	}
 	return b.String()
+}
+
+// sizes is what the numbers mean together.
+const sizes = `
+## Sizes
+
+The defaults suit a proxy beside one application. What to think about when it serves more:
+
+| you have | look at |
+|---|---|
+| little memory | what clients can make it hold is about ` + "`max_clients` × `client_queue` + `message_buffer`" + `, on top of some 14 MB and 6 kB for each client; lower the two sizes first, ` + "`max_message_size`" + ` with them |
+| a broker that limits connections | ` + "`max_upstreams`" + ` somewhat below its limit: clients wait ` + "`wait_timeout`" + ` for a place instead of being refused |
+| many users or vhosts | each has connections of its own, one for publishers and one for readers at least: ` + "`max_upstreams_per_identity`, `idle_timeout`" + ` |
+| many channels at a time | channels divided by ` + "`max_channels`" + ` is how many connections they need; more channels on one mean more clients that a lost connection takes along |
+| consumers | each without a prefetch, or with one above ` + "`shared_prefetch_limit`" + `, has a connection of its own |
+| many clients | descriptors: one for each client and for each connection to the broker, see LimitNOFILE; ` + "`max_clients`" + ` |
+| others than the application on the network | ` + "`max_clients`, `max_upstreams_per_identity`" + `, and [what exposing a listener needs](../../SECURITY.md#exposing-a-listener) |
+
+Two listeners, one of them for consumers with a connection each:
+
+` + "```toml" + `
+[[listener]]
+port = 5673
+
+[[listener]]
+port = 5674
+pool_mode = "session"
+` + "```" + `
+`
+
+// anchor is under what a section's heading is linked.
+func anchor(sec Section) string {
+	title := "top-of-the-file"
+	if sec.Name != "" {
+		title = sec.Name
+	}
+	return title + "-" + strings.ReplaceAll(strings.ToLower(sec.Title), " ", "-")
 }
 
 // FlagText is the setting's flag as one writes it, "" when it has none.

@@ -391,7 +391,7 @@ func TestAnswersThatNobodyReads(t *testing.T) {
 		synctest.Wait()
 		var waits int
 		r.s.mu.Lock()
-		for x := range r.s.clients {
+		for _, x := range r.s.clients.appendTo(nil, nil) {
 			x.mu.Lock()
 			waits = x.out.LenLocked()
 			x.mu.Unlock()

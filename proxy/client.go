@@ -72,7 +72,6 @@ type client struct {
 	crowding   atomic.Bool   // much waits for it; written under mu
 	rested     atomic.Bool   // the reader has a fresh stack since the last bytes came
 	hasSession atomic.Bool   // session is not nil
-	held       bool          // counts against max_clients; guarded by Server.mu
 	gone       chan struct{} // closed when the socket is
 
 	mu          sync.Mutex // guards the outbox, the channels' states and all below
@@ -85,6 +84,8 @@ type client struct {
 	answers     chan struct{} // wakes the reader that waits for close-ok of channels
 
 	// The reader only.
+	shaking  bool // counts among the handshakes
+	held     bool // counts against max_clients
 	rd       amqp.Reader
 	tryRead  func(fd uintptr) bool // see receive
 	took     int                   // by tryRead
@@ -281,8 +282,8 @@ func (c *client) closeLocked(e *amqp.Error) {
 	case phaseClosing:
 		return
 	}
+	c.closeAt.Store(c.env.now() + int64(closeGrace)) // first: who sees the phase finds it
 	c.phase.Store(phaseClosing)
-	c.closeAt.Store(c.env.now() + int64(closeGrace))
 	c.out.SetBufferLocked(amqp.AppendClose(c.out.BufferLocked(300), 0, e))
 	c.out.KickLocked()
 	c.answeredLocked()

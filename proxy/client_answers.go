@@ -186,8 +186,8 @@ func (c *client) closeConnection() {
 	c.endSession()
 	c.mu.Lock()
 	if c.phase.Load() == phaseRunning {
-		c.phase.Store(phaseClosing)
 		c.closeAt.Store(c.env.now() + int64(closeGrace))
+		c.phase.Store(phaseClosing)
 		c.out.SetBufferLocked(amqp.AppendMethod(c.out.BufferLocked(16), 0, amqp.ConnectionCloseOk))
 	}
 	c.mu.Unlock()

@@ -337,8 +337,10 @@ func (c *client) open(f amqp.Frame) bool {
 	if c.frameMax == 0 {
 		c.rd.MaxFrame = broker.UnboundedFrame
 	}
+	c.rd.MaxBuffer = 0
 	c.env.n.loginsOK.Add(1)
 	c.lastRead.Store(c.env.now()) // the wait for the verdict was not the client's silence
+	c.handshakeOver()
 	c.mu.Lock()
 	running := c.phase.CompareAndSwap(phaseHandshake, phaseRunning)
 	if running {

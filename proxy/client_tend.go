@@ -13,11 +13,12 @@ import (
 // due tells cheaply whether tend has something to do.
 func (c *client) due() bool {
 	now := c.env.now()
-	if at := c.closeAt.Load(); at != 0 {
-		return now >= at
-	}
-	if c.phase.Load() == phaseHandshake {
+	switch c.phase.Load() {
+	case phaseHandshake:
 		return now-c.started >= int64(c.env.cfg().HandshakeTimeout)
+	case phaseClosing: // perhaps amid its handshake: what that writes must not be looked at
+		at := c.closeAt.Load()
+		return at != 0 && now >= at
 	}
 	if c.crowding.Load() {
 		return true
@@ -35,8 +36,9 @@ func (c *client) due() bool {
 
 func (c *client) tend() {
 	now := c.env.now()
-	if at := c.closeAt.Load(); at != 0 {
-		if now >= at {
+	switch c.phase.Load() {
+	case phaseClosing:
+		if at := c.closeAt.Load(); at != 0 && now >= at {
 			c.mu.Lock()
 			own := c.leaving
 			c.mu.Unlock()
@@ -47,8 +49,7 @@ func (c *client) tend() {
 			}
 		}
 		return
-	}
-	if c.phase.Load() == phaseHandshake {
+	case phaseHandshake:
 		// Waiting for the broker's verdict is not the client's fault, but bounded all the same.
 		// What it has told of itself is still its reader's, which log would read.
 		c.env.log.Info("client closed: its handshake took too long", "client", c.n,

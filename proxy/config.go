@@ -48,6 +48,9 @@ type Config struct {
 
 	// MaxClients bounds the clients held at a time; 0: no bound.
 	MaxClients int
+	// MaxHandshakes bounds the clients that have not logged in yet, half of it those of one
+	// address; more are closed at once. 0: no bound.
+	MaxHandshakes int
 	// MaxUpstreams bounds the connections to the broker in all; 0: no bound.
 	MaxUpstreams int
 	// MaxUpstreamsPerIdentity bounds them per user, secret and vhost; 0: no bound.
@@ -105,8 +108,12 @@ type Config struct {
 // DefaultConfig has every default; only Upstream and Listeners must be looked at.
 func DefaultConfig() Config {
 	return Config{
-		Listeners:           []Listener{{Address: "127.0.0.1:5673", Mode: PoolAuto, MatchProperties: true}},
-		Upstream:            Upstream{Host: "localhost", Port: 5672},
+		Listeners:     []Listener{{Address: "127.0.0.1:5673", Mode: PoolAuto, MatchProperties: true}},
+		Upstream:      Upstream{Host: "localhost", Port: 5672},
+		MaxHandshakes: 2000,
+
+		MaxUpstreamsPerIdentity: 2000,
+
 		MaxChannels:         200,
 		SharedPrefetchLimit: 1000,
 		FastClose:           true,
@@ -161,6 +168,7 @@ func (c *Config) Validate() error {
 		}
 	}
 	ranged("max_clients", int64(c.MaxClients), 0, 10_000_000)
+	ranged("max_handshakes", int64(c.MaxHandshakes), 0, 10_000_000)
 	ranged("max_upstreams", int64(c.MaxUpstreams), 0, 1_000_000)
 	ranged("max_upstreams_per_identity", int64(c.MaxUpstreamsPerIdentity), 0, 1_000_000)
 	ranged("max_channels", int64(c.MaxChannels), 1, 65535)

@@ -25,12 +25,8 @@ func (s *Server) janitor() {
 		}
 		s.coarse.Store(int64(time.Since(s.began)) + 1)
 		clients, ups = clients[:0], ups[:0]
+		clients = s.clients.appendTo(clients, (*client).due)
 		s.mu.Lock()
-		for c := range s.clients {
-			if c.due() {
-				clients = append(clients, c)
-			}
-		}
 		for u := range s.upstreams {
 			ups = append(ups, u)
 		}

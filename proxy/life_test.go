@@ -551,7 +551,7 @@ func TestCloseOfARestingClient(t *testing.T) {
 		c := r.client(proxytest.ClientConfig{})
 		synctest.Wait()
 		r.s.mu.Lock()
-		for x := range r.s.clients {
+		for _, x := range r.s.clients.appendTo(nil, nil) {
 			x.phase.Store(phaseClosing) // as closeLocked does, before its words have left
 			x.closeAt.Store(x.env.now() + int64(closeGrace))
 			_ = x.conn.SetReadDeadline(time.Unix(1, 0)) // as rest does, which saw it running

@@ -1,53 +1,135 @@
-// The bound on clients: a place for each under max_clients, and the wait for one.
+// The bounds on clients: how many may be connected, how many amid their handshake, and how many
+// sockets the process can have.
 
 package proxy
 
 import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"sync"
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/wait"
 )
 
-// placeLocked gives a client its place under max_clients. False: there is none now.
-func (s *Server) placeLocked(c *client) bool {
-	if most := s.cfg().MaxClients; most > 0 && s.held >= most {
-		return false
-	}
-	c.held = true
-	s.held++
-	return true
+// limits are the server's. Strangers hold no place under max_clients: it is taken when a client
+// has said who it is, and waited for in turn.
+type limits struct {
+	clients wait.Bound // max_clients
+	sockets int        // that clients and upstreams may have together; 0: no bound
+
+	mu         sync.Mutex // a leaf
+	handshakes int        // under way
+	from       map[netip.Prefix]int
+	logged     time.Time
 }
 
-// wakeWaitingLocked has those who wait for a place look again.
-func (s *Server) wakeWaitingLocked() {
-	if s.left != nil {
-		close(s.left)
-		s.left = nil
+// spareSockets are left of the process's descriptors for broker connections on their way,
+// metrics, the self-check and files.
+func spareSockets(all int) int { return min(max(all/8, 32), 1024) }
+
+// addressOf is what counts as one address: an IPv4 one, or an IPv6 network of one site.
+func addressOf(conn net.Conn) (netip.Prefix, bool) {
+	t, ok := conn.RemoteAddr().(*net.TCPAddr)
+	if !ok {
+		return netip.Prefix{}, false
 	}
+	a, ok := netip.AddrFromSlice(t.IP)
+	if !ok {
+		return netip.Prefix{}, false
+	}
+	a = a.Unmap()
+	bits := 32
+	if a.Is6() {
+		bits = 64
+	}
+	p, err := a.Prefix(bits)
+	return p, err == nil
+}
+
+// begin counts a handshake. Not "": there is no place for it, for this reason. An address may have
+// half of the places, so that others can log in beside it.
+func (l *limits) begin(from netip.Prefix, known bool, most, sockets int) (why string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.sockets > 0 && sockets >= l.sockets:
+		return "descriptors"
+	case most > 0 && l.handshakes >= most:
+		return "max_handshakes"
+	case most > 0 && known && l.from[from] >= (most+1)/2:
+		return "max_handshakes of one address"
+	}
+	l.handshakes++
+	if known {
+		if l.from == nil {
+			l.from = make(map[netip.Prefix]int)
+		}
+		l.from[from]++
+	}
+	return ""
+}
+
+// over ends the count of a handshake.
+func (l *limits) over(from netip.Prefix, known bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.handshakes--
+	if known {
+		if l.from[from]--; l.from[from] == 0 {
+			delete(l.from, from)
+		}
+	}
+}
+
+// turnedAway notes a client for which there was no place, at most once a second.
+func (s *Server) turnedAway(conn net.Conn, why string) {
+	s.n.turnedAway.Add(1)
+	l := &s.limits
+	l.mu.Lock()
+	say := time.Since(l.logged) >= time.Second
+	if say {
+		l.logged = time.Now()
+	}
+	under := l.handshakes
+	l.mu.Unlock()
+	if say {
+		s.log.Warn("clients turned away: no place for their handshake", "setting", why, "address", conn.RemoteAddr().String(),
+			"max_handshakes", s.cfg().MaxHandshakes, "handshakes", under, "turned_away", s.n.turnedAway.Load())
+	}
+}
+
+// handshakeOver gives the client's place among the handshakes to others. Its reader calls it.
+func (c *client) handshakeOver() {
+	if !c.shaking {
+		return
+	}
+	c.shaking = false
+	from, known := addressOf(c.conn)
+	c.s.limits.over(from, known)
 }
 
 // waitPlace waits, at most wait_timeout, for a place under max_clients.
 func (s *Server) waitPlace(c *client) *amqp.Error {
-	timer := time.NewTimer(s.cfg().WaitTimeout)
-	defer timer.Stop()
-	for {
-		s.mu.Lock()
-		if c.held || s.placeLocked(c) {
-			s.mu.Unlock()
-			return nil
-		}
-		if s.left == nil {
-			s.left = make(chan struct{})
-		}
-		left := s.left
-		s.mu.Unlock()
-		select {
-		case <-left:
-		case <-c.gone:
-			return errGone
-		case <-timer.C:
-			return amqp.Errorf(amqp.ConnectionForced, 0, "no place for another client: max_clients = %d are connected",
-				s.cfg().MaxClients)
-		}
+	if s.limits.clients.Try() {
+		c.held = true
+		return nil
 	}
+	ctx, cancel := context.WithTimeout(s.ctx, s.cfg().WaitTimeout)
+	defer cancel()
+	err := s.limits.clients.Acquire(ctx, c.gone)
+	switch {
+	case err == nil:
+		c.held = true
+		return nil
+	case errors.Is(err, wait.ErrGone):
+		return errGone
+	case s.ctx.Err() != nil:
+		return errStopping
+	}
+	return amqp.Errorf(amqp.ConnectionForced, 0, "no place for another client: max_clients = %d are connected",
+		s.cfg().MaxClients)
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"syscall"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/broker"
 )
@@ -37,12 +38,19 @@ func (s *Server) SelfCheck(ctx context.Context) error {
 		addr = net.JoinHostPort("localhost", fmt.Sprint(a.Port))
 	}
 	var d net.Dialer
+	before := s.n.turnedAway.Load()
 	conn, err := d.DialContext(ctx, "tcp", addr)
+	if errno := syscall.Errno(0); errors.As(err, &errno) && outOfDescriptors(errno) {
+		return nil // the question cannot be asked: clients fill the process, which serves them
+	}
 	if err != nil {
 		return fmt.Errorf("the proxy's own listener: %w", err)
 	}
 	defer func() { _ = conn.Close() }()
 	if err := broker.Greets(ctx, conn); err != nil {
+		if s.n.turnedAway.Load() != before {
+			return nil // it answers, with no place for one more
+		}
 		return fmt.Errorf("the proxy's own listener %s: %w", addr, err)
 	}
 	return nil

@@ -110,7 +110,7 @@ func (r *rig) end() {
 		r.t.Errorf("%d connections to the broker are counted after Close, %d waits", used, waits)
 	}
 	s.mu.Lock()
-	clients, ups, held := len(s.clients), len(s.upstreams), s.held
+	clients, ups, held := s.clients.len(), len(s.upstreams), s.limits.clients.Used()
 	s.mu.Unlock()
 	if clients != 0 || ups != 0 || held != 0 {
 		r.t.Errorf("after Close: %d clients, %d upstreams, %d places held", clients, ups, held)

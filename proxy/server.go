@@ -32,12 +32,14 @@ type Server struct {
 
 	gate   gate
 	budget budget
+	limits limits
 	logins logins
 	broker *broker.Broker
 	// noBroker stands in before the first handshake with the broker: RabbitMQ's values.
 	noBroker *broker.Info
 	greeting atomic.Pointer[greeting]
 
+	clients   clientSet
 	rests     atomic.Int64 // clients that came to rest lately
 	restsSeen int64        // the janitor's
 	offences  atomic.Int32 // len(offenders)
@@ -46,13 +48,10 @@ type Server struct {
 	mu              sync.Mutex // guards all below
 	listeners       []net.Listener
 	accepting       bool
-	clients         map[*client]struct{}
 	upstreams       map[*upstream]struct{}
 	offenders       map[offender]int64 // until when, coarse clock
 	accountOffences map[string]offences
 	channelLimits   map[string]learned // channels that the broker lets a user have
-	held            int                // clients that have a place under max_clients
-	left            chan struct{}      // closed when there may be a place again
 	empty           chan struct{}      // closed when the last client has gone, while stopping
 	ended           bool
 	err             error
@@ -71,13 +70,15 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{
-		clients:   make(map[*client]struct{}),
 		upstreams: make(map[*upstream]struct{}),
 		done:      make(chan struct{}),
 
 		offenders:       make(map[offender]int64),
 		accountOffences: make(map[string]offences),
 		channelLimits:   make(map[string]learned),
+	}
+	if all := descriptors(); all > 0 {
+		s.limits.sockets = all - spareSockets(all)
 	}
 	s.began = time.Now()
 	s.log = cfg.Logger
@@ -103,9 +104,7 @@ func (s *Server) setConfig(cfg Config) (moved bool) {
 	s.conf.Store(&cfg)
 	moved = s.broker.Set(cfg.brokerConfig())
 	s.gate.poke()
-	s.mu.Lock()
-	s.wakeWaitingLocked() // max_clients may be larger now
-	s.mu.Unlock()
+	s.limits.clients.Resize(cfg.MaxClients)
 	return moved
 }
 
@@ -192,7 +191,16 @@ func (s *Server) accept(ln net.Listener, lst *Listener) {
 
 // admit starts a client, if there is a place for it.
 func (s *Server) admit(conn net.Conn, lst *Listener) {
-	c := &client{s: s, env: &s.env, conn: conn, raw: rawConn(conn), lst: lst, gone: make(chan struct{}), runSeq: 1}
+	from, known := addressOf(conn)
+	s.mu.Lock()
+	ups := len(s.upstreams)
+	s.mu.Unlock()
+	if why := s.limits.begin(from, known, s.cfg().MaxHandshakes, s.clients.len()+ups); why != "" {
+		s.turnedAway(conn, why)
+		_ = conn.Close()
+		return
+	}
+	c := &client{s: s, env: &s.env, shaking: true, conn: conn, raw: rawConn(conn), lst: lst, gone: make(chan struct{}), runSeq: 1}
 	c.n = s.n.clientsTotal.Add(1)
 	c.started = s.now()
 	c.lastRead.Store(c.started)
@@ -200,34 +208,30 @@ func (s *Server) admit(conn net.Conn, lst *Listener) {
 	c.chans.few = c.few.chans[:0]
 	c.out.Init(&c.mu, conn, &s.coarse, c.broken)
 	c.rd.Init(make([]byte, clientBuffer), handshakeFrame)
-	s.mu.Lock()
+	c.rd.MaxBuffer = handshakeFrame + amqp.FrameOverhead // whoever it is, no more before open-ok
 	// A client that was accepted just before the listener closed is drained with the others:
 	// with socket activation the next process would have served it.
-	if s.ended {
-		s.mu.Unlock()
+	if !s.clients.add(c, s.owners.add) {
+		s.limits.over(from, known)
 		_ = conn.Close()
 		return
 	}
-	s.placeLocked(c)
-	s.clients[c] = struct{}{}
-	s.owners.add()
-	s.mu.Unlock()
 	go c.serve()
 }
 
 func (s *Server) clientGone(c *client) {
-	s.mu.Lock()
-	delete(s.clients, c)
-	s.n.toClientsGone.Add(uint64(c.out.Written.Load()))
+	c.handshakeOver()
 	if c.held {
-		s.held--
-		s.wakeWaitingLocked()
+		s.limits.clients.Release()
 	}
-	if len(s.clients) == 0 && s.empty != nil {
-		close(s.empty)
-		s.empty = nil
+	if s.clients.remove(c) {
+		s.mu.Lock()
+		if s.empty != nil && s.clients.len() == 0 {
+			close(s.empty)
+			s.empty = nil
+		}
+		s.mu.Unlock()
 	}
-	s.mu.Unlock()
 	s.owners.done()
 }
 
@@ -325,13 +329,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	case <-s.done:
 		return s.Err()
 	}
-	s.mu.Lock()
-	left := make([]*client, 0, len(s.clients))
-	for c := range s.clients {
-		left = append(left, c)
-	}
-	s.mu.Unlock()
-	for _, c := range left {
+	for _, c := range s.clients.appendTo(nil, nil) {
 		c.shut(errStopping, false)
 	}
 	// Every client has closeGrace to answer, every write that is under way to end.
@@ -360,7 +358,7 @@ func (s *Server) stopAccepting() <-chan struct{} {
 	defer s.mu.Unlock()
 	if s.empty == nil {
 		s.empty = make(chan struct{})
-		if len(s.clients) == 0 {
+		if s.clients.len() == 0 {
 			empty := s.empty
 			close(empty)
 			s.empty = nil
@@ -412,15 +410,12 @@ func (s *Server) end(err error) {
 	s.ended, s.accepting, s.err = true, false, err
 	s.owners.close()
 	listeners := s.listeners
-	var clients []*client
-	for c := range s.clients {
-		clients = append(clients, c)
-	}
 	var ups []*upstream
 	for u := range s.upstreams {
 		ups = append(ups, u)
 	}
 	s.mu.Unlock()
+	clients := s.clients.end()
 	s.stop()
 	s.broker.Close()
 	s.dropSpares(math.MaxInt)

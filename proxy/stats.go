@@ -32,6 +32,7 @@ type Stats struct {
 	LateErrors                             uint64 // soft errors of channels that were closed quietly
 	SlowClientCloses                       uint64 // clients closed because their queue was full
 	SlowPublishCloses                      uint64 // clients closed because a publish came too slowly while others waited for room
+	TurnedAway                             uint64 // connections closed at once: max_handshakes, or too few descriptors
 	FirewallCloses                         uint64 // hard errors answered by the proxy in the broker's stead
 	HeartbeatTimeouts                      uint64
 	UpstreamsLost                          uint64 // ended by the broker or the network, not by the proxy
@@ -63,7 +64,7 @@ type counters struct {
 	loginsOK, loginsRefused, loginsFailed     atomic.Uint64
 	reuseHits                                 atomic.Uint64
 	fromClients, fromUpstreams                atomic.Uint64
-	toClientsGone, toUpstreams                atomic.Uint64
+	toUpstreams, turnedAway                   atomic.Uint64
 	framesClients, framesUpstreams            atomic.Uint64
 	lateErrors, slowCloses, firewallCloses    atomic.Uint64
 	slowPublishes                             atomic.Uint64
@@ -97,7 +98,7 @@ func (s *Server) Stats() Stats {
 		BytesToUpstreams:  n.toUpstreams.Load(),
 		FramesFromClients: n.framesClients.Load(), FramesFromUpstreams: n.framesUpstreams.Load(),
 		LateErrors: n.lateErrors.Load(), SlowClientCloses: n.slowCloses.Load(),
-		SlowPublishCloses: n.slowPublishes.Load(), FirewallCloses: n.firewallCloses.Load(),
+		SlowPublishCloses: n.slowPublishes.Load(), TurnedAway: n.turnedAway.Load(), FirewallCloses: n.firewallCloses.Load(),
 		HeartbeatTimeouts: n.heartbeatTimeouts.Load(), UpstreamsLost: n.upstreamsLost.Load(),
 		Channels: int(n.channels.Load()), Bindings: int(n.bindings.Load()),
 		ConnectLatencySum: time.Duration(n.latencySum.Load()),
@@ -106,13 +107,13 @@ func (s *Server) Stats() Stats {
 		st.ConnectLatency[i] = n.latency[i].Load()
 	}
 	s.mu.Lock()
-	st.Clients, st.Upstreams = len(s.clients), len(s.upstreams)
-	st.BytesToClients = n.toClientsGone.Load() // in one step with who is here: totals only grow
-	for c := range s.clients {
-		st.BytesToClients += uint64(c.out.Written.Load())
-	}
+	st.Upstreams = len(s.upstreams)
 	s.mu.Unlock()
-	st.Waiting, st.LongestWait = s.gate.waiting()
+	st.Clients = s.clients.len()
+	st.BytesToClients = s.clients.written()
+	n1, t1 := s.gate.waiting()
+	n2, t2 := s.limits.clients.Waiting()
+	st.Waiting, st.LongestWait = n1+n2, max(t1, t2)
 	for _, p := range s.allPools() {
 		st.Pools = append(st.Pools, p.stats())
 	}

@@ -46,6 +46,7 @@ var metrics = []metric{
 	{"amqproxysvc_upstreams_lost_total", "Connections ended by the broker or the network.", prometheus.CounterValue, func(s *proxy.Stats) float64 { return float64(s.UpstreamsLost) }},
 	{"amqproxysvc_reuse_hits_total", "Logins served by a connection that was there.", prometheus.CounterValue, func(s *proxy.Stats) float64 { return float64(s.ReuseHits) }},
 	{"amqproxysvc_late_errors_total", "Errors of the broker for channels that were closed without waiting for it.", prometheus.CounterValue, func(s *proxy.Stats) float64 { return float64(s.LateErrors) }},
+	{"amqproxysvc_turned_away_total", "Connections of clients closed at once: max_handshakes, or no descriptors left.", prometheus.CounterValue, func(s *proxy.Stats) float64 { return float64(s.TurnedAway) }},
 	{"amqproxysvc_slow_client_closes_total", "Clients closed because their queue was full.", prometheus.CounterValue, func(s *proxy.Stats) float64 { return float64(s.SlowClientCloses) }},
 	{"amqproxysvc_slow_publish_closes_total", "Clients closed because a publish came too slowly while others waited for message_buffer.", prometheus.CounterValue, func(s *proxy.Stats) float64 { return float64(s.SlowPublishCloses) }},
 	{"amqproxysvc_firewall_closes_total", "Connection errors answered by the proxy to keep them from a shared connection.", prometheus.CounterValue, func(s *proxy.Stats) float64 { return float64(s.FirewallCloses) }},

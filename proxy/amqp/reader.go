@@ -30,6 +30,9 @@ var (
 type Reader struct {
 	// MaxFrame bounds the payload of a frame in octets; 0: no bound.
 	MaxFrame uint32
+	// MaxBuffer, which has room for a frame of MaxFrame, bounds the buffer, in octets, below
+	// what a busy reader borrows; 0: no bound.
+	MaxBuffer int
 
 	home   []byte            // the small buffer, owned
 	big    *[bigBuffer]byte  // borrowed, or nil
@@ -117,12 +120,15 @@ func (rd *Reader) room() {
 		want = max(bigBuffer, rd.need)
 	case left == len(rd.buf): // whoever leaves all of it wants more, and a read needs room
 		want = max(bigBuffer, 2*left)
-	case len(rd.buf) == len(rd.home) && rd.w == len(rd.buf):
+	case len(rd.buf) < bigBuffer && rd.w == len(rd.buf):
 		want = bigBuffer // the last read filled it: there is more
 	case left == 0 && len(rd.buf) > bigBuffer && rd.smalls > 0:
 		want = bigBuffer
 	case left <= len(rd.home)/2 && rd.smalls >= idleReads:
 		want = len(rd.home)
+	}
+	if rd.MaxBuffer > 0 && want > len(rd.buf) {
+		want = min(max(rd.need, 2*len(rd.buf)), rd.MaxBuffer)
 	}
 	if want == len(rd.buf) {
 		if rd.r > 0 {
@@ -141,7 +147,9 @@ func (rd *Reader) move(want int) {
 	switch {
 	case want <= len(rd.home):
 		next, rd.big, rd.huge = rd.home, nil, nil
-	case want <= bigBuffer:
+	case want < bigBuffer:
+		next, rd.big, rd.huge = make([]byte, want), nil, nil
+	case want == bigBuffer:
 		rd.big, rd.huge = bigBuffers.Get().(*[bigBuffer]byte), nil
 		next = rd.big[:]
 	case want <= hugeBuffer:
@@ -201,3 +209,6 @@ func (rd *Reader) Between(from, to int) []byte { return rd.buf[from:to:to] }
 // Expect notes the length of the frame that comes next, from Split, for who cuts frames
 // out of Buffered himself.
 func (rd *Reader) Expect(need int) { rd.need = need }
+
+// Cap is how large the buffer is.
+func (rd *Reader) Cap() int { return len(rd.buf) }

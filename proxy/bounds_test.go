@@ -1,0 +1,177 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/proxytest"
+)
+
+// Beyond max_handshakes connections are closed before anything is done for them; who has logged
+// in does not count, and a place comes free when a handshake ends.
+func TestMaxHandshakes(t *testing.T) {
+	withBroker(t, proxytest.BrokerConfig{}, func(c *Config) { c.MaxHandshakes = 3 }, func(r *rig) {
+		in := r.client(proxytest.ClientConfig{})
+		var silent []*proxytest.Client
+		for range 3 {
+			silent = append(silent, r.connect(proxytest.ClientConfig{}))
+		}
+		synctest.Wait()
+		over := r.connect(proxytest.ClientConfig{Timeout: time.Second})
+		began := time.Now()
+		if err := over.Handshake(); err == nil || time.Since(began) > 0 {
+			t.Errorf("one too many heard %v after %v", err, time.Since(began))
+		}
+		if st := r.s.Stats(); st.TurnedAway != 1 || st.Clients != 4 {
+			t.Errorf("%d turned away, %d clients; want 1, 4", st.TurnedAway, st.Clients)
+		}
+		_ = silent[0].Hangup()
+		synctest.Wait()
+		again := r.client(proxytest.ClientConfig{})
+		for _, c := range append(silent[1:], over, in, again) {
+			_ = c.Hangup()
+		}
+	})
+}
+
+// One address has half of the places for handshakes.
+func TestHandshakesOfOneAddress(t *testing.T) {
+	var l limits
+	a, b := netip.MustParsePrefix("192.0.2.1/32"), netip.MustParsePrefix("2001:db8::/64")
+	for range 2 {
+		if why := l.begin(a, true, 4, 0); why != "" {
+			t.Fatal(why)
+		}
+	}
+	if l.begin(a, true, 4, 0) == "" {
+		t.Error("an address has more than half of the places")
+	}
+	if l.begin(b, true, 4, 0) != "" || l.begin(b, true, 4, 0) != "" {
+		t.Error("another address does not have the other half")
+	}
+	if l.begin(netip.Prefix{}, false, 4, 0) == "" {
+		t.Error("there are more than max_handshakes")
+	}
+	for range 2 {
+		l.over(a, true)
+		l.over(b, true)
+	}
+	if l.handshakes != 0 || len(l.from) != 0 {
+		t.Errorf("%d handshakes of %d addresses are left", l.handshakes, len(l.from))
+	}
+	l.sockets = 10
+	if l.begin(a, true, 0, 10) == "" || l.begin(a, true, 0, 9) != "" {
+		t.Error("the bound on sockets is not ten")
+	}
+}
+
+// Who says nothing holds no place under max_clients, and who waits for one is not overtaken.
+func TestPlacesAreForClientsInTurn(t *testing.T) {
+	withBroker(t, proxytest.BrokerConfig{}, func(c *Config) { c.MaxClients = 1 }, func(r *rig) {
+		silent := r.connect(proxytest.ClientConfig{})
+		synctest.Wait()
+		first := r.client(proxytest.ClientConfig{})
+		got := make(chan *proxytest.Client, 3)
+		for range 3 {
+			go func() {
+				c, err := r.login(proxytest.ClientConfig{})
+				r.must(err)
+				got <- c
+			}()
+			synctest.Wait()
+		}
+		time.Sleep(time.Second)
+		if st := r.s.Stats(); st.Waiting != 3 || st.LongestWait != time.Second {
+			t.Errorf("%d clients wait, the first for %v; want 3, 1s", st.Waiting, st.LongestWait)
+		}
+		_ = first.Hangup()
+		for range 3 {
+			synctest.Wait()
+			if len(got) != 1 {
+				t.Fatalf("%d clients have the one place", len(got))
+			}
+			_ = (<-got).Hangup()
+		}
+		_ = silent.Hangup()
+	})
+}
+
+// A self-check that finds no descriptor, or no place, is no sign of a proxy that hangs.
+func TestSelfCheckAtTheBounds(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.Listeners[0].Address = "127.0.0.1:0"
+	s, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Start(nil); err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	s.limits.mu.Lock()
+	s.limits.sockets = 1
+	s.limits.handshakes = 1
+	s.limits.mu.Unlock()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	cfg = *s.cfg()
+	cfg.MaxHandshakes = 1
+	s.setConfig(cfg)
+	if err := s.SelfCheck(ctx); err != nil {
+		t.Errorf("at max_handshakes: %v", err)
+	}
+	if s.Stats().TurnedAway != 1 {
+		t.Error("the self-check was not turned away: the test tries nothing")
+	}
+	for errno, want := range map[syscall.Errno]bool{syscall.EMFILE: true, syscall.ECONNREFUSED: false} {
+		wrapped := &net.OpError{Op: "dial", Err: os.NewSyscallError("socket", errno)}
+		got := syscall.Errno(0)
+		if !errors.As(wrapped, &got) || outOfDescriptors(got) != want {
+			t.Errorf("%v counts as out of descriptors: %v", errno, !want)
+		}
+	}
+}
+
+// Before open-ok a client gets no buffer beyond the largest frame of a handshake, whatever it
+// sends, and busy ones get theirs after it.
+func TestBufferBeforeOpen(t *testing.T) {
+	withBroker(t, proxytest.BrokerConfig{}, nil, func(r *rig) {
+		c := r.connect(proxytest.ClientConfig{})
+		r.must(c.Send(amqp.ProtocolHeader[:]))
+		synctest.Wait()
+		r.must(c.Send(amqp.AppendStartOk(nil, make([]byte, 7900), "PLAIN", nil, "en_US")[:7900]))
+		synctest.Wait()
+		x := r.s.clients.appendTo(nil, nil)[0]
+		if n := x.rd.Cap(); n > handshakeFrame+amqp.FrameOverhead {
+			t.Errorf("a client that is not logged in has a buffer of %d octets", n)
+		}
+		_ = c.Hangup()
+	})
+}
+
+// A client that is closing is not judged by what its handshake may still be writing.
+func TestClosingClientIsNotLookedAt(t *testing.T) {
+	cfg := DefaultConfig()
+	s, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.coarse.Store(int64(time.Hour))
+	c := &client{s: s, env: &s.env, heartbeat: time.Second}
+	c.phase.Store(phaseClosing)
+	if c.due() {
+		t.Error("its heartbeat was looked at")
+	}
+	c.closeAt.Store(1)
+	if !c.due() {
+		t.Error("it is not closed in time")
+	}
+}

@@ -1,0 +1,99 @@
+// The set of clients, in shards: who looks at all of them, ten times a second and for every
+// statistic, holds up nobody who comes or leaves meanwhile for longer than a shard takes.
+
+package proxy
+
+import (
+	"sync"
+	"sync/atomic"
+)
+
+const clientShards = 256
+
+// clientSet holds the clients that are connected.
+type clientSet struct {
+	n      atomic.Int64
+	shards [clientShards]clientShard
+}
+
+type clientShard struct {
+	mu    sync.Mutex // a leaf
+	all   map[*client]struct{}
+	ended bool
+	gone  uint64 // bytes sent to those that have left
+	_     [64]byte
+}
+
+func (s *clientSet) shard(c *client) *clientShard { return &s.shards[c.n%clientShards] }
+
+// add takes a client in, unless the set has ended, or own says no.
+func (s *clientSet) add(c *client, own func() bool) bool {
+	h := s.shard(c)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.ended || !own() {
+		return false
+	}
+	if h.all == nil {
+		h.all = make(map[*client]struct{})
+	}
+	h.all[c] = struct{}{}
+	s.n.Add(1)
+	return true
+}
+
+// remove takes a client out. True: it was the last.
+func (s *clientSet) remove(c *client) bool {
+	h := s.shard(c)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.all, c)
+	h.gone += uint64(c.out.Written.Load())
+	return s.n.Add(-1) == 0
+}
+
+func (s *clientSet) len() int { return int(s.n.Load()) }
+
+// appendTo appends those for which which is true (nil: all). It is called with a shard's lock held.
+func (s *clientSet) appendTo(to []*client, which func(*client) bool) []*client {
+	for i := range s.shards {
+		h := &s.shards[i]
+		h.mu.Lock()
+		for c := range h.all {
+			if which == nil || which(c) {
+				to = append(to, c)
+			}
+		}
+		h.mu.Unlock()
+	}
+	return to
+}
+
+// end lets nobody in any more, and gives those that are there.
+func (s *clientSet) end() (all []*client) {
+	for i := range s.shards {
+		h := &s.shards[i]
+		h.mu.Lock()
+		h.ended = true
+		for c := range h.all {
+			all = append(all, c)
+		}
+		h.mu.Unlock()
+	}
+	return all
+}
+
+// written is what has been sent to clients, those that have left included: who is here and who
+// has left are one step, so that it only grows.
+func (s *clientSet) written() (n uint64) {
+	for i := range s.shards {
+		h := &s.shards[i]
+		h.mu.Lock()
+		n += h.gone
+		for c := range h.all {
+			n += uint64(c.out.Written.Load())
+		}
+		h.mu.Unlock()
+	}
+	return n
+}

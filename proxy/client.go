@@ -70,12 +70,15 @@ type client struct {
 	closeAt    atomic.Int64  // when the socket is closed for good, 0: not closing
 	pubs       atomic.Bool   // has published
 	crowding   atomic.Bool   // much waits for it; written under mu
+	counting   atomic.Bool   // counted is not 0; written under mu
 	rested     atomic.Bool   // the reader has a fresh stack since the last bytes came
 	hasSession atomic.Bool   // session is not nil
 	gone       chan struct{} // closed when the socket is
 
 	mu          sync.Mutex // guards the outbox, the channels' states and all below
 	out         outbox.Box
+	counted     int         // what of its queue client_queues knows of
+	fedBy       *upstream   // who added to the queue last
 	crowdedAt   []*upstream // in whose crowded the client counts; not empty: crowding
 	blockedBy   *upstream   // whose alarm the client is told of
 	blockedSaid bool        // connection.blocked was sent
@@ -207,6 +210,7 @@ func (c *client) end() {
 	c.mu.Lock()
 	c.out.FailLocked(outbox.ErrClosed)
 	c.uncrowdLocked()
+	c.uncountLocked()
 	blockedBy := c.blockedBy
 	c.blockedBy = nil
 	c.mu.Unlock()

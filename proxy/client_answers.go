@@ -110,7 +110,7 @@ func (c *client) answerClose(ch *channel, by ledger.Cause) bool {
 	open := ch.state.Load() == chOpen
 	ch.endLocked(by, nil)
 	closed := ch.state.Load() == chClosed
-	c.glut = c.out.LenLocked() > c.env.cfg().ClientQueue
+	c.glutLocked()
 	c.mu.Unlock()
 	if closed {
 		c.clear(ch)

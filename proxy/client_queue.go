@@ -28,10 +28,15 @@ func (c *client) deliver(b *binding, p []byte) bool {
 // tenants; a full queue ends the client, unless the upstream is its own to halt.
 func (c *client) measureLocked(u *upstream) {
 	waiting := c.out.LenLocked()
-	limit := c.env.cfg().ClientQueue
+	cfg := c.env.cfg()
+	limit := cfg.ClientQueue
+	if c.fedBy != u {
+		c.fedBy = u
+	}
+	c.countLocked()
 	// Every upstream that adds to a long queue is told: each is to be halted, or closed to
 	// new tenants.
-	if high := min(sessionHigh, limit/2); waiting > high {
+	if high := c.s.queues.high(cfg); waiting > high {
 		if !slices.Contains(c.crowdedAt, u) {
 			c.crowding.Store(true)
 			c.crowdedAt = append(c.crowdedAt, u)
@@ -53,7 +58,7 @@ func (c *client) measureLocked(u *upstream) {
 
 // relievedLocked tells whether little waits for the client, and notes it.
 func (c *client) relievedLocked() bool {
-	if c.out.LenLocked() > min(sessionHigh, c.env.cfg().ClientQueue/2)/4 && c.out.ErrLocked() == nil {
+	if c.out.LenLocked() > c.s.queues.high(c.env.cfg())/4 && c.out.ErrLocked() == nil {
 		return false
 	}
 	c.uncrowdLocked()
@@ -124,7 +129,7 @@ func (c *client) reply(ch *channel, m amqp.Method, args ...byte) {
 	if ch.state.Load() == chOpen && c.phase.Load() == phaseRunning {
 		c.out.SetBufferLocked(amqp.AppendMethod(c.out.BufferLocked(32+len(args)), ch.id, m, args...))
 	}
-	c.glut = c.out.LenLocked() > c.env.cfg().ClientQueue
+	c.glutLocked()
 	c.mu.Unlock()
 }
 

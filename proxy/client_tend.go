@@ -20,7 +20,7 @@ func (c *client) due() bool {
 		at := c.closeAt.Load()
 		return at != 0 && now >= at
 	}
-	if c.crowding.Load() {
+	if c.crowding.Load() || c.counting.Load() {
 		return true
 	}
 	if !c.rested.Load() && now-c.lastRead.Load() >= int64(restAfter) {
@@ -57,9 +57,10 @@ func (c *client) tend() {
 		c.cutOff()
 		return
 	}
-	if c.crowding.Load() {
+	if c.crowding.Load() || c.counting.Load() {
 		c.mu.Lock()
 		c.relievedLocked()
+		c.countLocked()
 		c.mu.Unlock()
 	}
 	silent := now - c.lastRead.Load()

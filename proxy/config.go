@@ -70,6 +70,8 @@ type Config struct {
 	MessageBuffer int64
 	// ClientQueue bounds the bytes waiting for one client's socket.
 	ClientQueue int
+	// ClientQueues bounds them for all clients together: the longest queue goes first. 0: no bound.
+	ClientQueues int64
 
 	// IdleTimeout closes an upstream that carried no channel for so long.
 	IdleTimeout time.Duration
@@ -120,6 +122,7 @@ func DefaultConfig() Config {
 		MaxMessageSize:      128 << 20,
 		MessageBuffer:       1 << 30,
 		ClientQueue:         16 << 20,
+		ClientQueues:        256 << 20,
 		IdleTimeout:         300 * time.Second,
 		MaxLifetime:         time.Hour,
 		AuthTTL:             30 * time.Second,
@@ -176,6 +179,9 @@ func (c *Config) Validate() error {
 	ranged("max_message_size", c.MaxMessageSize, 1, 1<<40)
 	ranged("message_buffer", c.MessageBuffer, c.MaxMessageSize, 1<<42)
 	ranged("client_queue", int64(c.ClientQueue), 64<<10, 1<<32)
+	if c.ClientQueues != 0 {
+		ranged("client_queues", c.ClientQueues, 1<<20, 1<<42)
+	}
 	timed := func(name string, v, lo, hi time.Duration) {
 		if v < lo || v > hi {
 			bad(name, v, fmt.Sprintf("%v to %v", lo, hi))

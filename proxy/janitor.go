@@ -17,10 +17,14 @@ func (s *Server) janitor() {
 	defer t.Stop()
 	var clients []*client
 	var ups []*upstream
+	var crowd crowd
 	for i := 0; ; i++ {
 		select {
 		case <-s.ctx.Done():
 			return
+		case <-s.queues.full:
+			s.relieve()
+			continue
 		case <-t.C:
 		}
 		s.coarse.Store(int64(time.Since(s.began)) + 1)
@@ -42,8 +46,12 @@ func (s *Server) janitor() {
 		if c := s.budget.slowest(s.now(), s.cfg().WriteTimeout); c != nil {
 			c.hoards()
 		}
+		s.relieve()
 		if s.rests.Load() > 0 {
 			s.giveBack()
+		}
+		if i%10 == 0 && crowd.left(s.load()) {
+			go debug.FreeOSMemory()
 		}
 		if i%5 == 0 {
 			s.tendPools()
@@ -95,4 +103,35 @@ func (s *Server) tendPools() {
 		}
 		l.mu.Unlock()
 	}
+}
+
+// load is about how much memory clients take now.
+func (s *Server) load() int64 {
+	const idle = 16 << 10 // of stack, buffers and what belongs to it
+	s.budget.mu.Lock()
+	used := s.budget.used
+	s.budget.mu.Unlock()
+	return int64(s.clients.len())*idle + s.queues.total.Load() + used
+}
+
+// crowd watches load for crowds that have left, by whatever way: what they took would stay until
+// something else needs it.
+type crowd struct {
+	peak, last int64
+}
+
+// left is asked once a second. True: much less is in use than was, and it has come to rest.
+func (c *crowd) left(load int64) bool {
+	const much = 32 << 20
+	last := c.last
+	c.last = load
+	if load >= c.peak {
+		c.peak = load
+		return false
+	}
+	if c.peak-load < max(much, c.peak/2) || last-load > much/8 {
+		return false
+	}
+	c.peak = load
+	return true
 }

@@ -33,6 +33,7 @@ type Server struct {
 	gate   gate
 	budget budget
 	limits limits
+	queues queues
 	logins logins
 	broker *broker.Broker
 	// noBroker stands in before the first handshake with the broker: RabbitMQ's values.
@@ -89,6 +90,7 @@ func New(cfg Config) (*Server, error) {
 	s.noBroker = defaultBroker()
 	s.ctx, s.stop = context.WithCancel(bg)
 	s.gate.s, s.gate.env = s, &s.env
+	s.queues.full = make(chan struct{}, 1)
 	s.logins.accounts = make(map[accountKey]*account)
 	s.broker = broker.New(s.ctx, s.log, s.spawn, broker.Config{})
 	s.setConfig(cfg)

@@ -54,8 +54,24 @@ func (u *upstream) soleTenant() *client {
 	if u.crowded.Load() == 0 {
 		return nil
 	}
+	return u.onlyTenant()
+}
+
+// isFor reports whether the client has the upstream for itself.
+func (u *upstream) isFor(c *client) bool {
+	if owner := u.owner.Load(); owner != nil {
+		return owner == c
+	}
+	return u.onlyTenant() == c
+}
+
+// onlyTenant is the only client bound here, or nil.
+func (u *upstream) onlyTenant() *client {
 	var sole *client
 	t := u.table.Load()
+	if t == nil {
+		return nil
+	}
 	for i := range *t {
 		b := (*t)[i].Load()
 		if b == nil || b.ch == nobody || b.ch.c == sole {

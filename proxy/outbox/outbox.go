@@ -48,6 +48,7 @@ type Box struct {
 	// Guarded by mu.
 	pending []byte
 	flying  int // bytes taken out of pending and being written
+	lent    int // the capacity they take
 	busy    bool
 	err     error
 	turns   []chan struct{} // who waits to be the one that writes, first come first served
@@ -114,6 +115,14 @@ func recycle(p []byte) {
 
 // LenLocked is how many bytes wait or are being written.
 func (b *Box) LenLocked() int { return len(b.pending) + b.flying }
+
+// MemLocked is LenLocked, or the memory that a long queue takes for it.
+func (b *Box) MemLocked() int {
+	if n := b.LenLocked(); n <= hugeBuffer {
+		return n
+	}
+	return cap(b.pending) + b.lent
+}
 
 // IdleLocked tells whether nothing waits and nobody writes.
 func (b *Box) IdleLocked() bool { return !b.busy && len(b.pending) == 0 }
@@ -340,7 +349,7 @@ func (b *Box) wakeLocked() {
 func (b *Box) takeLocked() []byte {
 	p := b.pending
 	b.pending = nil
-	b.flying = len(p)
+	b.flying, b.lent = len(p), cap(p)
 	b.wakeLocked()
 	b.wakeWaiterLocked()
 	return p
@@ -360,7 +369,7 @@ func (b *Box) drain() {
 		err := b.write(p)
 		recycle(p)
 		b.mu.Lock()
-		b.flying = 0
+		b.flying, b.lent = 0, 0
 		failed := b.failedLocked(err)
 		b.mu.Unlock()
 		if failed && b.onError != nil {
@@ -388,7 +397,7 @@ func (b *Box) nextLocked() {
 // wroteLocked ends a write made in the caller's goroutine, passes the turn on and unlocks.
 func (b *Box) wroteLocked(p []byte, err error) {
 	recycle(p)
-	b.flying = 0
+	b.flying, b.lent = 0, 0
 	failed := b.failedLocked(err)
 	b.nextLocked()
 	b.mu.Unlock()

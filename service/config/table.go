@@ -78,7 +78,7 @@ var Sections = []Section{
 	{"upstream", "Broker", "The broker to which connections are pooled."},
 	{"tls", "TLS to the broker", "For an amqps URL. TLS 1.2 or newer; the files are read again at a reload."},
 	{"pool", "Pools", "Connections to the broker, and how they are shared. A pool holds those of one user, password and vhost."},
-	{"client", "Clients", "What one client, and all of them, may take."},
+	{"client", "Clients", "What one client, and all of them, may take. In use at a time is at most message_buffer + client_queues + 256 KiB for each client (4 KiB while it is idle) + 16 KiB for each of max_handshakes + 1 MiB for each connection to the broker, 40 MiB for the program itself, and up to as much again before Go's collector has cleaned up, which the environment variable GOMEMLIMIT bounds."},
 	{"http", "Metrics and health", "/metrics for Prometheus, /healthz (the process lives) and /readyz (the broker can be reached)."},
 	{"log", "Logging", "Log lines go to the terminal, the journal or the Windows event log, and to a file when one is set."},
 }
@@ -177,6 +177,9 @@ var Table = []Setting{
 	{Section: "client", Key: "client_queue", Kind: KindSize, Min: 64 << 10, Max: 1 << 32, Live: true,
 		Help: "Memory for what waits to be sent to one client. A client that shares its connection to the broker and does not read is closed when it is full.",
 		at:   func(s *Settings, _ *Listener) any { return &s.Engine.ClientQueue }},
+	{Section: "client", Key: "client_queues", Kind: KindSize, Min: 1 << 20, Max: 1 << 42, Special: &Special{0, "no bound"}, Live: true,
+		Help: "Memory for what waits to be sent to all clients together. Where it is full, the client for whom most waits is closed; one with a connection to the broker of its own is not, the broker waits for it.",
+		at:   func(s *Settings, _ *Listener) any { return &s.Engine.ClientQueues }},
 	{Section: "client", Key: "handshake_timeout", Kind: KindDuration, Min: 100 * milliNS, Max: int64(time.Hour), Live: true,
 		Help: "How long a client may take from connecting to its connection.open.",
 		at:   func(s *Settings, _ *Listener) any { return &s.Engine.HandshakeTimeout }},

@@ -16,10 +16,10 @@ import (
 // sinkConn takes everything.
 type sinkConn struct {
 	net.Conn
-	n int
+	n, writes int
 }
 
-func (c *sinkConn) Write(p []byte) (int, error) { c.n += len(p); return len(p), nil }
+func (c *sinkConn) Write(p []byte) (int, error) { c.n += len(p); c.writes++; return len(p), nil }
 func (*sinkConn) Close() error                  { return nil }
 
 // halves are a client and an upstream without readers of their own, a channel of the one

@@ -6,6 +6,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
+	"sync"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -174,4 +176,83 @@ func TestClosingClientIsNotLookedAt(t *testing.T) {
 	if !c.due() {
 		t.Error("it is not closed in time")
 	}
+}
+
+// A client with many channels leaves with one write to its upstream, however it leaves.
+func TestManyChannelsLeaveInOneWrite(t *testing.T) {
+	for name, leave := range map[string]func(*client){"hangs up": (*client).releaseChannels, "closes": (*client).closeConnection} {
+		c, u, broker := halves(t)
+		const n = 90 // of 100 ids
+		var p []byte
+		for id := uint16(1); id <= n; id++ {
+			if id > 1 {
+				p = append(p, proxytest.Method(id, amqp.ChannelOpen, "")...)
+			}
+			p = append(p, proxytest.PublishBytes(id, "", "q", []byte("x"), 0)...)
+		}
+		feedClient(t, c, p)
+		before := broker.writes
+		leave(c)
+		if got := broker.writes - before; got != 1 {
+			t.Errorf("a client that %s: %d writes, want 1", name, got)
+		}
+		if got := u.closingN.Load(); got != n {
+			t.Errorf("a client that %s: %d channels closed, want %d", name, got, n)
+		}
+	}
+}
+
+// BenchmarkScans is what a client that comes and leaves waits for, in nanoseconds, while others
+// look at all of 100,000 clients without end; shard-ns is how long one lock is held for a look.
+// On a machine that is busy otherwise max-ns is the scheduler's.
+func BenchmarkScans(b *testing.B) {
+	s, err := New(DefaultConfig())
+	if err != nil {
+		b.Fatal(err)
+	}
+	s.coarse.Store(1)
+	own := func() bool { return true }
+	newClient := func(n uint64) *client {
+		c := &client{s: s, env: &s.env, n: n}
+		c.phase.Store(phaseRunning)
+		return c
+	}
+	for n := range uint64(100_000) {
+		s.clients.add(newClient(n), own)
+	}
+	var all []*client
+	began := time.Now()
+	for range 10 {
+		all = s.clients.appendTo(all[:0], (*client).due)
+		s.Stats()
+	}
+	shard := float64(time.Since(began)) / 10 / 2 / clientShards
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				all = s.clients.appendTo(all[:0], (*client).due)
+				s.Stats()
+			}
+		}
+	})
+	c := newClient(100_001)
+	var waits []time.Duration
+	for b.Loop() {
+		c.n = 100_001 + uint64(len(waits))
+		began := time.Now()
+		s.clients.add(c, own)
+		s.clients.remove(c)
+		waits = append(waits, time.Since(began))
+	}
+	close(stop)
+	wg.Wait()
+	slices.Sort(waits)
+	b.ReportMetric(shard, "shard-ns")
+	b.ReportMetric(float64(waits[len(waits)*999/1000]), "p99.9-ns")
+	b.ReportMetric(float64(waits[len(waits)-1]), "max-ns")
 }

@@ -230,15 +230,17 @@ func (c *client) end() {
 
 // releaseChannels closes at the broker what the client left open.
 func (c *client) releaseChannels() {
+	var said upstreams
 	for ch := range c.chans.all() {
 		c.dropSpill(ch)
 		c.mu.Lock()
 		ch.endLocked(ledger.ByCrash, nil)
 		c.mu.Unlock()
 		if b := ch.cur.Load(); b != nil {
-			b.u.closeBinding(b, ledger.ByCrash)
+			said.add(b.u.closeBinding(b, ledger.ByCrash))
 		}
 	}
+	said.flush()
 	c.chans, c.last = channelSet{}, nil
 	c.gathered, c.begun = 0, nil
 }

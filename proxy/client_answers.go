@@ -162,6 +162,7 @@ func (c *client) closeConnection() {
 	c.flushRun()
 	fast := c.env.cfg().FastClose
 	var waits []*channel
+	var said upstreams
 	for ch := range c.chans.all() {
 		c.dropSpill(ch)
 		b := ch.cur.Load()
@@ -177,9 +178,10 @@ func (c *client) closeConnection() {
 		}
 		c.mu.Unlock()
 		if b != nil {
-			b.u.closeBinding(b, by)
+			said.add(b.u.closeBinding(b, by))
 		}
 	}
+	said.flush()
 	if len(waits) > 0 {
 		c.awaitCloses(waits)
 	}

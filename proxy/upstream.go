@@ -231,12 +231,37 @@ func (u *upstream) filterLocked(body []byte, bs []*binding) []byte {
 	return kept
 }
 
-// closeBinding sends channel.close for a binding that is still open.
-func (u *upstream) closeBinding(b *binding, by ledger.Cause) {
+// closeBinding queues channel.close for a binding that is still open; the caller flushes. Nil:
+// nothing was queued.
+func (u *upstream) closeBinding(b *binding, by ledger.Cause) *upstream {
 	u.mu.Lock()
-	u.closeLocked(b, by)
-	u.mu.Unlock()
-	u.out.Flush()
+	defer u.mu.Unlock()
+	if !u.closeLocked(b, by) {
+		return nil
+	}
+	return u
+}
+
+// upstreams are those for which something was queued: a client with thousands of channels
+// leaves with one write to each.
+type upstreams struct {
+	few [3]*upstream
+	all []*upstream
+}
+
+func (s *upstreams) add(u *upstream) {
+	if s.all == nil {
+		s.all = s.few[:0]
+	}
+	if u != nil && !slices.Contains(s.all, u) {
+		s.all = append(s.all, u)
+	}
+}
+
+func (s *upstreams) flush() {
+	for _, u := range s.all {
+		u.out.Flush()
+	}
 }
 
 // closeLocked ends a binding from this side, with channel.close. False: it has ended already.

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -275,6 +276,13 @@ func (s *Server) allPools() []*pool {
 		}
 	}
 	return all
+}
+
+// Listeners are the bound listeners, in the order of the configuration.
+func (s *Server) Listeners() []net.Listener {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.listeners)
 }
 
 // Addrs are the bound addresses in the order of Config.Listeners.

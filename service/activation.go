@@ -12,13 +12,12 @@ import (
 	"github.com/coreos/go-systemd/v22/activation"
 )
 
-// inheritedListeners takes over the sockets that systemd passed on, in the order of the
-// configured listeners: one named listenN (FileDescriptorName=) stands for the Nth, counted
-// from 0, the others take the places left, in their order. None: nil.
-func inheritedListeners() ([]net.Listener, error) {
-	return orderListeners(activation.Files(true))
-}
+// inheritedFiles are the sockets that systemd passed on, named as it names them.
+func inheritedFiles() []*os.File { return activation.Files(true) }
 
+// orderListeners puts sockets in the order of the configured listeners: one named listenN
+// (FileDescriptorName=) stands for the Nth, counted from 0, the others take the places left,
+// in their order. None: nil. The files are closed.
 func orderListeners(files []*os.File) (_ []net.Listener, err error) {
 	var out []net.Listener
 	defer func() {

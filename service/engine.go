@@ -22,6 +22,12 @@ type Engine interface {
 	// entry is bound anew. An error that wraps ErrConfig says that a restart is of no use.
 	Start(ctx context.Context, inherited []net.Listener) error
 
+	// Addresses are the configured addresses of the listeners, HOST:PORT, in their order;
+	// Listeners, after Start, what is bound in their places. With them a service manager can
+	// keep the sockets over a restart.
+	Addresses() []string
+	Listeners() []net.Listener
+
 	// Reload reads the configuration anew and applies what can be changed live; clients
 	// stay connected. It names the settings that changed but need a restart. On an error
 	// nothing has changed: the settings from before stay in force.

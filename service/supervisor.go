@@ -74,6 +74,8 @@ type supervisor struct {
 	// selfEnd makes failed self-checks end the process, where no service manager watches.
 	selfEnd bool
 
+	keepers keepers // of the listening sockets
+
 	stopMu         sync.Mutex
 	stopAsked      time.Time     // when first
 	stopping       chan struct{} // closed by the first request to stop
@@ -95,6 +97,7 @@ func newSupervisor(opts Options) *supervisor {
 		forced:   make(chan struct{}),
 		reload:   make(chan struct{}, 1),
 		reopen:   make(chan struct{}, 1),
+		keepers:  keepers{name: opts.Name},
 	}
 	path := opts.StateFile
 	if dirs := os.Getenv("RUNTIME_DIRECTORY"); path == "" && dirs != "" && os.Getenv("NOTIFY_SOCKET") != "" {
@@ -190,7 +193,7 @@ func (s *supervisor) start() error {
 		s.tellFailure("not started", err)
 		return s.err // not logged: the log was not set up
 	}
-	inherited, err := inheritedListeners()
+	inherited, byUnit, err := s.keepers.takeListeners(inheritedFiles(), eng.Addresses())
 	if err == nil {
 		err = eng.Start(ctx, inherited)
 	}
@@ -201,9 +204,18 @@ func (s *supervisor) start() error {
 		return s.err
 	}
 	s.eng = eng
+	kept := 0
+	for i, l := range inherited {
+		if l != nil && !byUnit[i] {
+			kept++
+		}
+	}
+	if s.opts.Managed {
+		s.keepers.keep(eng.Addresses(), eng.Listeners(), byUnit)
+	}
 	st := eng.Status()
 	slog.Info("service started", "listening", strings.Join(st.Listening, " "), "upstream", st.Upstream,
-		"socket_activated", len(inherited), "pid", os.Getpid(), Event(EventStarted))
+		"socket_activated", len(byUnit), "kept_sockets", kept, "pid", os.Getpid(), Event(EventStarted))
 	s.tell(PhaseServing, "READY=1\n")
 	if s.opts.Ready != nil {
 		s.opts.Ready(eng)
@@ -353,6 +365,7 @@ func (s *supervisor) stop() error {
 	if s.eng == nil || s.ended() {
 		return s.err
 	}
+	s.keepers.release()
 	slog.Info("service is stopping", "clients", s.eng.Status().Clients, Event(EventStopping))
 	began := time.Now()
 	limit := s.eng.Status().DrainTimeout

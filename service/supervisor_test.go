@@ -39,6 +39,8 @@ func (e *fakeEngine) Start(ctx context.Context, _ []net.Listener) error {
 	}
 	return nil
 }
+func (e *fakeEngine) Addresses() []string       { return nil }
+func (e *fakeEngine) Listeners() []net.Listener { return nil }
 func (e *fakeEngine) Reload(ctx context.Context) ([]string, error) {
 	if e.reload != nil {
 		return e.reload(ctx)

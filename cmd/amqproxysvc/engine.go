@@ -26,6 +26,7 @@ import (
 type proxyServer interface {
 	Start(inherited []net.Listener) error
 	Addrs() []net.Addr
+	Listeners() []net.Listener
 	Reload(cfg proxy.Config) (needRestart []string, err error)
 	Shutdown(ctx context.Context) error
 	Close() error
@@ -116,11 +117,24 @@ func (e *engine) Start(_ context.Context, inherited []net.Listener) error {
 	e.mu.Unlock()
 	if httpListener != nil {
 		e.adminAddr = httpListener.Addr()
-		e.admin = admin.New(admin.Options{Source: e, Version: programVersion(), Pprof: e.adminSet.Pprof})
+		e.admin = admin.New(admin.Options{Source: e, Version: programVersion(), Hosts: e.adminSet.Hosts, Pprof: e.adminSet.Pprof})
 		e.admin.Serve(httpListener)
 	}
 	return nil
 }
+
+// Addresses are those of the listeners as the settings name them.
+func (e *engine) Addresses() (addresses []string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, l := range e.settings.Listeners {
+		addresses = append(addresses, l.HostPort())
+	}
+	return addresses
+}
+
+// Listeners are the bound ones.
+func (e *engine) Listeners() []net.Listener { return e.server.Listeners() }
 
 // bindError says in words what keeps an address from being bound, and which settings to change.
 func bindError(err error, settings string) error {
@@ -185,6 +199,9 @@ func (e *engine) Reload(context.Context) (needRestart []string, err error) {
 	}
 	if settings.HTTP.Port != e.adminSet.Port {
 		needRestart = append(needRestart, "http.port")
+	}
+	if settings.HTTP.Hosts != e.adminSet.Hosts {
+		needRestart = append(needRestart, "http.hosts")
 	}
 	if settings.HTTP.Pprof != e.adminSet.Pprof {
 		needRestart = append(needRestart, "http.pprof")

@@ -105,6 +105,8 @@ func (f *fakeServer) serve(c net.Conn) {
 	_ = c.Close()
 }
 
+func (f *fakeServer) Listeners() []net.Listener { return f.listeners }
+
 func (f *fakeServer) Addrs() (addrs []net.Addr) {
 	for _, ln := range f.listeners {
 		addrs = append(addrs, ln.Addr())

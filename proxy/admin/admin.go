@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/pprof"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -26,8 +27,8 @@ import (
 )
 
 const (
-	// maxConns bounds the HTTP connections held at a time; more wait in the backlog.
-	maxConns = 64
+	// longestProfile bounds what one profile may take of the process.
+	longestProfile = 60
 	// readyTimeout bounds the look at the broker behind /readyz.
 	readyTimeout = 5 * time.Second
 	// readyTTL is how long its answer is used again, so that probes do not knock at the
@@ -47,6 +48,9 @@ type Source interface {
 type Options struct {
 	Source  Source
 	Version string
+	// Hosts are names, besides localhost, addresses and the machine's own, that requests may
+	// be for, parted by blanks or commas.
+	Hosts string
 	// Pprof serves /debug/pprof/ too.
 	Pprof  bool
 	Logger *slog.Logger // nil: slog.Default()
@@ -73,7 +77,7 @@ func New(o Options) *Server {
 			ReadHeaderTimeout: 5 * time.Second,
 			ReadTimeout:       10 * time.Second,
 			WriteTimeout:      2 * time.Minute, // a CPU profile takes as long as it was asked to
-			IdleTimeout:       time.Minute,
+			IdleTimeout:       5 * time.Second,
 			MaxHeaderBytes:    16 << 10,
 			ErrorLog:          slog.NewLogLogger(o.Logger.Handler(), slog.LevelDebug),
 		},
@@ -82,8 +86,10 @@ func New(o Options) *Server {
 
 // Serve accepts on the listener, which it takes over, until Shutdown. It does not block.
 func (s *Server) Serve(ln net.Listener) {
+	limited := newLimitListener(ln, maxConns)
+	s.http.ConnState = limited.state
 	go func() {
-		err := s.http.Serve(newLimitListener(ln, maxConns))
+		err := s.http.Serve(limited)
 		if errors.Is(err, http.ErrServerClosed) {
 			err = nil
 		}
@@ -137,11 +143,24 @@ func handler(o Options, ready *readiness) http.Handler {
 	})
 	if o.Pprof { // without the command line, which may hold the broker's URL with a password
 		mux.HandleFunc("GET /debug/pprof/", pprof.Index)
-		mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+		mux.HandleFunc("GET /debug/pprof/profile", bounded(pprof.Profile))
 		mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
-		mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+		mux.HandleFunc("GET /debug/pprof/trace", bounded(pprof.Trace))
 	}
-	return mux
+	return hostCheck(o.Hosts, mux)
+}
+
+// bounded refuses a profile over more time than longestProfile.
+func bounded(profile http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, req *http.Request) {
+		if text := req.FormValue("seconds"); text != "" {
+			if n, err := strconv.ParseFloat(text, 64); err != nil || !(n >= 0 && n <= longestProfile) {
+				answer(w, http.StatusBadRequest, fmt.Sprintf("seconds is %.20q, allowed is 0 to %d", text, longestProfile))
+				return
+			}
+		}
+		profile(w, req)
+	}
 }
 
 func answer(w http.ResponseWriter, code int, text string) {
@@ -191,46 +210,4 @@ func (r *readiness) known() (err error, fresh bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.err, !r.asked.IsZero() && time.Since(r.asked) < readyTTL
-}
-
-// limitListener accepts only while fewer than so many connections are open.
-type limitListener struct {
-	net.Listener
-	places chan struct{}
-	done   chan struct{}
-	once   sync.Once
-}
-
-func newLimitListener(ln net.Listener, n int) net.Listener {
-	return &limitListener{Listener: ln, places: make(chan struct{}, n), done: make(chan struct{})}
-}
-
-func (l *limitListener) Accept() (net.Conn, error) {
-	select {
-	case l.places <- struct{}{}:
-	case <-l.done:
-		return nil, net.ErrClosed
-	}
-	c, err := l.Listener.Accept()
-	if err != nil {
-		<-l.places
-		return nil, err
-	}
-	return &limitConn{Conn: c, leave: func() { <-l.places }}, nil
-}
-
-func (l *limitListener) Close() error {
-	l.once.Do(func() { close(l.done) })
-	return l.Listener.Close()
-}
-
-type limitConn struct {
-	net.Conn
-	once  sync.Once
-	leave func()
-}
-
-func (c *limitConn) Close() error {
-	defer c.once.Do(c.leave)
-	return c.Conn.Close()
 }

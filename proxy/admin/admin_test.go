@@ -43,7 +43,7 @@ func (f *fake) Ready(ctx context.Context) error {
 func get(t *testing.T, h http.Handler, target string) (code int, body string) {
 	t.Helper()
 	w := httptest.NewRecorder()
-	h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, target, nil))
+	h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "http://127.0.0.1"+target, nil))
 	return w.Code, w.Body.String()
 }
 
@@ -185,7 +185,7 @@ func TestHealth(t *testing.T) {
 		}
 	}
 	w := httptest.NewRecorder()
-	h.ServeHTTP(w, httptest.NewRequest(http.MethodPost, "/metrics", nil))
+	h.ServeHTTP(w, httptest.NewRequest(http.MethodPost, "http://127.0.0.1/metrics", nil))
 	if w.Code != http.StatusMethodNotAllowed {
 		t.Errorf("POST /metrics: got %d, want 405", w.Code)
 	}
@@ -271,49 +271,134 @@ func TestServeAndShutdown(t *testing.T) {
 	}
 }
 
-// More connections than maxConns wait, and get their turn when one goes.
+// At the bound the longest idle connection gives way; where none is idle the new one goes.
 func TestConnectionsAreBounded(t *testing.T) {
-	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	inner, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer func() { _ = inner.Close() }()
 	ln := newLimitListener(inner, 2)
-	accepted := make(chan net.Conn)
-	acceptEnded := make(chan struct{})
-	go func() {
-		defer close(acceptEnded)
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			accepted <- c
+	dial := func() net.Conn {
+		t.Helper()
+		c, err := net.Dial("tcp4", inner.Addr().String())
+		if err != nil {
+			t.Fatal(err)
 		}
-	}()
-	for range 3 {
-		c, err := net.Dial("tcp", inner.Addr().String())
+		t.Cleanup(func() { _ = c.Close() })
+		return c
+	}
+	accept := func() net.Conn {
+		t.Helper()
+		c, err := ln.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	firstClient := dial()
+	first := accept()
+	dial()
+	second := accept()
+	ln.state(second, http.StateActive)
+	ln.state(first, http.StateIdle)
+	dial()
+	third := accept()
+	if _, err := firstClient.Read(make([]byte, 1)); err == nil {
+		t.Error("the idle connection did not give way")
+	}
+	refused := dial() // both are busy now
+	ended := make(chan struct{})
+	go func() { defer close(ended); _, _ = ln.Accept() }()
+	if _, err := refused.Read(make([]byte, 1)); err == nil {
+		t.Error("a connection without a place was not closed")
+	}
+	_ = first.Close()
+	_ = second.Close()
+	_ = second.Close() // a second Close frees no second place
+	_ = third.Close()
+	if n := len(ln.held[0]) + len(ln.held[1]); n != 0 {
+		t.Errorf("%d places are taken when all have gone", n)
+	}
+	_ = ln.Close()
+	<-ended
+}
+
+// Strangers' connections take no place of those of this machine.
+func TestPlacesForThisMachine(t *testing.T) {
+	ln := newLimitListener(nil, 1)
+	stranger, local := &fakeConn{"192.0.2.1"}, &fakeConn{"127.0.0.1"}
+	if ln.place(stranger) == nil || ln.place(stranger) != nil {
+		t.Error("the bound of strangers is not kept")
+	}
+	if ln.place(local) == nil {
+		t.Error("a stranger took this machine's place")
+	}
+}
+
+type fakeConn struct{ ip string }
+
+func (c *fakeConn) RemoteAddr() net.Addr             { return &net.TCPAddr{IP: net.ParseIP(c.ip), Port: 1} }
+func (c *fakeConn) LocalAddr() net.Addr              { return nil }
+func (c *fakeConn) Close() error                     { return nil }
+func (c *fakeConn) Read([]byte) (int, error)         { return 0, io.EOF }
+func (c *fakeConn) Write([]byte) (int, error)        { return 0, io.EOF }
+func (c *fakeConn) SetDeadline(time.Time) error      { return nil }
+func (c *fakeConn) SetReadDeadline(time.Time) error  { return nil }
+func (c *fakeConn) SetWriteDeadline(time.Time) error { return nil }
+
+// 64 keep-alive connections that do nothing leave the probe its answer.
+func TestIdleConnectionsDoNotHoldUpAProbe(t *testing.T) {
+	ln, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := New(Options{Source: &fake{}})
+	s.Serve(ln)
+	defer func() { _ = s.Shutdown(context.Background()) }()
+	for range maxConns {
+		c, err := net.Dial("tcp4", ln.Addr().String())
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer func() { _ = c.Close() }()
+		if _, err := io.WriteString(c, "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Read(make([]byte, 512)); err != nil {
+			t.Fatal(err)
+		}
 	}
-	first, second := <-accepted, <-accepted
-	limited := ln.(*limitListener)
-	if len(limited.places) != 2 {
-		t.Errorf("%d places taken, want 2", len(limited.places))
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	res, err := client.Get("http://" + ln.Addr().String() + "/healthz")
+	if err != nil {
+		t.Fatal(err)
 	}
-	select {
-	case <-accepted:
-		t.Fatal("a third connection was accepted")
-	default:
+	_ = res.Body.Close()
+}
+
+func TestHostHeader(t *testing.T) {
+	h := Handler(Options{Source: &fake{}, Hosts: "proxy.example.com, metrics"})
+	own, _ := os.Hostname()
+	for host, want := range map[string]int{
+		"127.0.0.1:15673": 200, "[::1]:15673": 200, "localhost": 200, "10.1.2.3": 200, "": 200, "Proxy.Example.com:15673": 200, "metrics": 200, own: 200,
+		"evil.example": 421, "localhost.evil.example": 421, "127.0.0.1.evil.example:15673": 421,
+	} {
+		req := httptest.NewRequest(http.MethodGet, "/metrics", nil)
+		req.Host = host
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, req)
+		if w.Code != want {
+			t.Errorf("Host %q: got %d, want %d", host, w.Code, want)
+		}
 	}
-	_ = first.Close()
-	_ = first.Close() // a second Close frees no second place
-	third := <-accepted
-	_ = second.Close()
-	_ = third.Close()
-	if err := ln.Close(); err != nil {
-		t.Error(err)
+}
+
+func TestProfilesAreBounded(t *testing.T) {
+	h := Handler(Options{Source: &fake{}, Pprof: true})
+	for _, target := range []string{"profile?seconds=100000", "trace?seconds=61", "profile?seconds=-1", "trace?seconds=NaN", "profile?seconds=x"} {
+		if code, body := get(t, h, "/debug/pprof/"+target); code != http.StatusBadRequest || !strings.Contains(body, "allowed is 0 to 60") {
+			t.Errorf("%s: got %d %q", target, code, body)
+		}
 	}
-	<-acceptEnded
 }

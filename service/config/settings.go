@@ -67,7 +67,8 @@ type TLS struct {
 // HTTP is where metrics and health are served.
 type HTTP struct {
 	Address string
-	Port    int // 0: not served
+	Port    int    // 0: not served
+	Hosts   string // names besides the address's
 	Pprof   bool
 }
 

@@ -235,6 +235,7 @@ func (l *life) running() {
 	l.step("kill -9: back within 3 s", func(s *step) {
 		pid := l.pid(s)
 		l.sh(s, "systemctl", "kill", "--kill-who=main", "--signal=SIGKILL", unit)
+		s.contains(l.fails(s, 3, prog, "status"), "killed     by signal 9 (KILL)")
 		took := s.until("listening again", 3*time.Second, func() bool { return l.pid(s) != pid && l.pid(s) != 0 && accepts(l.port) })
 		s.note("after %.1f s", took.Seconds())
 		s.traffic(l.port, 5)
@@ -383,6 +384,35 @@ func (l *life) stopping() {
 		l.sh(s, "systemctl", "kill", "--kill-who=main", "--signal=SIGTERM", unit)
 		s.until("stopped", 2*time.Second, func() bool { return l.show(s, "ActiveState") == "inactive" })
 		s.note("after %.2f s; the client: %s", time.Since(began).Seconds(), s.end(c))
+	})
+	l.step("a restart refuses no connect: systemd keeps the socket", func(s *step) {
+		mark := time.Now()
+		churn := []*client{s.start("churn", l.port), s.start("churn", l.port), s.start("churn", l.port)}
+		for range 6 {
+			time.Sleep(400 * time.Millisecond)
+			l.sh(s, "systemctl", "restart", unit)
+		}
+		s.endAll(churn)
+		s.contains(l.journal(s, mark), "kept_sockets=1")
+	})
+	l.step("a stop lets the kept socket go", func(s *step) {
+		l.sh(s, prog, "stop")
+		if accepts(l.port) {
+			s.fail("it is stopped, and the port takes clients")
+		}
+		l.sh(s, prog, "start")
+		s.contains(l.sh(s, prog, "status"), "running")
+	})
+	l.step("restart with a broken file leaves the running service alone", func(s *step) {
+		pid := l.pid(s)
+		restore := l.change(s, func(text string) string { return text + "\nnonsense = 1\n" })
+		words := l.fails(s, 78, prog, "restart")
+		restore()
+		s.contains(words, "is not restarted and runs on as before", "nonsense")
+		if l.pid(s) != pid {
+			s.fail("it was restarted")
+		}
+		s.contains(l.sh(s, prog, "check-config"), "(service amqproxysvc): ok")
 	})
 	l.step("restart with socket activation refuses no connect", func(s *step) {
 		text, err := os.ReadFile("service/amqproxysvc.socket")

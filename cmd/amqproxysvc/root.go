@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/amqproxysvc/amqproxysvc/service"
 	"github.com/amqproxysvc/amqproxysvc/service/config"
 )
 
@@ -32,7 +33,7 @@ below install and control it as a service of the system.
 Settings are taken from the command line, then the environment, then the file given with
 --config; amqproxysvc sample-config prints a file with all of them.`,
 		Example: `  amqproxysvc -l 127.0.0.1 -p 5673 amqps://broker.example.com
-  amqproxysvc --config /etc/amqproxysvc/amqproxysvc.toml`,
+  amqproxysvc --config ` + service.DefaultConfig(service.DefaultName),
 		Version:       programVersion(),
 		Args:          cobra.ArbitraryArgs, // else cobra takes a URL for an unknown command
 		SilenceUsage:  true,

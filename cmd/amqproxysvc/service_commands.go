@@ -85,8 +85,7 @@ func runCommandParts() (cmd *cobra.Command, flags *settingFlags, name *string) {
 	cmd = &cobra.Command{
 		Use:   "run [flags] [AMQP_URL]",
 		Short: "Run the proxy in the foreground; with --service, for systemd or Windows",
-		Long: "Run the proxy until SIGTERM or Ctrl-C, which drain it; a second one ends it at once.\n" +
-			"SIGHUP reloads the settings, SIGUSR1 reopens the log file. With --service the settings are read from\n" +
+		Long: runSignals + " With --service the settings are read from\n" +
 			service.DefaultConfig("NAME") + " unless --config says otherwise.",
 		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {

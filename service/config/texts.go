@@ -33,7 +33,7 @@ func Sample(set map[string]string) (string, error) {
 	b.WriteString(`# Settings of amqproxysvc. Every setting is here, commented out at its default:
 # remove the "# " in front of one to change it. Then
 #     amqproxysvc check-config FILE      says what is wrong with the file, if anything
-#     systemctl reload amqproxysvc       applies what is marked (live); the rest needs a restart
+#     amqproxysvc reload                 applies what is marked (live); the rest needs a restart
 # Times: "500ms", "30s", "5m", "1h30m", "7d", or a number of seconds.
 # Sizes: "64KiB", "16MiB", "1GiB", or a number of bytes.
 `)

@@ -5,12 +5,15 @@ package proxy
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
 	"github.com/amqproxysvc/amqproxysvc/proxy/broker"
+	"github.com/amqproxysvc/amqproxysvc/proxy/wait"
 )
 
 type accountKey = broker.Credential
@@ -26,7 +29,7 @@ type account struct {
 	// Guarded by Server.logins.
 	refs   int // clients, and pools
 	known  bool
-	flight *flight
+	flight *loginFlight
 	spare  *upstream // logged in, no vhost opened
 	pools  map[string]*pool
 
@@ -62,70 +65,166 @@ type logins struct {
 func (s *Server) authenticate(c *client, key accountKey, props []byte) (*account, *amqp.Error) {
 	l := &s.logins
 	came := time.Now()
+	id := loginID{}
+	var t *turn // a stranger's
+	var gone <-chan struct{}
 	for {
 		l.mu.Lock()
 		a := l.accounts[key]
-		if a == nil {
-			a = &account{key: key, pools: make(map[string]*pool)}
-			l.accounts[key] = a
-		}
-		if a.trustedLocked(s.now(), s.cfg().AuthTTL) {
+		if a != nil && a.trustedLocked(s.now(), s.cfg().AuthTTL) {
 			a.refs++
 			l.mu.Unlock()
+			if t != nil {
+				t.leave(false)
+			}
 			return a, nil
 		}
-		f := a.flight
-		if f == nil {
-			f = newFlight()
+		if gone == nil {
+			l.mu.Unlock()
+			id = s.strangers.id(key)
+			c.props = bytes.Clone(c.props) // what is read now comes into the same buffer
+			var stop func()
+			gone, stop = c.watch()
+			defer stop()
+			continue
+		}
+		if e := s.strangers.refusal(id); e != nil {
+			l.mu.Unlock()
+			if t != nil {
+				t.leave(true)
+			}
+			return nil, e
+		}
+		known := s.strangers.known(id)
+		var f *loginFlight
+		if a != nil {
+			f = a.flight
+		}
+		var seat *wait.Seat
+		if f != nil {
+			seat = f.Join()
+		}
+		if seat == nil { // nobody asks, or nobody waited for it any more
+			if !known && t == nil {
+				l.mu.Unlock()
+				var e *amqp.Error
+				if t, e = s.strangersTurn(c, gone, key.User); e != nil {
+					return nil, e
+				}
+				continue
+			}
+			if a == nil {
+				a = &account{key: key, pools: make(map[string]*pool)}
+				l.accounts[key] = a
+			}
+			f = wait.NewFlight[*amqp.Error](s.ctx)
 			a.flight = f
-			s.spawn(func() { s.verify(a, f, props) })
+			seat = f.Join()
+			mine := t
+			t = nil
+			s.spawn(func() { s.verify(a, f, id, known, mine, props) })
 		}
 		l.mu.Unlock()
-		select {
-		case <-f.done:
-			if f.err != nil && !f.again(came) {
-				return nil, f.err
+		e, err := f.Wait(seat, gone)
+		if err != nil {
+			e = errGone
+		}
+		if e != nil && (err != nil || !again(e, came, f.Began)) {
+			if t != nil {
+				t.leave(err != nil)
 			}
-		case <-c.gone:
-			return nil, errGone
+			return nil, e
 		}
 	}
 }
 
-// verify logs in to the broker and keeps the connection for the vhost to be named.
-func (s *Server) verify(a *account, f *flight, props []byte) {
-	u, err := s.login(a.key, props)
+// loginFlight is one login that many may wait for, and its verdict.
+type loginFlight = wait.Flight[*amqp.Error]
+
+// strangersTurn waits until a stranger may ask the broker.
+func (s *Server) strangersTurn(c *client, gone <-chan struct{}, user string) (*turn, *amqp.Error) {
+	ctx, cancel := context.WithTimeout(s.ctx, s.cfg().WaitTimeout)
+	defer cancel()
+	t, err := s.strangers.enter(ctx, gone, hostOf(c.conn.RemoteAddr().String()), user)
+	switch {
+	case err == nil:
+		return t, nil
+	case s.ctx.Err() != nil:
+		return nil, errStopping
+	case errors.Is(err, wait.ErrGone):
+		return nil, errGone
+	}
+	return nil, amqp.Errorf(amqp.ConnectionForced, 0, "too many logins from this address were refused lately, try again later")
+}
+
+// verify logs in to the broker and keeps the connection for the vhost to be named. What a
+// stranger is asked ends when nobody waits for it any more, evicts nobody's connection, and is
+// counted at the bound only once the broker has accepted it.
+func (s *Server) verify(a *account, f *loginFlight, id loginID, known bool, t *turn, props []byte) {
+	var u *upstream
+	var e *amqp.Error
+	if known {
+		u, e = s.login(a.key, props)
+	} else {
+		if props != nil && !broker.Announces(props, broker.FailureClose) {
+			props = nil // the broker would keep its verdict back for seconds
+		}
+		u, e = s.dial(f.Context(), broker.Strangers, a.key, props)
+	}
+	var info *broker.Info
+	switch {
+	case e == nil:
+		info = u.link.Info
+		s.accepted(a, id)
+		if !known && !s.gate.try() {
+			u.link.Close() // the vhost is opened on another one, when there is a place
+			u = nil
+		}
+	case e.Code == amqp.AccessRefused:
+		s.strangers.refuse(id, e)
+	}
+	if t != nil {
+		t.leave(e == errGone || e != nil && e.Code == amqp.AccessRefused)
+	}
 	l := &s.logins
 	l.mu.Lock()
-	a.flight = nil
-	if err == nil && s.ctx.Err() != nil {
-		s.endSpare(u)
-		err = errStopping
+	if a.flight == f {
+		a.flight = nil
 	}
-	f.err = err
-	switch {
-	case err == nil && u.stale():
-		s.endSpare(u) // whoever waits asks the new broker
+	if e == nil && s.ctx.Err() != nil {
+		e = errStopping
+	}
+	moved := u != nil && u.stale()
+	if u != nil && (e != nil || moved) {
+		s.endSpare(u) // who waits asks the new broker
 		u = nil
-		s.tidyLocked(a)
-	case err == nil:
+	}
+	if u != nil {
 		if a.spare != nil {
 			s.endSpare(a.spare)
 		}
 		u.link.Wait()
-		a.known, a.spare = true, u
-		a.info.Store(u.link.Info)
+		a.spare, u.account = u, a
+	}
+	if e == nil && !moved && l.accounts[a.key] == a {
+		a.known = true
+		a.info.Store(info)
 		a.verified.Store(s.now())
-		u.account = a
-	default:
-		s.tidyLocked(a)
+	}
+	if e != nil || moved {
+		s.tidyLocked(a) // else whoever waits takes it, or dropSpare looks
 	}
 	l.mu.Unlock()
-	close(f.done)
-	if err == nil && u != nil {
+	f.Land(e)
+	if e == nil {
 		// Whoever logged in may never name a vhost.
 		time.AfterFunc(s.cfg().HandshakeTimeout, func() { s.dropSpare(a, u) })
 	}
+}
+
+// accepted notes that the broker has accepted a login.
+func (s *Server) accepted(a *account, id loginID) {
+	s.strangers.accept(id)
 }
 
 // login is the first half of an upstream's handshake, with its place at the bound.
@@ -145,7 +244,7 @@ func (s *Server) dropSpare(a *account, u *upstream) {
 	l := &s.logins
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if a.spare == u {
+	if u != nil && a.spare == u {
 		a.spare = nil
 		s.endSpare(u)
 	}
@@ -180,10 +279,14 @@ func (s *Server) takeSpare(a *account, props []byte) *upstream {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	u := a.spare
-	if u == nil || u.own != (props == nil) || (props != nil && !bytes.Equal(u.props, props)) {
+	if u == nil {
 		return nil
 	}
 	a.spare = nil
+	if u.own != (props == nil) || (props != nil && !bytes.Equal(u.props, props)) {
+		s.endSpare(u) // it must not be what a limit of the broker's is reached by
+		return nil
+	}
 	return u
 }
 
@@ -202,6 +305,7 @@ func (s *Server) distrust() {
 		a.known = false
 	}
 	l.mu.Unlock()
+	s.strangers.forget()
 }
 
 func (s *Server) leaveAccount(a *account) {
@@ -243,6 +347,7 @@ func (s *Server) forget(p *pool, e *amqp.Error) {
 	var all []*pool
 	if e.Code == amqp.AccessRefused {
 		a.known = false
+		s.strangers.refuse(s.strangers.id(a.key), e)
 		for _, x := range a.pools {
 			all = append(all, x)
 		}

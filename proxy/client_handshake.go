@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"os"
 	"strings"
 	"time"
 
@@ -104,6 +105,41 @@ func (c *client) fill() (int, error) {
 	c.lastRead.Store(c.env.now())
 	c.env.n.fromClients.Add(uint64(n))
 	return n, err
+}
+
+// watch reads the client's socket while its reader waits for something else amid the handshake:
+// the channel is closed when the client has hung up. What it sends meanwhile is kept; stop ends
+// the watch, before anything else is read.
+func (c *client) watch() (gone <-chan struct{}, stop func()) {
+	hungUp, stopped, ended := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		for len(c.rd.Buffered()) < handshakeFrame {
+			n, err := c.rd.Fill(c.conn)
+			c.env.n.fromClients.Add(uint64(n))
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				return
+			}
+			if errors.Is(err, io.EOF) && len(c.rd.Buffered()) > 0 {
+				break // it has said all it has to say: its answer is still wanted
+			}
+			if err != nil {
+				close(hungUp)
+				return
+			}
+		}
+		select {
+		case <-stopped:
+		case <-c.gone:
+			close(hungUp)
+		}
+	}()
+	return hungUp, func() {
+		close(stopped)
+		_ = c.conn.SetReadDeadline(time.Unix(1, 0))
+		<-ended
+		_ = c.conn.SetReadDeadline(time.Time{})
+	}
 }
 
 // send writes during the handshake.

@@ -98,6 +98,17 @@ func (g *gate) full(p *pool) bool {
 	return cfg.MaxUpstreams > 0 && used >= cfg.MaxUpstreams || most > 0 && mine >= most
 }
 
+// try takes a place in all if one is free.
+func (g *gate) try() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if bound := g.env.cfg().MaxUpstreams; bound > 0 && g.used >= bound {
+		return false
+	}
+	g.used++
+	return true
+}
+
 func (g *gate) give() {
 	g.mu.Lock()
 	g.used--

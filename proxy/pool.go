@@ -27,8 +27,11 @@ func newFlight() *flight { return &flight{began: time.Now(), done: make(chan str
 // again tells whether who came at the given time shall try once more after the flight has
 // failed: it was under way then, and they have waited for less than half of it, for a place or
 // the broker.
-func (f *flight) again(came time.Time) bool {
-	return f.err.Code == amqp.ConnectionForced && time.Since(came) < time.Since(f.began)/2
+func (f *flight) again(came time.Time) bool { return again(f.err, came, f.began) }
+
+// again is for a flight that failed with e and began then.
+func again(e *amqp.Error, came, began time.Time) bool {
+	return e.Code == amqp.ConnectionForced && time.Since(came) < time.Since(began)/2
 }
 
 type pool struct {

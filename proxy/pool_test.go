@@ -503,11 +503,14 @@ func TestUnusedLoginMakesRoom(t *testing.T) {
 			}
 			served <- err
 		}()
-		synctest.Wait() // it waits for the place
+		synctest.Wait()
 		p.Send(amqp.AppendTune(nil, amqp.ConnectionTune, proxytest.DefaultTune))
 		r.must(<-started)
 		began := time.Now()
-		r.sc.AcceptOpen()
+		q := r.sc.Accept() // who it is is asked beyond the bound
+		q.Start()
+		q.Send(amqp.AppendTune(nil, amqp.ConnectionTune, proxytest.DefaultTune))
+		r.sc.AcceptOpen() // in the place of the unused login
 		r.must(<-served)
 		if took := time.Since(began); took > time.Second {
 			t.Errorf("it was served after %v", took)

@@ -38,8 +38,9 @@ type Server struct {
 	logins logins
 	broker *broker.Broker
 	// noBroker stands in before the first handshake with the broker: RabbitMQ's values.
-	noBroker *broker.Info
-	greeting atomic.Pointer[greeting]
+	noBroker  *broker.Info
+	strangers *strangers
+	greeting  atomic.Pointer[greeting]
 
 	clients   clientSet
 	rests     atomic.Int64 // clients that came to rest lately
@@ -93,6 +94,7 @@ func New(cfg Config) (*Server, error) {
 	s.gate.s, s.gate.env = s, &s.env
 	s.queues.full = make(chan struct{}, 1)
 	s.logins.accounts = make(map[accountKey]*account)
+	s.strangers = newStrangers()
 	s.broker = broker.New(s.ctx, s.log, s.spawn, broker.Config{})
 	s.setConfig(cfg)
 	return s, nil

@@ -1,0 +1,283 @@
+// Strangers: credentials that the broker has not accepted. They wait for one another and for
+// nobody else's harm: who fails again and again, as the same user from the same address, is
+// asked one at a time and with a pause; a wrong password that was just refused is not asked
+// again; and who was accepted once is no stranger, however often others fail.
+
+package proxy
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/wait"
+)
+
+const (
+	// failuresFree are the failed logins of a user from an address, within failuresFor, that cost nothing.
+	failuresFree = 10
+	failuresFor  = time.Minute
+	// failurePause is how long the next login of such a user from there waits after each failed one.
+	failurePause = 500 * time.Millisecond
+	// From an address with hostFailuresFree failed logins of whatever users, hostAtATime are asked at a time.
+	hostFailuresFree = 50
+	hostAtATime      = 4
+	// refusedFor is how long the broker is not asked again about what it has just refused.
+	refusedFor = time.Second
+	// How many of each are remembered at most.
+	acceptedMost, refusedMost, sourcesMost = 1 << 15, 1 << 12, 1 << 14
+)
+
+// loginID stands for a user, secret and vhost (or none) without holding the secret.
+type loginID [sha256.Size]byte
+
+// strangers knows who is one.
+type strangers struct {
+	key [32]byte // of loginID, this process's own
+
+	mu sync.Mutex // a leaf
+	// accepted are those that the broker has accepted, in two generations: the older one is
+	// dropped when the newer one is full.
+	accepted, before map[loginID]struct{}
+	refused          map[loginID]refusedLogin
+	sources          map[source]*failures
+	tended           time.Time
+}
+
+type refusedLogin struct {
+	err   *amqp.Error
+	until time.Time
+}
+
+// source is where failed logins come from; user "" with any: all users of the host.
+type source struct {
+	host string
+	user string
+	any  bool
+}
+
+// failures are those of a source.
+type failures struct {
+	n      int
+	since  time.Time // when the first of them was
+	bound  wait.Bound
+	inside int  // logins that hold or wait for a place of bound
+	host   bool // the source is a host, not one user
+}
+
+func newStrangers() *strangers {
+	s := &strangers{accepted: make(map[loginID]struct{}), refused: make(map[loginID]refusedLogin), sources: make(map[source]*failures)}
+	_, _ = rand.Read(s.key[:]) // never fails
+	return s
+}
+
+// id is that of a credential, or of a credential and a vhost.
+func (s *strangers) id(key accountKey, vhost ...string) (id loginID) {
+	h := hmac.New(sha256.New, s.key[:])
+	for _, part := range append([]string{key.User, string(key.Secret)}, vhost...) {
+		_, _ = h.Write([]byte(part))
+		_, _ = h.Write([]byte{0}) // none of them has a NUL that counts: a broker takes none
+	}
+	h.Sum(id[:0])
+	return id
+}
+
+// known reports whether the broker has accepted this before.
+func (s *strangers) known(id loginID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ok := s.accepted[id]; ok {
+		return true
+	}
+	_, ok := s.before[id]
+	if ok {
+		s.acceptLocked(id)
+	}
+	return ok
+}
+
+// accept notes that the broker has accepted this. It reports whether it had before.
+func (s *strangers) accept(id loginID) (again bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, a := s.accepted[id]
+	_, b := s.before[id]
+	s.acceptLocked(id)
+	delete(s.refused, id)
+	return a || b
+}
+
+func (s *strangers) acceptLocked(id loginID) {
+	if len(s.accepted) >= acceptedMost/2 {
+		s.before, s.accepted = s.accepted, make(map[loginID]struct{})
+	}
+	s.accepted[id] = struct{}{}
+}
+
+// refuse notes the broker's refusal.
+func (s *strangers) refuse(id loginID, e *amqp.Error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.accepted, id)
+	delete(s.before, id)
+	now := time.Now()
+	if len(s.refused) >= refusedMost {
+		for x, r := range s.refused {
+			if now.After(r.until) {
+				delete(s.refused, x)
+			}
+		}
+		if len(s.refused) >= refusedMost {
+			return
+		}
+	}
+	s.refused[id] = refusedLogin{e, now.Add(refusedFor)}
+}
+
+// refusal is what the broker has just said of this, or nil.
+func (s *strangers) refusal(id loginID) *amqp.Error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r, ok := s.refused[id]
+	if !ok || time.Now().After(r.until) {
+		return nil
+	}
+	return r.err
+}
+
+// forget forgets whom the broker accepted: it is another broker now.
+func (s *strangers) forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.accepted, s.before = make(map[loginID]struct{}), nil
+	clear(s.refused)
+}
+
+// turn is a stranger's permission to ask the broker.
+type turn struct {
+	s     *strangers
+	held  []*failures
+	where [2]source
+}
+
+// hostOf is what of a client's address counts as one source: an IPv6 host has a /64.
+func hostOf(address string) string {
+	a, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return address
+	}
+	ip := a.Addr().Unmap().WithZone("")
+	if ip.Is6() {
+		p, _ := ip.Prefix(64)
+		return p.String()
+	}
+	return ip.String()
+}
+
+// enter waits for a stranger's turn, at most until ctx ends or gone is closed.
+func (s *strangers) enter(ctx context.Context, gone <-chan struct{}, host, user string) (*turn, error) {
+	t := &turn{s: s, where: [2]source{{host: host, user: user}, {host: host, any: true}}}
+	for _, src := range t.where {
+		s.mu.Lock()
+		f := s.sources[src]
+		free := failuresFree
+		if src.any {
+			free = hostFailuresFree
+		}
+		if f == nil || f.n < free || f.inside == 0 && time.Since(f.since) > failuresFor {
+			s.mu.Unlock()
+			continue
+		}
+		f.inside++
+		s.mu.Unlock()
+		if err := f.bound.Acquire(ctx, gone); err != nil {
+			s.mu.Lock()
+			f.inside--
+			s.mu.Unlock()
+			t.leave(false)
+			return nil, err
+		}
+		t.held = append(t.held, f)
+	}
+	return t, nil
+}
+
+// leave ends a turn. failed: the broker refused, or nobody waited for what it says.
+func (t *turn) leave(failed bool) {
+	s := t.s
+	if failed {
+		s.mu.Lock()
+		for _, src := range t.where {
+			s.failedLocked(src)
+		}
+		s.mu.Unlock()
+	}
+	for _, f := range t.held {
+		if failed && !f.host {
+			time.AfterFunc(failurePause, func() { s.release(f) })
+		} else {
+			s.release(f)
+		}
+	}
+	t.held = nil
+}
+
+func (s *strangers) release(f *failures) {
+	s.mu.Lock()
+	f.inside--
+	s.mu.Unlock()
+	f.bound.Release()
+}
+
+// failedLocked counts a failed login of the source.
+func (s *strangers) failedLocked(src source) {
+	f := s.sources[src]
+	if f != nil && time.Since(f.since) > failuresFor {
+		f.n, f.since = 0, time.Now()
+	}
+	if f == nil {
+		if len(s.sources) >= sourcesMost {
+			s.tidyLocked()
+		}
+		f = &failures{since: time.Now(), host: src.any}
+		f.bound.Resize(1)
+		if src.any {
+			f.bound.Resize(hostAtATime)
+		}
+		s.sources[src] = f
+	}
+	f.n++
+}
+
+// tidyLocked forgets sources: those whose time is over, and if these are too few those that
+// wait for nothing. Who tries many user names makes many.
+func (s *strangers) tidyLocked() {
+	for src, f := range s.sources {
+		if f.inside == 0 && time.Since(f.since) > failuresFor {
+			delete(s.sources, src)
+		}
+	}
+	for src, f := range s.sources {
+		if len(s.sources) < sourcesMost/2 {
+			return
+		}
+		if f.inside == 0 && f.n < failuresFree {
+			delete(s.sources, src)
+		}
+	}
+}
+
+// tend forgets sources whose time is over.
+func (s *strangers) tend() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.sources) > 0 && time.Since(s.tended) > failuresFor {
+		s.tended = time.Now()
+		s.tidyLocked()
+	}
+}

@@ -246,6 +246,79 @@ func TestLateCloseOkOfAClearedNumber(t *testing.T) {
 	})
 }
 
+// A channel that the broker has closed may not be opened again before the client's close-ok:
+// neither where the client closes it instead of answering, nor where both closes cross.
+func TestNoReopenWithoutCloseOk(t *testing.T) {
+	for _, crosses := range []bool{false, true} {
+		for _, answers := range []bool{false, true} {
+			withScript(t, 0, nil, func(r *rig) {
+				c, p := r.pair(proxytest.ClientConfig{})
+				other := r.client(proxytest.ClientConfig{})
+				closeIt := proxytest.Method(1, amqp.ChannelClose, 200, "", 0, 0)
+				r.must(c.Send(proxytest.Method(1, amqp.QueueDeclare, 0, "nope", 1, nil)))
+				id := p.OpenChannel()
+				p.Expect(amqp.QueueDeclare)
+				if crosses { // the call is under way, so the close waits for the broker's
+					r.must(c.Send(closeIt))
+					p.ExpectOn(id, amqp.ChannelClose)
+				}
+				p.Send(proxytest.CloseBytes(id, 404, "NOT_FOUND - no queue 'nope'", amqp.QueueDeclare))
+				p.ExpectOn(id, amqp.ChannelCloseOk)
+				f, err := c.Expect(amqp.ChannelClose)
+				r.must(err)
+				r.hears(amqp.ParseClose(f), 404, "nope")
+				if !crosses {
+					r.must(c.Send(closeIt))
+				}
+				_, err = c.Expect(amqp.ChannelCloseOk)
+				r.must(err)
+				// What another thread still sends is swallowed.
+				r.must(c.Send(proxytest.PublishBytes(1, "", "q", []byte("late"), 0)))
+				if answers {
+					r.must(c.SendMethod(1, amqp.ChannelCloseOk))
+					r.must(c.OpenChannel(1))
+					r.must(c.Close())
+				} else {
+					r.must(c.SendMethod(1, amqp.ChannelOpen, ""))
+					e, err := c.Closed(0)
+					r.must(err)
+					r.hears(e, amqp.ChannelError, "second 'channel.open' seen")
+					_ = c.Hangup()
+				}
+				r.must(other.Close())
+			})
+		}
+	}
+}
+
+// The broker's text names the channel by the number that the client gave it.
+func TestChannelNumberInTexts(t *testing.T) {
+	for text, want := range map[string]string{
+		"PRECONDITION_FAILED - delivery acknowledgement on channel 2 timed out. Timeout value used: 200 ms": "PRECONDITION_FAILED - delivery acknowledgement on channel 9 timed out. Timeout value used: 200 ms",
+		"NOT_FOUND - no queue 'channel 21'": "NOT_FOUND - no queue 'channel 21'",
+		"closed channel 2":                  "closed channel 9",
+	} {
+		withScript(t, 0, nil, func(r *rig) {
+			c, p := r.pair(proxytest.ClientConfig{})
+			r.must(c.Publish(1, "", "q", nil))
+			p.OpenChannel()
+			r.must(c.OpenChannel(9))
+			r.must(c.SendMethod(9, amqp.QueueDeclare, 0, "q", 0, nil))
+			p.ExpectContent(amqp.BasicPublish)
+			id := p.OpenChannel()
+			p.Expect(amqp.QueueDeclare)
+			p.Send(proxytest.CloseBytes(id, 406, text, 0))
+			e, err := c.Closed(9)
+			r.must(err)
+			if id != 2 || e.Text != want {
+				t.Errorf("channel %d: got %q, want %q", id, e.Text, want)
+			}
+			r.must(c.OpenChannel(9))
+			_ = c.Hangup()
+		})
+	}
+}
+
 // fillUpstream has the broker take nothing more while two clients publish: the reader of a
 // writes and waits, what b sends fills the queue behind it.
 func (r *rig) fillUpstream(p *proxytest.Peer, a, b *proxytest.Client) {

@@ -17,6 +17,7 @@ const (
 	chOpen    = channelState(ledger.Open)
 	chClosing = channelState(ledger.Closing)
 	chRefused = channelState(ledger.Refused)
+	chOwing   = channelState(ledger.Owing)
 	chClosed  = channelState(ledger.Closed)
 )
 
@@ -36,8 +37,6 @@ type channel struct {
 
 	state atomic.Uint32           // channelState; written under client.mu
 	cur   atomic.Pointer[binding] // written by the client's reader under client.mu
-
-	owes atomic.Bool // closed by both sides at once: the client may yet send close-ok
 
 	// All below belongs to the client's reader.
 
@@ -85,9 +84,6 @@ func (ch *channel) endLocked(by ledger.Cause, said amqp.Frame) ledger.Act {
 		if act.Has(ledger.SayCloseOk) {
 			c.out.SetBufferLocked(amqp.AppendMethod(c.out.BufferLocked(16), ch.id, amqp.ChannelCloseOk))
 		}
-	}
-	if act.Has(ledger.Owes) {
-		ch.owes.Store(true)
 	}
 	if act.Has(ledger.Uncount) {
 		c.env.n.channels.Add(-1)

@@ -96,7 +96,6 @@ type client struct {
 	chans    channelSet
 	last     *channel // the channel of the last frame
 	lately   lateChannel
-	owed     map[uint16]struct{} // channels of which a late close-ok may still come
 	run      run
 	few      runRoom
 	runSeq   uint64 // from 1: a binding's is 0 before its first run

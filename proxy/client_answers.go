@@ -113,7 +113,7 @@ func (c *client) answerClose(ch *channel, by ledger.Cause) bool {
 	c.glutLocked()
 	c.mu.Unlock()
 	if closed {
-		c.clear(ch)
+		c.forget(ch)
 		c.lately = lateChannel{id: ch.id, at: time.Now()}
 	}
 	return open

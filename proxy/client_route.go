@@ -23,7 +23,7 @@ func (c *client) route(f amqp.Frame) bool {
 		c.last = ch
 	}
 	if ch != nil && ch.state.Load() == chClosed {
-		c.clear(ch)
+		c.forget(ch)
 		ch = nil
 	}
 	switch f.Type() {
@@ -49,14 +49,6 @@ func (c *client) refuse(code uint16, m amqp.Method, format string, args ...any) 
 	c.env.n.firewallCloses.Add(1)
 	c.die(amqp.Errorf(code, m, format, args...))
 	return false
-}
-
-// clear forgets a channel that the broker's word has closed.
-func (c *client) clear(ch *channel) {
-	if ch.owes.Load() {
-		c.owe(ch.id)
-	}
-	c.forget(ch)
 }
 
 func (c *client) forget(ch *channel) {
@@ -183,10 +175,6 @@ func (c *client) method(ch *channel, id uint16, f amqp.Frame) bool {
 		return c.closeChannel(ch, f)
 
 	case amqp.ChannelCloseOk:
-		if _, ok := c.owed[id]; ok {
-			delete(c.owed, id)
-			return false
-		}
 		return c.refuse(amqp.CommandInvalid, m, "unimplemented method")
 
 	case amqp.ChannelFlow:
@@ -223,12 +211,6 @@ func (c *client) method(ch *channel, id uint16, f amqp.Frame) bool {
 
 // unopened takes a method, other than channel.open, on a channel that is not open.
 func (c *client) unopened(id uint16, m amqp.Method) bool {
-	if m == amqp.ChannelCloseOk {
-		if _, ok := c.owed[id]; ok {
-			delete(c.owed, id)
-			return false
-		}
-	}
 	if c.pastClose(id, m) {
 		return false
 	}
@@ -237,21 +219,25 @@ func (c *client) unopened(id uint16, m amqp.Method) bool {
 
 func (c *client) openChannel(id uint16) {
 	if c.chanMax != 0 && c.chans.len() >= int(c.chanMax) {
+		open := 0
 		for ch := range c.chans.all() {
-			if ch.state.Load() == chClosed {
-				c.clear(ch)
+			switch ch.state.Load() {
+			case chClosed:
+				c.forget(ch)
+			case chOwing:
+			default:
+				open++
 			}
 		}
-		if c.chans.len() >= int(c.chanMax) {
-			c.refuse(amqp.NotAllowed, amqp.ChannelOpen, "number of channels opened (%d) has reached the negotiated channel_max (%d)",
-				c.chans.len(), c.chanMax)
+		if open >= int(c.chanMax) {
+			c.refuse(amqp.NotAllowed, 0, "number of channels opened (%d) has reached the negotiated channel_max (%d)",
+				open, c.chanMax)
 			return
 		}
 	}
 	ch := &channel{c: c, id: id}
 	c.chans.add(ch)
 	c.last = ch
-	delete(c.owed, id)
 	if c.lately.id == id {
 		c.lately.id = 0
 	}
@@ -261,12 +247,13 @@ func (c *client) openChannel(id uint16) {
 
 // afterChannelClose takes a method on a channel that either side has closed.
 func (c *client) afterChannelClose(ch *channel, m amqp.Method, st channelState) bool {
+	owing := st == chRefused || st == chOwing
 	switch {
-	case m == amqp.ChannelOpen && st == chRefused:
+	case m == amqp.ChannelOpen && owing:
 		return c.refuse(amqp.ChannelError, m, "second 'channel.open' seen")
-	case m == amqp.ChannelCloseOk && st == chRefused:
+	case m == amqp.ChannelCloseOk && owing:
 		c.ended(ch, ledger.ByClientOk)
-	case m == amqp.ChannelClose && st == chRefused:
+	case m == amqp.ChannelClose && owing:
 		c.ended(ch, ledger.ByClient)
 	case m == amqp.BasicPublish:
 		ch.content, ch.discard = wantHeader, true
@@ -274,19 +261,15 @@ func (c *client) afterChannelClose(ch *channel, m amqp.Method, st channelState) 
 	return false // everything else comes too late and is ignored, as the broker does
 }
 
-func (c *client) owe(id uint16) {
-	if c.owed == nil {
-		c.owed = make(map[uint16]struct{})
-	}
-	c.owed[id] = struct{}{}
-}
-
-// ended frees the number of a channel that the client closes for good.
+// ended takes what the client says to a channel that the broker has closed; close-ok frees its number.
 func (c *client) ended(ch *channel, by ledger.Cause) {
 	c.mu.Lock()
 	ch.endLocked(by, nil)
+	closed := ch.state.Load() == chClosed
 	c.mu.Unlock()
-	c.clear(ch)
+	if closed {
+		c.forget(ch)
+	}
 }
 
 // admit judges a method by itself: is it known, and may a client send it on this channel?

@@ -6,8 +6,10 @@ package proxy
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"net"
+	"strings"
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
@@ -383,7 +385,7 @@ func (u *upstream) brokerClosed(b *binding, f amqp.Frame, d *delivery) {
 	b.refusal = e // before the ticket of a channel that moves is through
 	act := u.endLocked(b, ledger.ByBroker)
 	u.mu.Unlock()
-	f.SetChannel(ch.id)
+	f = closeFor(f, e, b)
 	switch {
 	case act.Has(ledger.Free):
 		u.pool.release(u)
@@ -399,6 +401,23 @@ func (u *upstream) brokerClosed(b *binding, f amqp.Frame, d *delivery) {
 	case was == bClosing && ch.state.Load() != chOpen: // else it has moved, and hears it
 		u.s.lateError(u, ch, e)
 	}
+}
+
+// closeFor is the broker's channel.close for the client, with the client's number of the channel, in
+// the text too: "delivery acknowledgement on channel 7 timed out".
+func closeFor(f amqp.Frame, e *amqp.Error, b *binding) amqp.Frame {
+	f.SetChannel(b.ch.id)
+	theirs := fmt.Sprintf("channel %d", b.id)
+	i := strings.Index(e.Text, theirs)
+	if b.id == b.ch.id || i < 0 {
+		return f
+	}
+	if rest := e.Text[i+len(theirs):]; rest == "" || rest[0] < '0' || rest[0] > '9' {
+		mine := *e
+		mine.Text = fmt.Sprintf("%schannel %d%s", e.Text[:i], b.ch.id, rest)
+		return amqp.AppendClose(nil, b.ch.id, &mine)
+	}
+	return f
 }
 
 // closeAnswered takes the broker's channel.close-ok.

@@ -305,7 +305,7 @@ func TestCheckContentHeader(t *testing.T) {
 	}
 	whole := contentHeader(3, allFlags, all)
 	for n := range whole {
-		if _, err := CheckContentHeader(whole[:n:n]); err == nil || (err.Code != FrameError && err.Code != UnexpectedFrame && err.Code != SyntaxError) {
+		if _, err := CheckContentHeader(whole[:n:n]); err == nil || (n < 12 && err.Code != FrameError) || (n >= 12 && err.Code != InternalError && err.Code != SyntaxError) {
 			t.Errorf("cut off after %d octets: %v", n, err)
 		}
 	}
@@ -329,18 +329,18 @@ func TestCheckContentHeader(t *testing.T) {
 		p    []byte
 		code uint16
 	}{
-		"left over without properties":    {contentHeader(3, 0, []byte{1}), FrameError},
-		"left over with flag bit 0":       {contentHeader(3, 1, []byte{0, 0}), FrameError}, // RabbitMQ knows no second flag word
-		"headers of 4 GiB":                {contentHeader(3, 1<<13, []byte{0xFF, 0xFF, 0xFF, 0xFF, 0}), FrameError},
-		"class 50":                        {append([]byte{0, 50}, contentHeader(3, 0, nil)[2:]...), UnexpectedFrame},
-		"weight 1":                        {append([]byte{0, 60, 0, 1}, contentHeader(3, 0, nil)[4:]...), UnexpectedFrame},
-		"weight 256":                      {append([]byte{0, 60, 1, 0}, contentHeader(3, 0, nil)[4:]...), UnexpectedFrame},
-		"nothing":                         {nil, FrameError},
-		"12 octets, which RabbitMQ reads": {contentHeader(3, 0, nil)[:12], FrameError},
+		"left over without properties": {contentHeader(3, 0, []byte{1}), InternalError},
+		"left over with flag bit 0":    {contentHeader(3, 1, []byte{0, 0}), InternalError}, // RabbitMQ knows no second flag word
+		"headers of 4 GiB":             {contentHeader(3, 1<<13, []byte{0xFF, 0xFF, 0xFF, 0xFF, 0}), InternalError},
+		"class 50":                     {append([]byte{0, 50}, contentHeader(3, 0, nil)[2:]...), UnexpectedFrame},
+		"weight 1":                     {append([]byte{0, 60, 0, 1}, contentHeader(3, 0, nil)[4:]...), UnexpectedFrame},
+		"weight 256":                   {append([]byte{0, 60, 1, 0}, contentHeader(3, 0, nil)[4:]...), UnexpectedFrame},
+		"nothing":                      {nil, FrameError},
+		"12 octets":                    {contentHeader(3, 0, nil)[:12], InternalError},
 	} {
 		_, err := CheckContentHeader(c.p)
 		by := BasicPublish
-		if len(c.p) < 14 {
+		if c.code != UnexpectedFrame {
 			by = 0
 		}
 		if err == nil || err.Code != c.code || err.Method != by {

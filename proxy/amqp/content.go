@@ -14,7 +14,7 @@ const basicProperties = "ssTbbssssqssss"
 // CheckContentHeader reports whether the payload is a content header of class basic
 // and weight 0 whose properties decode and route nowhere that RabbitMQ fails on, and returns the announced size of the body.
 func CheckContentHeader(p []byte) (bodySize uint64, err *Error) {
-	if len(p) < 14 {
+	if len(p) < 12 {
 		return 0, Errorf(FrameError, 0, "content header of %d octets, at least 14 are needed", len(p))
 	}
 	if class := binary.BigEndian.Uint16(p); class != ClassBasic {
@@ -22,7 +22,11 @@ func CheckContentHeader(p []byte) (bodySize uint64, err *Error) {
 			"expected content header for class 60, got one for class %d instead", class)
 	}
 	if weight := binary.BigEndian.Uint16(p[2:]); weight != 0 {
-		return 0, Errorf(UnexpectedFrame, BasicPublish, "content header of weight %d, expected 0", weight)
+		return 0, Errorf(UnexpectedFrame, BasicPublish,
+			"expected content header for class 60, got non content header frame instead (of weight %d, not 0)", weight)
+	}
+	if len(p) < 14 {
+		return 0, propertiesCut()
 	}
 	bodySize = binary.BigEndian.Uint64(p[4:])
 	flags := binary.BigEndian.Uint16(p[12:])
@@ -64,13 +68,14 @@ func CheckContentHeader(p []byte) (bodySize uint64, err *Error) {
 		b = b[n:]
 	}
 	if len(b) != 0 {
-		return 0, Errorf(FrameError, BasicPublish, "content header: %d octets after the last property", len(b))
+		return 0, Errorf(InternalError, 0, "content header: %d octets after the last property", len(b))
 	}
 	return bodySize, nil
 }
 
+// propertiesCut has RabbitMQ's code for properties that do not decode.
 func propertiesCut() *Error {
-	return Errorf(FrameError, BasicPublish, "content header: a property is cut off")
+	return Errorf(InternalError, 0, "content header: a property is cut off")
 }
 
 // AppendBody appends body as frames whose whole size is at most frameMax, which is 0

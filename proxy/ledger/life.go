@@ -29,7 +29,8 @@ type State uint32
 const (
 	Open    State = iota // open-ok was sent
 	Closing              // the client asked to close and waits for close-ok
-	Refused              // the broker closed it; the client owes close-ok
+	Refused              // the broker closed it; until the client's close-ok its number may not be opened again
+	Owing                // likewise, and the client has had its own close answered
 	Closed               // its number may be opened again
 )
 
@@ -49,7 +50,6 @@ type Act uint16
 const (
 	SayClose   Act = 1 << iota // channel.close: to the client the broker's, to the broker our own
 	SayCloseOk                 // channel.close-ok, behind close where both are said
-	Owes                       // the client may yet send a close-ok that nobody waits for
 	Uncount                    // the client has one channel less
 	Wake                       // who waits for this client's closes looks again
 	Silent                     // nobody waits for the broker's answer
@@ -70,7 +70,9 @@ func (s State) End(by Cause, leaving bool) (State, Act) {
 	case ByClientQuiet, ByClient:
 		switch {
 		case s == Refused: // the broker was faster
-			return Closed, SayCloseOk | Owes | Uncount
+			return Refused, SayCloseOk
+		case s == Owing:
+			return Owing, SayCloseOk
 		case s == Open && by == ByClientQuiet:
 			return Closed, SayCloseOk | Uncount
 		case s == Open:
@@ -82,6 +84,8 @@ func (s State) End(by Cause, leaving bool) (State, Act) {
 			return Closing, Uncount
 		case s == Open || s == Refused:
 			return Closed, Uncount
+		case s == Owing:
+			return Closed, 0
 		}
 	case ByCrash:
 		if s == Open || s == Refused {
@@ -89,8 +93,11 @@ func (s State) End(by Cause, leaving bool) (State, Act) {
 		}
 		return Closed, 0
 	case ByClientOk:
-		if s == Refused {
+		switch s {
+		case Refused:
 			return Closed, Uncount
+		case Owing:
+			return Closed, 0
 		}
 	case ByProxy:
 		if s == Open {
@@ -102,9 +109,9 @@ func (s State) End(by Cause, leaving bool) (State, Act) {
 			return Refused, SayClose
 		case Closing: // both at once: some brokers do not answer a close that crosses theirs
 			if leaving {
-				return Closed, Owes | Wake
+				return Closed, Wake
 			}
-			return Closed, SayClose | SayCloseOk | Owes | Wake
+			return Owing, SayClose | SayCloseOk | Wake
 		}
 	case ByAnswer, ByOverdue:
 		if s == Closing {

@@ -20,20 +20,28 @@ func TestStateEnd(t *testing.T) {
 		},
 		Closing: {
 			ByCrash:   {Closed, 0},
-			ByBroker:  {Closed, SayClose | SayCloseOk | Owes | Wake},
+			ByBroker:  {Owing, SayClose | SayCloseOk | Wake},
 			ByAnswer:  {Closed, SayCloseOk | Wake},
 			ByOverdue: {Closed, SayCloseOk | Wake},
 		},
 		Refused: {
-			ByClientQuiet:     {Closed, SayCloseOk | Owes | Uncount},
-			ByClient:          {Closed, SayCloseOk | Owes | Uncount},
+			ByClientQuiet:     {Refused, SayCloseOk},
+			ByClient:          {Refused, SayCloseOk},
 			ByConnectionQuiet: {Closed, Uncount},
 			ByConnection:      {Closed, Uncount},
 			ByCrash:           {Closed, Uncount},
 			ByClientOk:        {Closed, Uncount},
 		},
+		Owing: {
+			ByClientQuiet:     {Owing, SayCloseOk},
+			ByClient:          {Owing, SayCloseOk},
+			ByConnectionQuiet: {Closed, 0},
+			ByConnection:      {Closed, 0},
+			ByCrash:           {Closed, 0},
+			ByClientOk:        {Closed, 0},
+		},
 	}
-	leaving := map[Cause]Act{ByBroker: Owes | Wake, ByAnswer: Wake, ByOverdue: Wake}
+	leaving := map[Cause]row{ByBroker: {Closed, Wake}, ByAnswer: {Closed, Wake}, ByOverdue: {Closed, Wake}}
 	for s := Open; s <= Closed; s++ {
 		for by := Cause(0); by < numCauses; by++ {
 			w, ok := want[s][by]
@@ -44,8 +52,8 @@ func TestStateEnd(t *testing.T) {
 				t.Errorf("state %d, cause %d: got %d, acts %#x; want %d, %#x", s, by, next, act, w.next, w.act)
 			}
 			if s == Closing {
-				if a, ok := leaving[by]; ok {
-					w.act = a
+				if l, ok := leaving[by]; ok {
+					w = l
 				}
 			}
 			if next, act := s.End(by, true); next != w.next || act != w.act {

@@ -38,6 +38,7 @@ type binding struct {
 	consumers  map[string]struct{} // tags in use
 	unnamed    ledger.Bits         // which of the awaited consume-ok tell of a tag
 	declareOwn ledger.Bits         // which of the awaited declare-ok are the proxy's to swallow
+	transients ledger.Bits         // which of them are of transient queues
 	lastQueue  string              // name of the queue last declared here
 
 	broker ledger.Broker // what the broker has said and owes here

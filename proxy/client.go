@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/broker"
 	"github.com/amqproxysvc/amqproxysvc/proxy/ledger"
 	"github.com/amqproxysvc/amqproxysvc/proxy/outbox"
 )
@@ -111,6 +112,8 @@ type client struct {
 	session  *upstream // its own upstream
 	// exclusive is set by exclusive queues: its session's upstream ends with it.
 	exclusive bool
+	hazardsOf *broker.Info // whose hazards are known
+	known     hazards
 	isSession bool // a session from the start
 }
 

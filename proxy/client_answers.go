@@ -3,6 +3,7 @@
 package proxy
 
 import (
+	"fmt"
 	"log/slog"
 	"time"
 
@@ -14,10 +15,10 @@ import (
 func (c *client) qos(ch *channel, f amqp.Frame, bits byte) bool {
 	a := amqp.ReadArgs(f)
 	size, prefetch := a.Long(), a.Short()
-	if size != 0 {
-		return c.refuse(amqp.NotImplemented, amqp.BasicQos, "prefetch_size!=0 (%d)", size)
+	if size != 0 && !c.asks(ch, amqp.BasicQos, amqp.NotImplemented, fmt.Sprintf("prefetch_size!=0 (%d)", size)) {
+		return false
 	}
-	if bits&1 != 0 {
+	if bits&1 != 0 || size != 0 {
 		// RabbitMQ 4.3 may refuse it with a hard error, and any version a consumer of a
 		// quorum queue behind it.
 		if !c.needSession(ch, amqp.BasicQos) {
@@ -26,7 +27,7 @@ func (c *client) qos(ch *channel, f amqp.Frame, bits byte) bool {
 		if !c.pass(ch, f, laneRead, true) {
 			return false
 		}
-		ch.globalQos = true
+		ch.globalQos = true // a size is no bound on their number either
 		ch.ledger.Stay()
 		c.expectQos(ch.cur.Load(), false)
 		return true
@@ -245,7 +246,7 @@ func (c *client) consume(ch *channel, f amqp.Frame, bits byte, wait bool) bool {
 		return false
 	}
 	if noAck || ch.prefetch == 0 || int(ch.prefetch) > limit || ch.globalQos ||
-		ownHazard(amqp.BasicConsume, f, bits) {
+		c.hazards().mayFail(amqp.BasicConsume, f, bits) {
 		if !c.needSession(ch, amqp.BasicConsume) {
 			return false
 		}
@@ -267,7 +268,18 @@ func (c *client) consume(ch *channel, f amqp.Frame, bits byte, wait bool) bool {
 	}
 	b.u.mu.Unlock()
 	if used {
-		return c.refuse(amqp.NotAllowed, amqp.BasicConsume, "attempt to reuse consumer tag '%s'", tag)
+		if !c.asks(ch, amqp.BasicConsume, amqp.NotAllowed, "attempt to reuse consumer tag '"+tag+"'") {
+			return false
+		}
+		if b = c.bound(ch, laneRead); b == nil {
+			return false
+		}
+		ch.ledger.Untold() // two consumers go by one tag
+		if wait {
+			b.u.mu.Lock()
+			b.unnamed.Push(false)
+			b.u.mu.Unlock()
+		}
 	}
 	if at := &b.u.senders[amqp.BasicConsume.Index()]; at.Load() != c {
 		at.Store(c)

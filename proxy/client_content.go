@@ -106,6 +106,9 @@ func (c *client) header(ch *channel, f amqp.Frame) bool {
 		c.env.n.firewallCloses.Add(1)
 		return c.die(err)
 	}
+	if !c.bearable(f.Payload()) {
+		return false
+	}
 	if most := uint64(c.env.cfg().MaxMessageSize); size > most {
 		return c.refuse(amqp.FrameError, amqp.BasicPublish,
 			"message of %d octets is larger than max_message_size = %d", size, most)

@@ -126,5 +126,6 @@ func (c *client) declares(ch *channel, b *binding, f amqp.Frame, called bool) {
 	b.broker.Declares.Add(1)
 	b.u.mu.Lock()
 	b.declareOwn.Push(!called)
+	b.transients.Push(isTransient(f.Args()[3+len(name)]))
 	b.u.mu.Unlock()
 }

@@ -96,16 +96,15 @@ func (c *client) method(ch *channel, id uint16, f amqp.Frame) bool {
 
 	switch m {
 	case amqp.BasicPublish:
-		if bits&2 != 0 {
-			return c.refuse(amqp.NotImplemented, m, "immediate=true")
-		}
-		if badReplyTo(f) {
-			c.env.n.firewallCloses.Add(1)
-			return c.die(&amqp.Error{Code: amqp.InternalError, Text: "INTERNAL_ERROR"})
+		if !c.publishable(ch, f, bits) {
+			return false
 		}
 		return c.beginPublish(ch, f, bits&1 != 0)
 
 	case amqp.BasicAck, amqp.BasicNack, amqp.BasicReject:
+		if m == amqp.BasicAck && bits&1 != 0 && ch.ledger.Tx && c.acksNothing(ch, f) {
+			return c.refuse(amqp.InternalError, 0, "Unexpected error")
+		}
 		ch.ledger.Settle(binary.BigEndian.Uint64(f.Args()), m != amqp.BasicReject && bits&1 != 0, ch.broker())
 		return c.pass(ch, f, laneRead, false)
 
@@ -135,8 +134,11 @@ func (c *client) method(ch *channel, id uint16, f amqp.Frame) bool {
 		return c.pass(ch, f, laneRead, wait)
 
 	case amqp.BasicRecover, amqp.BasicRecoverAsync:
-		if bits&1 == 0 {
-			return c.refuse(amqp.NotImplemented, m, "requeue=false")
+		if bits&1 == 0 && !c.asks(ch, m, amqp.NotImplemented, "requeue=false") {
+			return false
+		}
+		if c.hazards().mayFail(m, f, bits) && !c.asks(ch, m, amqp.NotImplemented, m.String()) {
+			return false
 		}
 		ch.ledger.Recover(ch.broker())
 		return c.pass(ch, f, laneRead, wait)
@@ -163,7 +165,7 @@ func (c *client) method(ch *channel, id uint16, f amqp.Frame) bool {
 			if !c.declareExclusive(ch) {
 				return false
 			}
-		} else if ownHazard(m, f, bits) && !c.needSession(ch, m) {
+		} else if !c.isolated(ch, m, f, bits, wait) || isTransient(bits) && !c.transient(ch, f, wait) {
 			return false
 		}
 		return c.pass(ch, f, laneNone, wait)
@@ -178,8 +180,8 @@ func (c *client) method(ch *channel, id uint16, f amqp.Frame) bool {
 		return c.refuse(amqp.CommandInvalid, m, "unimplemented method")
 
 	case amqp.ChannelFlow:
-		if bits&1 == 0 {
-			return c.refuse(amqp.NotImplemented, m, "active=false")
+		if bits&1 == 0 && !c.asks(ch, m, amqp.NotImplemented, "active=false") {
+			return false
 		}
 		return c.pass(ch, f, laneNone, wait)
 
@@ -195,14 +197,14 @@ func (c *client) method(ch *channel, id uint16, f amqp.Frame) bool {
 
 	case amqp.QueueBind, amqp.QueueUnbind, amqp.QueuePurge, amqp.QueueDelete:
 		c.readYourWrites()
-		if !c.queueKnown(ch, m, f) || (ownHazard(m, f, bits) && !c.needSession(ch, m)) {
+		if !c.queueKnown(ch, m, f) || !c.isolated(ch, m, f, bits, wait) {
 			return false
 		}
 		return c.pass(ch, f, laneNone, wait)
 
 	default: // exchanges, access.request
 		c.readYourWrites()
-		if ownHazard(m, f, bits) && !c.needSession(ch, m) {
+		if !c.isolated(ch, m, f, bits, wait) {
 			return false
 		}
 		return c.pass(ch, f, laneNone, wait)

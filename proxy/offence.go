@@ -83,7 +83,12 @@ func (u *upstream) blame(e *amqp.Error) {
 		s.mu.Unlock()
 	}
 	c := u.owner.Load()
-	if c == nil {
+	if denies(e) {
+		s.transients.settle(denied, e, s.now()+int64(offenceTime))
+	}
+	if c == nil && denies(e) {
+		c = u.senders[amqp.QueueDeclare.Index()].Load() // from now on nobody is hit by it: no offence
+	} else if c == nil {
 		weight := 1
 		if c = u.senders[e.Method.Index()].Load(); e.Method.Index() == 0 {
 			weight = 2

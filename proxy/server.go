@@ -38,9 +38,10 @@ type Server struct {
 	logins logins
 	broker *broker.Broker
 	// noBroker stands in before the first handshake with the broker: RabbitMQ's values.
-	noBroker  *broker.Info
-	strangers *strangers
-	greeting  atomic.Pointer[greeting]
+	noBroker   *broker.Info
+	strangers  *strangers
+	greeting   atomic.Pointer[greeting]
+	transients transients
 
 	clients   clientSet
 	rests     atomic.Int64 // clients that came to rest lately

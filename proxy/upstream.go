@@ -395,6 +395,9 @@ func (u *upstream) fail(e *amqp.Error, lost bool) {
 		u.s.gate.give()
 	}()
 	if lost {
+		if e.Code == amqp.ConnectionForced {
+			u.s.transients.forget() // perhaps it is started anew
+		}
 		u.env.n.upstreamsLost.Add(1)
 		level := slog.LevelWarn
 		if u.blamed.Load() {

@@ -327,10 +327,13 @@ func (u *upstream) method(b *binding, f amqp.Frame, d *delivery, at int) bool {
 		name := string(a.Str())
 		u.mu.Lock()
 		b.lastQueue = name
-		own := b.declareOwn.Pop()
+		own, transient := b.declareOwn.Pop(), b.transients.Pop()
 		b.broker.Declares.Add(-1)
 		u.wakeAnsweredLocked()
 		u.mu.Unlock()
+		if transient {
+			u.s.transients.settle(permitted, nil, 0)
+		}
 		if own {
 			return false
 		}

@@ -12,7 +12,7 @@ import (
 const basicProperties = "ssTbbssssqssss"
 
 // CheckContentHeader reports whether the payload is a content header of class basic
-// and weight 0 whose properties decode and route nowhere that RabbitMQ fails on, and returns the announced size of the body.
+// and weight 0 whose properties decode, and returns the announced size of the body.
 func CheckContentHeader(p []byte) (bodySize uint64, err *Error) {
 	if len(p) < 12 {
 		return 0, Errorf(FrameError, 0, "content header of %d octets, at least 14 are needed", len(p))
@@ -56,9 +56,6 @@ func CheckContentHeader(p []byte) (bodySize uint64, err *Error) {
 			if n <= len(b) {
 				if why := checkTable(b[4:n], 0); why != "" {
 					return 0, Errorf(SyntaxError, BasicPublish, "content header, headers table: %s", why)
-				}
-				if badRoutes(b[4:n]) {
-					return 0, Errorf(SyntaxError, BasicPublish, "content header: CC or BCC has a reply-to address that is none")
 				}
 			}
 		}

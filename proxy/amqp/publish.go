@@ -16,7 +16,7 @@ const (
 // WholePublish measures the publish that b begins with: its content header begins at header,
 // its one body frame at body (0: it has none), and it ends at end. It has passed the same checks
 // as its frames would one by one: Split with maxFrame, CheckArgs, BadReplyTo and
-// CheckContentHeader; all are of one channel, the flags of basic.publish are 0, and the header's
+// CheckContentHeader, and nothing about it is odd (HeaderOdd, an exchange that is not UTF-8); all are of one channel, the flags of basic.publish are 0, and the header's
 // payload is no larger than FrameMinSize. end is 0 for all that is not so.
 func WholePublish(b []byte, maxFrame uint32) (header, body, end int) {
 	if len(b) < publishHead+3+plainHeader || b[0] != FrameMethod {
@@ -36,7 +36,7 @@ func WholePublish(b []byte, maxFrame uint32) (header, body, end int) {
 		len(b) < at+2+plainHeader || b[at] != 0 || b[at+1] != FrameEnd {
 		return 0, 0, 0
 	}
-	if e == 0 && k > len(replyTo) && BadReplyTo(b[at-k:at]) {
+	if e == 0 && k > len(replyTo) && BadReplyTo(b[at-k:at]) || !asciiOrUTF8(b[publishHead:publishHead+e]) {
 		return 0, 0, 0
 	}
 
@@ -52,7 +52,7 @@ func WholePublish(b []byte, maxFrame uint32) (header, body, end int) {
 	length := binary.BigEndian.Uint64(h[HeaderLen+4:])
 	// Nothing is left to check where class, weight and flags say that there are no properties.
 	if size != 14 || binary.BigEndian.Uint32(h[HeaderLen:]) != ClassBasic<<16 || binary.BigEndian.Uint16(h[HeaderLen+12:]) != 0 {
-		if _, err := CheckContentHeader(h[HeaderLen : HeaderLen+size]); err != nil {
+		if p := h[HeaderLen : HeaderLen+size]; wrong(p) || HeaderOdd(p) != 0 {
 			return 0, 0, 0
 		}
 	}
@@ -69,4 +69,9 @@ func WholePublish(b []byte, maxFrame uint32) (header, body, end int) {
 		return 0, 0, 0
 	}
 	return header, body, body + int(length) + FrameOverhead
+}
+
+func wrong(header []byte) bool {
+	_, err := CheckContentHeader(header)
+	return err != nil
 }

@@ -26,7 +26,7 @@ func frameByFrame(b []byte, maxFrame uint32) (header, body, end int) {
 	}
 	a := ReadArgs(m)
 	a.Short()
-	if exchange, key := a.Str(), a.Str(); len(exchange) == 0 && BadReplyTo(key) {
+	if exchange, key := a.Str(), a.Str(); len(exchange) == 0 && BadReplyTo(key) || !IsUTF8(exchange) {
 		return 0, 0, 0
 	}
 	header = end
@@ -35,7 +35,7 @@ func frameByFrame(b []byte, maxFrame uint32) (header, body, end int) {
 		return 0, 0, 0
 	}
 	size, err := CheckContentHeader(h.Payload())
-	if err != nil {
+	if err != nil || HeaderOdd(h.Payload()) != 0 {
 		return 0, 0, 0
 	}
 	if size == 0 {
@@ -76,6 +76,8 @@ func usual() map[string][]byte {
 		"properties beyond": publishOf(1, "x", "k", 0, []byte{0, 0, 1}, []byte("body")),
 		"large header":      publishOf(1, "x", "k", 0, append([]byte{1 << 5, 0}, AppendLongStr(nil, AppendStringField(nil, "h", string(make([]byte, 5000))))...), []byte("body")),
 	}
+	all["odd reply_to"] = publishOf(1, "x", "k", 0, []byte{2, 0, 1, 255}, []byte("body"))
+	all["odd exchange"] = publishOf(1, "\xff", "k", 0, none, []byte("body"))
 	all["two bodies"] = AppendFrame(publishOf(1, "", "q", 0, none, []byte("one")), FrameBody, 1, []byte("two"))
 	all["one of two channels"] = bytes.Clone(all["plain"])
 	Frame(all["one of two channels"][30:]).SetChannel(2)

@@ -168,6 +168,11 @@ func (l *Ledger) Quiet(b *Broker) bool {
 	return true
 }
 
+// Unsettled reports whether there may be deliveries to settle.
+func (l *Ledger) Unsettled(b *Broker) bool {
+	return b != nil && b.LastTag.Load() != 0 && (l.untold || l.settled.Low < b.LastTag.Load())
+}
+
 // Movable reports whether the channel holds nothing at the broker that would be lost with
 // its place there. Content that is half way holds it too: the caller knows of that.
 func (l *Ledger) Movable(b *Broker) bool {

@@ -32,16 +32,8 @@ var owed = func() map[string]string {
 			}
 		}
 	}
-	hard := []string{"TestLavinHardErrors/access.request", "TestLavinHardErrors/ack_of_nothing_in_tx",
-		"TestLavinHardErrors/time_beyond_time", "TestLavinHardErrors/dead_letter_exchange", "TestLavinHardErrors/exchange_not_UTF-8",
-		"TestLavinHardErrors/property_flags_0_and_1"}
-	can := []string{"TestLavinAbilities/immediate", "TestLavinAbilities/flow", "TestLavinAbilities/recover", "TestLavinAbilities/tag_twice",
-		"TestLavinAbilities/prefetch_size"}
 	add("a mute upstream goes on being used", []string{"TestLavinLongText"}, "auto", "shared")
-	add("the firewall knows RabbitMQ's hard errors alone", hard, "auto", "shared")
-	add("the firewall knows RabbitMQ's abilities alone", can, "auto", "session", "shared")
 	add("the proxy's words take the place of the broker's", []string{"TestLavinRefusals"}, "auto", "session", "shared")
-	add("close-ok is passed on before the socket ends", []string{"TestLavinExclusiveGone"}, "auto", "session")
 	add("an identity seen once keeps its upstream", []string{"TestAlibabaRotatingPasswords"}, "auto", "session", "shared")
 	return list
 }()

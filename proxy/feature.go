@@ -1,0 +1,146 @@
+// Deprecated features of RabbitMQ that its operator may deny, as newer versions do by themselves:
+// what uses one is then a hard error for the whole connection. The one that applications use without
+// knowing is a queue that is neither durable nor exclusive.
+
+package proxy
+
+import (
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+)
+
+// verdict is what is known of a feature.
+type verdict = int32
+
+const (
+	unknown verdict = iota
+	permitted
+	denied
+)
+
+// transients is whether the broker lets queues be transient and not exclusive. It is learned
+// from its answers, and forgotten when it may have been started anew.
+type transients struct {
+	verdict atomic.Int32 // verdict; written under mu
+
+	mu     sync.Mutex // a leaf
+	words  *amqp.Error
+	until  int64         // the denial is believed, coarse clock
+	asked  int64         // when somebody went to ask
+	answer chan struct{} // closed by the verdict
+}
+
+func (t *transients) settle(v verdict, words *amqp.Error, until int64) {
+	if v == permitted && t.verdict.Load() == permitted {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.verdict.Store(v)
+	t.words, t.until = words, until
+	if t.answer != nil {
+		close(t.answer)
+		t.answer = nil
+	}
+}
+
+// forget is for a broker that may have been started anew, with other settings.
+func (t *transients) forget() {
+	t.mu.Lock()
+	t.verdict.CompareAndSwap(permitted, unknown)
+	t.mu.Unlock()
+}
+
+// denial is what the broker said when it denied the feature, or nil.
+func (t *transients) denial(now int64) *amqp.Error {
+	if t.verdict.Load() != denied {
+		return nil
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if now >= t.until {
+		t.verdict.CompareAndSwap(denied, unknown) // it may be permitted by now: somebody asks again
+		return nil
+	}
+	return t.words
+}
+
+// ask has one client at a time ask. Not nil: another one does, and its answer closes the channel.
+func (t *transients) ask(now int64, patience time.Duration) <-chan struct{} {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.verdict.Load() != unknown { // it came meanwhile
+		known := make(chan struct{})
+		close(known)
+		return known
+	}
+	if t.answer != nil && now-t.asked < int64(patience) {
+		return t.answer
+	}
+	if t.answer == nil {
+		t.answer = make(chan struct{})
+	}
+	t.asked = now
+	return nil
+}
+
+// denies tells whether the broker closed a connection for a transient queue.
+func denies(e *amqp.Error) bool {
+	return e.Code == amqp.InternalError && strings.Contains(e.Text, "`transient_nonexcl_queues`")
+}
+
+// isTransient tells whether a queue.declare is of a queue that is neither durable nor exclusive.
+func isTransient(bits byte) bool {
+	const passive, durable, exclusive = 1, 2, 4
+	return bits&(passive|durable|exclusive) == 0
+}
+
+// transient has the declaration of a transient queue go where its refusal hurts nobody else, as long
+// as it is not known to be permitted. True: it is to be passed on.
+func (c *client) transient(ch *channel, f amqp.Frame, wait bool) bool {
+	t := &c.s.transients
+	for t.verdict.Load() != permitted {
+		if words := t.denial(c.env.now()); words != nil {
+			c.env.n.firewallCloses.Add(1)
+			return c.die(words)
+		}
+		if !c.hazards().deprecated {
+			return true // it can be denied there too, which its first refusal tells
+		}
+		b := ch.cur.Load()
+		if c.session != nil && (b == nil || b.u == c.session) {
+			return true
+		}
+		patience := c.env.cfg().ConnectTimeout
+		if answer := t.ask(c.env.now(), patience); answer != nil {
+			c.settle()
+			timer := time.NewTimer(patience)
+			select {
+			case <-answer:
+			case <-timer.C:
+			case <-c.gone:
+				timer.Stop()
+				return false
+			}
+			timer.Stop()
+			continue
+		}
+		// One asks for all, in mode shared too.
+		if c.session == nil {
+			if e := c.becomeSession(); e != nil {
+				c.die(e)
+				return false
+			}
+		}
+		if c.move(c.session, ch); ch.cur.Load() != nil {
+			c.detour(ch, amqp.QueueDeclare, f, wait)
+			return false
+		}
+		return true
+	}
+	return true
+}

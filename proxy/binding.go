@@ -41,6 +41,9 @@ type binding struct {
 	transients ledger.Bits         // which of them are of transient queues
 	lastQueue  string              // name of the queue last declared here
 
+	seat          // beyond this client's use
+	unplaced bool // it has no place in the pool: it was kept
+
 	broker ledger.Broker // what the broker has said and owes here
 	opened atomic.Bool   // open-ok has come; written by the upstream's reader
 	// published is up to which tag publishes have been sent, in confirm mode; written by the client's reader.
@@ -59,6 +62,13 @@ func (b *binding) quiet() bool { return b.ch.ledger.Quiet(&b.broker) }
 func (b *binding) sending() {
 	if b.ch.ledger.Confirms {
 		b.published.Store(b.ch.ledger.Publish)
+	}
+}
+
+// leavePlace gives the place of a seat that is free back to the pool.
+func (b *binding) leavePlace() {
+	if !b.unplaced {
+		b.u.pool.release(b.u)
 	}
 }
 
@@ -108,10 +118,12 @@ func (a *ids) free(id uint16) { a.freed = append(a.freed, id) }
 func (b *binding) prelude(dst []byte) []byte {
 	dst = amqp.AppendMethod(dst, b.id, amqp.ChannelOpen, 0)
 	if b.ch.qosSet {
+		b.prefetch = b.ch.prefetch
 		dst = amqp.AppendQos(dst, b.id, b.ch.prefetch, false)
 		b.qosOwn.Push(true)
 	}
 	if b.ch.ledger.Confirms {
+		b.confirms = true
 		dst = amqp.AppendMethod(dst, b.id, amqp.ConfirmSelect, 0)
 		b.selectOwn.Push(true)
 	}

@@ -234,12 +234,18 @@ func (c *client) end() {
 func (c *client) releaseChannels() {
 	var said upstreams
 	for ch := range c.chans.all() {
+		whole := ch.content == noContent
 		c.dropSpill(ch)
 		c.mu.Lock()
+		open := ch.state.Load() == chOpen
 		ch.endLocked(ledger.ByCrash, nil)
 		c.mu.Unlock()
 		if b := ch.cur.Load(); b != nil {
-			said.add(b.u.closeBinding(b, ledger.ByCrash))
+			by := ledger.ByCrash
+			if open && whole && b.quiet() {
+				by = b.quietEnd(by)
+			}
+			said.add(b.u.closeBinding(b, by))
 		}
 	}
 	said.flush()

@@ -49,6 +49,7 @@ func (c *client) qos(ch *channel, f amqp.Frame, bits byte) bool {
 
 func (c *client) expectQos(b *binding, own bool) {
 	b.u.mu.Lock()
+	b.prefetch = b.ch.prefetch
 	b.qosOwn.Push(own)
 	b.u.mu.Unlock()
 }
@@ -57,6 +58,7 @@ func (c *client) expectQos(b *binding, own bool) {
 func (c *client) confirmSelect(ch *channel, f amqp.Frame, wait bool) bool {
 	b := ch.cur.Load()
 	if ch.ledger.Tx || !c.account.info.Load().Confirms {
+		ch.ledger.Once() // whether the broker counts publishes from here on is not known
 		if !c.pass(ch, f, lanePublish, wait) {
 			return false
 		}
@@ -99,9 +101,12 @@ func (c *client) closeChannel(ch *channel, f amqp.Frame) bool {
 		return false
 	}
 	b = c.bound(ch, laneNone)
+	if by == ledger.ByClientQuiet {
+		by = b.quietEnd(by)
+	}
 	c.run.closes = append(c.run.closes, closing{b, by})
 	f.SetChannel(b.id)
-	return true
+	return by != ledger.ByKeep
 }
 
 // answerClose ends a channel for its client, with close-ok where nobody waits for the
@@ -179,6 +184,9 @@ func (c *client) closeConnection() {
 		}
 		c.mu.Unlock()
 		if b != nil {
+			if by == ledger.ByConnectionQuiet {
+				by = b.quietEnd(by)
+			}
 			said.add(b.u.closeBinding(b, by))
 		}
 	}

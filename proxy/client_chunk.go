@@ -84,7 +84,7 @@ func (c *client) flushRun() {
 	if c.gathered > 0 {
 		c.cutOpen()
 	}
-	if c.run.u != nil && (c.e0 > c.s0 || len(c.run.prefix) > 0) {
+	if c.run.u != nil && (c.e0 > c.s0 || len(c.run.prefix) > 0 || len(c.run.closes) > 0) {
 		c.run.body = c.resplit(c.run.u, c.buf[c.s0:c.e0])
 		c.env.n.toUpstreams.Add(uint64(len(c.run.body) + len(c.run.prefix)))
 		if err := c.run.u.send(&c.run, c.gone); err != nil {

@@ -102,6 +102,7 @@ func (u *upstream) takeOver(c *client) (ok, again bool, changed <-chan struct{})
 		return false, true, p.changedLocked()
 	}
 	u.owner.Store(c)
+	u.dropKeptLocked(func(*keptSeat) bool { return true })
 	return true, false, nil
 }
 

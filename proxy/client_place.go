@@ -134,7 +134,7 @@ func (c *client) awaitID(u *upstream) bool {
 	for {
 		c.pool.mu.Lock()
 		changed := c.pool.changedLocked()
-		free := u.load+u.lost < int(u.ids.limit)
+		free := u.load+u.lost+int(u.keptIDs.Load()) < int(u.ids.limit)
 		c.pool.mu.Unlock()
 		if free {
 			return true

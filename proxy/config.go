@@ -60,6 +60,11 @@ type Config struct {
 	MaxChannels int
 	// SharedPrefetchLimit is the prefetch above which a consumer counts as unbounded, 1..65535.
 	SharedPrefetchLimit int
+	// ReuseChannels keeps channels that have only published for the next client of the
+	// identity, instead of closing them at the broker. It needs FastClose.
+	ReuseChannels bool
+	// IdleChannels bounds the channels that one upstream keeps, 0..65535.
+	IdleChannels int
 	// FastClose answers the close of a quiet channel or connection without waiting for the broker.
 	FastClose bool
 
@@ -118,6 +123,8 @@ func DefaultConfig() Config {
 
 		MaxChannels:         200,
 		SharedPrefetchLimit: 1000,
+		ReuseChannels:       true,
+		IdleChannels:        32,
 		FastClose:           true,
 		MaxMessageSize:      128 << 20,
 		MessageBuffer:       1 << 30,
@@ -175,6 +182,7 @@ func (c *Config) Validate() error {
 	ranged("max_upstreams", int64(c.MaxUpstreams), 0, 1_000_000)
 	ranged("max_upstreams_per_identity", int64(c.MaxUpstreamsPerIdentity), 0, 1_000_000)
 	ranged("max_channels", int64(c.MaxChannels), 1, 65535)
+	ranged("idle_channels", int64(c.IdleChannels), 0, 65535)
 	ranged("shared_prefetch_limit", int64(c.SharedPrefetchLimit), 1, 65535)
 	ranged("max_message_size", c.MaxMessageSize, 1, 1<<40)
 	ranged("message_buffer", c.MessageBuffer, c.MaxMessageSize, 1<<42)

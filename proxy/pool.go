@@ -109,7 +109,7 @@ func (p *pool) roomLocked(u *upstream) bool {
 	// Channels that are being closed carry no client any more, but have their id until the
 	// broker's close-ok: a distant broker has many on their way.
 	return !u.session && u.owner.Load() == nil && !u.retired && !u.suspect.Load() && u.crowded.Load() == 0 &&
-		u.load-int(u.closingN.Load()) < p.env.cfg().MaxChannels && u.load+u.lost < int(u.ids.limit)
+		u.load-int(u.closingN.Load()) < p.env.cfg().MaxChannels && u.load+u.lost < int(u.ids.limit) && u.seatFor(u.load+u.lost)
 }
 
 // tryAnyLane takes a place beside readers or publishers, where no upstream more can be had:

@@ -51,6 +51,7 @@ func (r *rig) start(change func(*Config)) {
 	cfg.Upstream = Upstream{Host: "broker", Port: 5672}
 	cfg.Dial = r.to.Dial
 	cfg.Logger = slog.New(slog.NewTextHandler(io.Writer(r), &slog.HandlerOptions{Level: slog.LevelDebug}))
+	cfg.ReuseChannels = r.sc == nil // a script says what becomes of channels, unless it asks for reuse
 	if change != nil {
 		change(&cfg)
 	}
@@ -136,7 +137,7 @@ func (r *rig) settled() {
 	if !r.eventually(20*time.Second, func() bool { return s.Stats().Clients == 0 }) {
 		return // the test left clients connected on purpose
 	}
-	ok := r.eventually(20*time.Second, func() bool { return s.n.bindings.Load() == 0 })
+	ok := r.eventually(20*time.Second, func() bool { return s.n.bindings.Load() == int64(s.Stats().Kept) })
 	if !ok {
 		r.t.Errorf("%d bindings are left when all clients have gone", s.n.bindings.Load())
 		s.mu.Lock()

@@ -17,7 +17,7 @@ type run struct {
 // closing is a channel.close in a run.
 type closing struct {
 	b  *binding
-	by ledger.Cause // ByClientQuiet: the client has its answer already
+	by ledger.Cause // ByClientQuiet: the client has its answer already; ByKeep: no channel.close is there
 }
 
 // runRoom is where the slices of a run and of a channel set begin: most clients need no more.

@@ -6,6 +6,8 @@ import (
 	"math"
 	"sync/atomic"
 	"time"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/ledger"
 )
 
 // Stats is a snapshot of a server. Totals count from the server's start.
@@ -15,7 +17,8 @@ type Stats struct {
 	Clients     int           // connected now
 	Upstreams   int           // open now
 	Channels    int           // of clients, open now
-	Bindings    int           // upstream channels in use now
+	Bindings    int           // upstream channels open at the broker now
+	Kept        int           // of these, the ones that belong to nobody and wait for a client
 	Identities  int           // identities known now
 	Waiting     int           // clients waiting at a bound now
 	LongestWait time.Duration // of those that wait now
@@ -35,7 +38,10 @@ type Stats struct {
 	TurnedAway                             uint64 // connections closed at once: max_handshakes, or too few descriptors
 	FirewallCloses                         uint64 // hard errors answered by the proxy in the broker's stead
 	HeartbeatTimeouts                      uint64
-	UpstreamsLost                          uint64 // ended by the broker or the network, not by the proxy
+	ChannelsOpened, ChannelsReused         uint64                        // channels of clients that got a fresh one at the broker, or a kept one
+	ChannelBarriers                        uint64                        // methods sent to prove that a channel can be used again
+	ChannelsNotReused                      [len(NotReusedReasons)]uint64 // closed instead of kept, by reason
+	UpstreamsLost                          uint64                        // ended by the broker or the network, not by the proxy
 
 	// ConnectLatency is a histogram of successful broker handshakes: the count of those
 	// that took at most ConnectLatencyBounds[i]; the last entry counts all.
@@ -47,6 +53,10 @@ type Stats struct {
 
 // ConnectLatencyBounds are the upper bounds, in seconds, of Stats.ConnectLatency.
 var ConnectLatencyBounds = [...]float64{0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5}
+
+// NotReusedReasons name the entries of Stats.ChannelsNotReused: what the channel did, or that
+// there was no room for it (full) or it was too old. In the order of ledger.Use.
+var NotReusedReasons = [ledger.NumUses - 1]string{"busy", "consumed", "transaction", "mandatory", "full", "old"}
 
 // PoolStats is one identity's pool, without its secret.
 type PoolStats struct {
@@ -70,6 +80,8 @@ type counters struct {
 	slowPublishes                             atomic.Uint64
 	heartbeatTimeouts, upstreamsLost          atomic.Uint64
 	channels, bindings                        atomic.Int64
+	channelsOpened, channelsReused, barriers  atomic.Uint64
+	notReused                                 [ledger.NumUses]atomic.Uint64
 	latency                                   [len(ConnectLatencyBounds) + 1]atomic.Uint64
 	latencySum                                atomic.Int64
 }
@@ -103,11 +115,19 @@ func (s *Server) Stats() Stats {
 		Channels: int(n.channels.Load()), Bindings: int(n.bindings.Load()),
 		ConnectLatencySum: time.Duration(n.latencySum.Load()),
 	}
+	st.ChannelsOpened, st.ChannelsReused = n.channelsOpened.Load(), n.channelsReused.Load()
+	st.ChannelBarriers = n.barriers.Load()
+	for i := range st.ChannelsNotReused {
+		st.ChannelsNotReused[i] = n.notReused[i+1].Load()
+	}
 	for i := range st.ConnectLatency {
 		st.ConnectLatency[i] = n.latency[i].Load()
 	}
 	s.mu.Lock()
 	st.Upstreams = len(s.upstreams)
+	for u := range s.upstreams {
+		st.Kept += int(u.keptN.Load())
+	}
 	s.mu.Unlock()
 	st.Clients = s.clients.len()
 	st.BytesToClients = s.clients.written()

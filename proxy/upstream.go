@@ -59,6 +59,9 @@ type upstream struct {
 	crowded  atomic.Int32           // clients whose queue fills up
 	closingN atomic.Int32           // bindings that wait for close-ok
 	late     atomic.Int32           // those of them that have waited for lateAfter
+	keptN    atomic.Int32           // len(kept)
+	keptIDs  atomic.Int32           // ids of kept seats, and of those that are being closed
+	keptFree atomic.Int32           // kept seats that any client can have
 	awaits   atomic.Int32           // clients' readers in awaitBroker
 	blamed   atomic.Bool            // why it ends is in the log, with its owner's name
 	owner    atomic.Pointer[client] // the client whose session this is
@@ -68,6 +71,8 @@ type upstream struct {
 	ids ids
 	// table maps ids to bindings; written under mu, read by the reader without.
 	table         atomic.Pointer[[]atomic.Pointer[binding]]
+	kept          []keptSeat // seats that belong to nobody, the one left last at the end
+	keptClosing   int        // seats that were kept and wait for close-ok
 	blockedReason string
 	blockedTold   map[*client]struct{}
 	failed        error         // why it ended
@@ -137,16 +142,28 @@ func (u *upstream) bind(ch *channel, prefix []byte) (*binding, []byte, error) {
 	if u.failed != nil || u.closing {
 		return nil, prefix, errUpstreamGone
 	}
-	id, ok := u.ids.take()
-	if !ok {
-		return nil, prefix, errNoID
+	k, reused := u.takeKeptLocked(ch)
+	if !reused {
+		id, ok := u.ids.take()
+		if !ok {
+			one := true // kept seats that do not fit give way
+			u.dropKeptLocked(func(*keptSeat) bool { drop := one; one = false; return drop })
+			return nil, prefix, errNoID
+		}
+		k = keptSeat{seat{since: u.env.now()}, id}
 	}
-	b := &binding{u: u, ch: ch, id: id}
-	u.setLocked(id, b)
+	b := &binding{u: u, ch: ch, id: k.id, seat: k.seat}
+	u.setLocked(k.id, b)
 	if u.unhalt != nil {
 		close(u.unhalt) // whoever comes now must not wait behind the sole tenant
 		u.unhalt = nil
 	}
+	if reused {
+		b.opened.Store(true)
+		u.env.n.channelsReused.Add(1)
+		return b, b.keptPrelude(prefix), nil
+	}
+	u.env.n.channelsOpened.Add(1)
 	u.env.n.bindings.Add(1)
 	return b, b.prelude(prefix), nil
 }
@@ -160,7 +177,7 @@ func (u *upstream) send(r *run, gone <-chan struct{}) error {
 	u.mu.Lock()
 	if u.failed == nil {
 		for _, x := range r.closes {
-			if x.by == ledger.ByClientQuiet && x.b.state == bOpen {
+			if x.by != ledger.ByClient && x.b.state == bOpen {
 				u.ticketLocked(x.b) // the client may have its answer before the wait is over
 			}
 		}
@@ -182,17 +199,31 @@ func (u *upstream) send(r *run, gone <-chan struct{}) error {
 			break
 		}
 	}
+	keeps := 0
 	for _, x := range r.closes {
-		u.endLocked(x.b, x.by)
+		if x.by == ledger.ByKeep {
+			keeps++
+		} else {
+			u.endLocked(x.b, x.by)
+		}
 	}
-	if len(prefix) == 0 && u.out.StartLocked() { // from the read buffer, uncopied
+	if keeps == 0 && len(prefix) == 0 && u.out.StartLocked() { // from the read buffer, uncopied
 		u.mu.Unlock()
 		return u.out.Through(nil, body)
 	}
 	u.out.AppendLocked(prefix)
 	u.out.AppendLocked(body)
+	kept := 0
+	for i := 0; keeps > 0 && i < len(r.closes); i++ { // behind the body, which holds no close for these
+		if x := r.closes[i]; x.by == ledger.ByKeep && u.leaveSeatLocked(x.b) {
+			kept++
+		}
+	}
 	u.out.PassRoomLocked(upstreamHigh)
 	u.mu.Unlock()
+	for range kept {
+		u.pool.release(u)
+	}
 	u.out.Flush()
 	return nil
 }
@@ -231,12 +262,22 @@ func (u *upstream) filterLocked(body []byte, bs []*binding) []byte {
 	return kept
 }
 
-// closeBinding queues channel.close for a binding that is still open; the caller flushes. Nil:
-// nothing was queued.
+// closeBinding ends a binding that is still open: channel.close or a barrier is queued, which
+// the caller flushes, or it is kept at once. Nil: nothing was queued.
 func (u *upstream) closeBinding(b *binding, by ledger.Cause) *upstream {
 	u.mu.Lock()
-	defer u.mu.Unlock()
-	if !u.closeLocked(b, by) {
+	was, kept := b.state, false
+	if by == ledger.ByKeep {
+		kept = u.leaveSeatLocked(b)
+	} else {
+		u.closeLocked(b, by)
+	}
+	queued := was == bOpen && b.state != bOpen && !kept
+	u.mu.Unlock()
+	if kept {
+		u.pool.release(u)
+	}
+	if !queued {
 		return nil
 	}
 	return u
@@ -281,9 +322,15 @@ func (u *upstream) endLocked(b *binding, by ledger.Cause) ledger.Act {
 	was := b.state
 	next, act := was.End(by, b.silent)
 	b.state = next
-	if act.Has(ledger.SayClose) {
+	if act&(ledger.SayClose|ledger.SayBarrier) != 0 {
 		b.closedAt = u.env.now()
-		u.closingN.Add(1)
+	}
+	if waits := next.Waits(); waits != was.Waits() {
+		if waits {
+			u.closingN.Add(1)
+		} else {
+			u.closingN.Add(-1)
+		}
 	}
 	if act.Has(ledger.Silent) {
 		b.silent = true
@@ -295,11 +342,15 @@ func (u *upstream) endLocked(b *binding, by ledger.Cause) ledger.Act {
 		u.out.SetBufferLocked(amqp.AppendMethod(u.out.BufferLocked(16), b.id, amqp.ChannelCloseOk))
 		u.out.KickLocked()
 	}
-	if next == bFree && was != bFree {
-		if was != bOpen {
-			u.closingN.Add(-1)
-		}
+	if act.Has(ledger.Keep) {
 		u.setLocked(b.id, nil)
+	}
+	if next == bFree && was != bFree {
+		u.setLocked(b.id, nil)
+		if b.unplaced {
+			u.keptClosing--
+			u.countKeptLocked()
+		}
 		if act.Has(ledger.Free) {
 			u.ids.free(b.id)
 		}
@@ -383,6 +434,8 @@ func (u *upstream) fail(e *amqp.Error, lost bool) {
 	}
 	waiting := u.blockedTold
 	u.blockedTold = nil
+	u.env.n.bindings.Add(-int64(len(u.kept)))
+	u.setKeptLocked(nil)
 	u.mu.Unlock()
 
 	if u.pool != nil {

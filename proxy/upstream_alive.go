@@ -146,7 +146,7 @@ func (u *upstream) owes(now int64) bool {
 	return false
 }
 
-// nobody is the client of the channels that are opened to ask.
+// nobody is the client of the channels that are opened to ask, and of those that are kept.
 var nobody = &channel{c: &client{}}
 
 // ask opens and closes a channel that nobody needs. False: none is to be had, or one more may

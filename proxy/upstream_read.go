@@ -115,6 +115,8 @@ func (u *upstream) chunk(d *delivery) *amqp.Error {
 			}
 		} else if b = u.lookup(id); b != nil {
 			keep = u.route(b, f, d, at)
+		} else if f.Type() == amqp.FrameMethod && f.Method() == amqp.ChannelClose {
+			u.keptClosed(f)
 		}
 		if !keep || b != d.b {
 			u.pass(d, at)
@@ -190,7 +192,7 @@ gather:
 				if len(args) < 13 {
 					break gather
 				}
-				b.broker.Confirming(binary.BigEndian.Uint64(args[4:]), args[12]&1 != 0)
+				b.broker.Confirming(b.ownTag(args[4:]), args[12]&1 != 0)
 				confirms = true
 			default:
 				break gather
@@ -296,20 +298,24 @@ func (u *upstream) method(b *binding, f amqp.Frame, d *delivery, at int) bool {
 		}
 	case amqp.BasicAck, amqp.BasicNack:
 		if p := f.Args(); len(p) >= 9 {
-			b.broker.Confirm(binary.BigEndian.Uint64(p), p[8]&1 != 0)
+			b.broker.Confirm(b.ownTag(p), p[8]&1 != 0)
 		}
 	case amqp.ChannelOpenOk:
 		b.opened.Store(true)
 		return false
 	case amqp.BasicQosOk, amqp.ConfirmSelectOk:
 		u.mu.Lock()
-		own := false
+		own, leaves := false, false
 		if m == amqp.BasicQosOk {
 			own = b.qosOwn.Pop()
+			leaves = b.state == ledger.SeatProving
 		} else {
 			own = b.selectOwn.Pop()
 		}
 		u.mu.Unlock()
+		if leaves {
+			u.proven(b)
+		}
 		if own {
 			return false
 		}
@@ -391,7 +397,7 @@ func (u *upstream) brokerClosed(b *binding, f amqp.Frame, d *delivery) {
 	f = closeFor(f, e, b)
 	switch {
 	case act.Has(ledger.Free):
-		u.pool.release(u)
+		b.leavePlace()
 		if ch.c.refused(b, ledger.ByBroker, f) {
 			d.touch(ch.c)
 		} else if ch.state.Load() == chClosed && ch.cur.Load() == b {
@@ -431,7 +437,7 @@ func (u *upstream) closeAnswered(b *binding, d *delivery) {
 	if !act.Has(ledger.Free) {
 		return
 	}
-	u.pool.release(u)
+	b.leavePlace()
 	if act.Has(ledger.Tell) && b.ch.c.closeAnswered(b, ledger.ByAnswer) {
 		d.touch(b.ch.c)
 	}

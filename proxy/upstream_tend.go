@@ -32,6 +32,7 @@ func (u *upstream) tend() {
 	}
 	u.watch(now)
 	u.answerOverdue(now)
+	u.dropKept(false)
 }
 
 // A broker that leaves closesLate channels unanswered for lateAfter does not keep up with
@@ -70,6 +71,9 @@ func (u *upstream) answerOverdue(now int64) {
 			overdue = append(overdue, b)
 		}
 		if act.Has(ledger.Lose) {
+			if b.unplaced {
+				continue // its id alone is lost
+			}
 			lost++
 		}
 	}

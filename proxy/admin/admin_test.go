@@ -49,7 +49,7 @@ func get(t *testing.T, h http.Handler, target string) (code int, body string) {
 
 func TestMetrics(t *testing.T) {
 	f := &fake{stats: proxy.Stats{
-		Started: time.Unix(1000, 0), Clients: 3, Upstreams: 2, Channels: 5, Bindings: 4, Identities: 2, Waiting: 1,
+		Started: time.Unix(1000, 0), Clients: 3, Upstreams: 2, Channels: 5, Bindings: 4, Kept: 27, ChannelsOpened: 28, ChannelsReused: 29, ChannelBarriers: 30, ChannelsNotReused: [6]uint64{0, 31}, Identities: 2, Waiting: 1,
 		LongestWait: 1500 * time.Millisecond, ClientsTotal: 10, UpstreamsTotal: 11, LoginsOK: 12, LoginsRefused: 13,
 		LoginsFailed: 14, ReuseHits: 15, BytesFromClients: 16, BytesToClients: 17, BytesFromUpstreams: 18,
 		BytesToUpstreams: 19, FramesFromClients: 20, FramesFromUpstreams: 21, LateErrors: 22, SlowClientCloses: 23,
@@ -87,6 +87,11 @@ func TestMetrics(t *testing.T) {
 		`amqproxysvc_sent_bytes_total{to="upstreams"} 19`,
 		`amqproxysvc_received_frames_total{from="clients"} 20`,
 		`amqproxysvc_received_frames_total{from="upstreams"} 21`,
+		"amqproxysvc_idle_channels 27",
+		"amqproxysvc_channels_opened_total 28",
+		"amqproxysvc_channels_reused_total 29",
+		"amqproxysvc_channel_barriers_total 30",
+		`amqproxysvc_channels_not_reused_total{reason="consumed"} 31`,
 		"amqproxysvc_late_errors_total 22",
 		"amqproxysvc_slow_client_closes_total 23",
 		"amqproxysvc_firewall_closes_total 24",

@@ -48,6 +48,8 @@ type Ledger struct {
 	hears     bool // got, consumed or published mandatorily: content may come for it
 	stays     bool // got, consumed, acked or published with an answer due
 	sent      bool // published
+	took      bool // got, consumed or settled
+	said      bool // a declaration without an answer went since the last answer
 	unheard   bool // what has no answer, a publish or a declaration, went last to the broker
 	settled   Tags // delivery tags that the client has settled
 	wantsAcks bool // some delivery must be acked
@@ -81,7 +83,7 @@ func (l *Ledger) Published(n uint64, mandatory bool) {
 // Hears notes a get or a consumer: deliveries may come, which need acks or do not. Where
 // both do, which of them are settled cannot be told.
 func (l *Ledger) Hears(noAck bool) {
-	l.stays, l.hears = true, true
+	l.stays, l.hears, l.took = true, true, true
 	if noAck {
 		l.noAcks = true
 	} else {
@@ -95,7 +97,7 @@ func (l *Ledger) Hears(noAck bool) {
 // Settle notes basic.ack, nack or reject; tag 0 with multiple settles all. Where there is
 // nothing to settle the broker closes the channel, which is to be heard.
 func (l *Ledger) Settle(tag uint64, multiple bool, b *Broker) {
-	l.stays = true
+	l.stays, l.took = true, true
 	if multiple && tag == 0 && b != nil {
 		tag = b.LastTag.Load()
 	}
@@ -112,6 +114,7 @@ func (l *Ledger) Settle(tag uint64, multiple bool, b *Broker) {
 
 // Recover notes basic.recover: what was unsettled comes anew.
 func (l *Ledger) Recover(b *Broker) {
+	l.took = true
 	if b != nil {
 		l.settled.Add(b.LastTag.Load(), true)
 	}
@@ -129,16 +132,19 @@ func (l *Ledger) Rollback() {
 }
 
 // Called notes a method whose answer is awaited, and which speaks for those before it.
-func (l *Ledger) Called() { l.unheard = false }
+func (l *Ledger) Called() { l.unheard, l.said = false, false }
 
 // Said notes a declaration without an answer: what the broker says to it is not heard yet.
-func (l *Ledger) Said() { l.unheard = true }
+func (l *Ledger) Said() { l.unheard, l.said = true, true }
 
 // Heard notes that nothing unheard is left behind.
-func (l *Ledger) Heard() { l.unheard = false }
+func (l *Ledger) Heard() { l.unheard, l.said = false, false }
 
 // Stay notes that the channel holds something where it is.
 func (l *Ledger) Stay() { l.stays = true }
+
+// Once notes something at the broker that must not be left to another client.
+func (l *Ledger) Once() { l.took = true }
 
 // Untold notes that the channel may do what cannot be followed: it is never quiet again.
 func (l *Ledger) Untold() { l.untold = true }
@@ -183,3 +189,39 @@ func (l *Ledger) Movable(b *Broker) bool {
 // earlier call waits for the broker's, and no content can be half way to the client. b is
 // nil where the channel has no place at the broker.
 func (l *Ledger) MayAnswer(b *Broker) bool { return b == nil || (!l.hears && b.Calls.Load() == 0) }
+
+// Use is what a channel was used for, where that decides whether another client may have it.
+type Use uint8
+
+const (
+	UsePublished Use = iota // published and declared at most, all of it through: it may
+	UseBusy                 // something is under way
+	UseConsumed             // got, consumed or settled, or a prefetch for the whole channel
+	UseTx                   // a transaction was begun on it
+	UseReturns              // a message may yet be returned
+	UseFull                 // enough are kept
+	UseOld                  // it is too old, or its upstream takes nobody
+	NumUses
+)
+
+// Use is what the channel was used for.
+func (l *Ledger) Use(b *Broker) Use {
+	switch {
+	case l.Tx:
+		return UseTx
+	case l.took || b.Consuming.Load() > 0:
+		return UseConsumed
+	case l.untold || l.hears && !l.Confirms:
+		return UseReturns
+	case !l.Quiet(b) || b.Flows.Load() > 0:
+		return UseBusy
+	}
+	return UsePublished
+}
+
+// Proven reports whether the broker has said of all that the channel did that it went well: a
+// publish that it has confirmed, a method that it has answered behind the rest.
+func (l *Ledger) Proven(b *Broker) bool {
+	return b.Calls.Load() == 0 && b.Declares.Load() == 0 &&
+		(!l.unheard || l.Confirms && !l.said && b.Confirmed.Load() >= l.Publish)
+}

@@ -20,6 +20,8 @@ const (
 	ByOverdue                      // the broker has not answered within close_timeout
 	ByClientOk                     // the client's channel.close-ok
 	ByUpstream                     // the upstream has ended
+	ByKeep                         // quiet, and the seat may serve another once what it did is proven
+	ByProven                       // nothing of what was done on the seat can fail any more
 	numCauses
 )
 
@@ -41,8 +43,13 @@ const (
 	SeatOpen    Seat = iota // open was sent, perhaps not yet answered
 	SeatClosing             // close was sent, close-ok not received
 	SeatCrossed             // as closing, and the broker's own close was answered
+	SeatProving             // its client has left it, the answer to a barrier is due
+	SeatKept                // it is open and belongs to nobody
 	SeatFree                // close-ok was received or sent: the id may be used again
 )
+
+// Waits reports whether an answer of the broker is due that ends the client's use of the seat.
+func (s Seat) Waits() bool { return s == SeatClosing || s == SeatCrossed || s == SeatProving }
 
 // Act is what has to be done in the same step as a transition.
 type Act uint16
@@ -57,6 +64,8 @@ const (
 	Through                    // they wait no longer
 	Free                       // the id may be used again, and its place is given back
 	Lose                       // the id is never used again, its place is given back
+	SayBarrier                 // a method whose answer comes when all before it has been taken
+	Keep                       // the seat is put aside, its place is given back
 	Tell                       // the client hears of it
 )
 
@@ -133,11 +142,24 @@ func (s Seat) End(by Cause, silent bool) (Seat, Act) {
 			return SeatClosing, SayClose
 		}
 	case ByClientQuiet, ByConnectionQuiet, ByCrash, ByMove, ByProxy:
-		if s == SeatOpen {
+		switch {
+		case s == SeatOpen:
 			return SeatClosing, SayClose | Silent | Ticket
+		case by == ByProxy && (s == SeatProving || s == SeatKept): // there is no room for it
+			return SeatClosing, SayClose | Silent | Through
+		}
+	case ByKeep:
+		if s == SeatOpen {
+			return SeatProving, SayBarrier | Silent | Ticket
+		}
+	case ByProven:
+		if s == SeatOpen || s == SeatProving {
+			return SeatKept, Keep | Silent | Through
 		}
 	case ByBroker:
 		switch s {
+		case SeatProving, SeatKept:
+			return SeatFree, SayCloseOk | Free | Through
 		case SeatOpen:
 			return SeatFree, SayCloseOk | Free | Through | Tell
 		case SeatClosing:
@@ -159,6 +181,8 @@ func (s Seat) End(by Cause, silent bool) (Seat, Act) {
 	case ByOverdue:
 		var act Act
 		switch {
+		case s == SeatProving:
+			return s, Through
 		case s != SeatClosing && s != SeatCrossed:
 			return s, 0
 		case silent:

@@ -75,6 +75,8 @@ func TestSeatEnd(t *testing.T) {
 			ByClientQuiet: quiet, ByConnectionQuiet: quiet, ByCrash: quiet, ByMove: quiet, ByProxy: quiet,
 			ByClient: same(SeatClosing, SayClose), ByConnection: same(SeatClosing, SayClose),
 			ByBroker:   same(SeatFree, SayCloseOk|Free|Through|Tell),
+			ByKeep:     same(SeatProving, SayBarrier|Silent|Ticket),
+			ByProven:   same(SeatKept, Keep|Silent|Through),
 			ByUpstream: {SeatFree, Through | Tell, Through},
 		},
 		SeatClosing: {
@@ -89,6 +91,13 @@ func TestSeatEnd(t *testing.T) {
 			ByUpstream: {SeatFree, Through | Tell, Through},
 		},
 	}
+	gone := same(SeatFree, SayCloseOk|Free|Through)
+	room := same(SeatClosing, SayClose|Silent|Through)
+	want[SeatProving] = map[Cause]row{
+		ByProven: same(SeatKept, Keep|Silent|Through), ByBroker: gone, ByProxy: room, ByOverdue: same(SeatProving, Through),
+		ByUpstream: {SeatFree, Through | Tell, Through},
+	}
+	want[SeatKept] = map[Cause]row{ByBroker: gone, ByProxy: room, ByUpstream: {SeatFree, Through | Tell, Through}}
 	for s := SeatOpen; s <= SeatFree; s++ {
 		for by := Cause(0); by < numCauses; by++ {
 			w, ok := want[s][by]

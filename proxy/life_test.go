@@ -246,6 +246,9 @@ func TestAlarm(t *testing.T) {
 		synctest.Wait()
 		r.b.Block("memory")
 		synctest.Wait()
+		if st := r.s.Stats(); st.UpstreamsBlocked == 0 || !st.BrokerUp {
+			t.Errorf("amid the alarm %d upstreams are blocked, the broker is up: %v", st.UpstreamsBlocked, st.BrokerUp)
+		}
 		inPub, inLate := readRaw(pub.Conn()), readRaw(late.Conn())
 		r.must(late.Publish(1, "", "q", []byte("y")))
 		for range 5 {
@@ -259,6 +262,9 @@ func TestAlarm(t *testing.T) {
 		}
 		r.b.Unblock()
 		synctest.Wait()
+		if n := r.s.Stats().UpstreamsBlocked; n != 0 {
+			t.Errorf("after the alarm %d upstreams are blocked", n)
+		}
 		for i, in := range []*raw{inPub, inLate} {
 			b, u := in.count(isMethod(amqp.ConnectionBlocked)), in.count(isMethod(amqp.ConnectionUnblocked))
 			if b != 1 || u != 1 {

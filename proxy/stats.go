@@ -23,6 +23,14 @@ type Stats struct {
 	Waiting     int           // clients waiting at a bound now
 	LongestWait time.Duration // of those that wait now
 
+	// BrokerUp is false when the broker could not be reached at the last attempt and no upstream
+	// stands; before the first attempt it is true.
+	// While it is false, BrokerAwaySince and BrokerReason say more.
+	BrokerUp         bool
+	BrokerAwaySince  time.Time
+	BrokerReason     string // one line without secrets
+	UpstreamsBlocked int    // upstreams on which the broker's connection.blocked is in force
+
 	ClientsTotal                           uint64
 	UpstreamsTotal                         uint64
 	LoginsOK                               uint64 // clients whose open was answered with open-ok
@@ -127,8 +135,14 @@ func (s *Server) Stats() Stats {
 	st.Upstreams = len(s.upstreams)
 	for u := range s.upstreams {
 		st.Kept += int(u.keptN.Load())
+		if u.blocked.Load() {
+			st.UpstreamsBlocked++
+		}
 	}
 	s.mu.Unlock()
+	var away bool
+	st.BrokerAwaySince, st.BrokerReason, away = s.broker.Away()
+	st.BrokerUp = !away
 	st.Clients = s.clients.len()
 	st.BytesToClients = s.clients.written()
 	n1, t1 := s.gate.waiting()

@@ -64,10 +64,22 @@ type Status struct {
 	Listening []string
 	// Upstream is the broker as HOST:PORT, without credentials.
 	Upstream string
+	// Broker is what is known of the broker.
+	Broker BrokerState
 	// Since is when the engine started.
 	Since time.Time
 	// DrainTimeout is how long Drain may leave clients to finish; 0: unknown.
 	DrainTimeout time.Duration
+}
+
+// BrokerState is what is known of the broker, without credentials.
+type BrokerState struct {
+	// AwaySince is since when it cannot be reached, zero when nothing is known against it;
+	// Reason says why, in one line.
+	AwaySince time.Time `json:"away_since,omitzero"`
+	Reason    string    `json:"reason,omitempty"`
+	// Blocked are the upstreams on which it takes no messages.
+	Blocked int `json:"blocked_upstreams,omitempty"`
 }
 
 // ErrConfig marks an error as a wrong configuration: the service ends with ExitConfig and

@@ -4,6 +4,7 @@
 package service
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"strings"
@@ -88,6 +89,9 @@ func (r Report) Print(w io.Writer, now time.Time) {
 		line("upstreams", "%d", s.Upstreams)
 		line("listening", "%s", strings.Join(s.Listening, " "))
 		line("upstream", "%s", s.Upstream)
+		if b := s.Broker; b != nil {
+			line("broker", "%s", cmp.Or(b.trouble(time.DateTime), "no trouble seen"))
+		}
 		if s.Phase == PhaseDraining {
 			line("draining", "no new clients; those connected may finish")
 		}

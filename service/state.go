@@ -26,7 +26,22 @@ const (
 )
 
 func (p Phase) text(st Status) string {
-	return fmt.Sprintf("%s %s over %s", p, Plural(st.Clients, "client"), Plural(st.Upstreams, "upstream"))
+	text := fmt.Sprintf("%s %s over %s", p, Plural(st.Clients, "client"), Plural(st.Upstreams, "upstream"))
+	if trouble := st.Broker.trouble(time.TimeOnly); trouble != "" {
+		text += "; broker " + trouble
+	}
+	return text
+}
+
+// trouble is what is wrong with the broker, or nothing.
+func (b BrokerState) trouble(layout string) string {
+	switch {
+	case !b.AwaySince.IsZero():
+		return fmt.Sprintf("cannot be reached since %s: %s", b.AwaySince.Local().Format(layout), b.Reason)
+	case b.Blocked > 0:
+		return "blocks publishers on " + Plural(b.Blocked, "upstream")
+	}
+	return ""
 }
 
 // Plural is a number and what it counts: "1 client", "2 clients".
@@ -46,6 +61,7 @@ type State struct {
 	Upstreams int          `json:"upstreams"`
 	Listening []string     `json:"listening"`
 	Upstream  string       `json:"upstream"`
+	Broker    *BrokerState `json:"broker,omitempty"`
 	Since     time.Time    `json:"since"`
 	Updated   time.Time    `json:"updated"`
 	Reload    *ReloadState `json:"reload,omitempty"` // nil: not reloaded since the start

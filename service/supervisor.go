@@ -446,7 +446,7 @@ func (s *supervisor) tell(phase Phase, also string) {
 	s.lastText = text
 	s.notify(also + "STATUS=" + strings.ReplaceAll(text, "\n", " "))
 	if !s.state.write(State{Name: s.opts.Name, PID: os.Getpid(), Phase: phase, Clients: st.Clients, Upstreams: st.Upstreams,
-		Listening: st.Listening, Upstream: st.Upstream, Since: st.Since, Updated: time.Now(), Reload: s.lastReload}) {
+		Listening: st.Listening, Upstream: st.Upstream, Broker: &st.Broker, Since: st.Since, Updated: time.Now(), Reload: s.lastReload}) {
 		s.lastText = "" // tell it again
 	}
 }

@@ -266,6 +266,7 @@ func (e *engine) Status() service.Status {
 	defer e.mu.Unlock()
 	st := service.Status{
 		Clients: stats.Clients, Upstreams: stats.Upstreams,
+		Broker:   service.BrokerState{AwaySince: stats.BrokerAwaySince, Reason: stats.BrokerReason, Blocked: stats.UpstreamsBlocked},
 		Upstream: e.settings.Broker.Address(), Since: e.started, DrainTimeout: e.settings.Engine.DrainTimeout,
 	}
 	for _, a := range e.server.Addrs() {

@@ -49,7 +49,7 @@ func get(t *testing.T, h http.Handler, target string) (code int, body string) {
 
 func TestMetrics(t *testing.T) {
 	f := &fake{stats: proxy.Stats{
-		Started: time.Unix(1000, 0), Clients: 3, Upstreams: 2, Channels: 5, Bindings: 4, Kept: 27, ChannelsOpened: 28, ChannelsReused: 29, ChannelBarriers: 30, ChannelsNotReused: [6]uint64{0, 31}, Identities: 2, Waiting: 1,
+		Started: time.Unix(1000, 0), BrokerUp: true, UpstreamsBlocked: 32, Clients: 3, Upstreams: 2, Channels: 5, Bindings: 4, Kept: 27, ChannelsOpened: 28, ChannelsReused: 29, ChannelBarriers: 30, ChannelsNotReused: [6]uint64{0, 31}, Identities: 2, Waiting: 1,
 		LongestWait: 1500 * time.Millisecond, ClientsTotal: 10, UpstreamsTotal: 11, LoginsOK: 12, LoginsRefused: 13,
 		LoginsFailed: 14, ReuseHits: 15, BytesFromClients: 16, BytesToClients: 17, BytesFromUpstreams: 18,
 		BytesToUpstreams: 19, FramesFromClients: 20, FramesFromUpstreams: 21, LateErrors: 22, SlowClientCloses: 23,
@@ -70,6 +70,8 @@ func TestMetrics(t *testing.T) {
 		"amqproxysvc_start_time_seconds 1000",
 		"amqproxysvc_clients 3",
 		"amqproxysvc_upstreams 2",
+		"amqproxysvc_upstreams_blocked 32",
+		"amqproxysvc_broker_up 1",
 		"amqproxysvc_client_channels 5",
 		"amqproxysvc_upstream_channels 4",
 		"amqproxysvc_identities 2",

@@ -35,6 +35,8 @@ var metrics = []metric{
 	{"amqproxysvc_start_time_seconds", "When the engine started, in seconds since 1970.", prometheus.GaugeValue, func(s *proxy.Stats) float64 { return float64(s.Started.UnixMilli()) / 1000 }},
 	{"amqproxysvc_clients", "Clients connected now.", prometheus.GaugeValue, func(s *proxy.Stats) float64 { return float64(s.Clients) }},
 	{"amqproxysvc_upstreams", "Connections to the broker now.", prometheus.GaugeValue, func(s *proxy.Stats) float64 { return float64(s.Upstreams) }},
+	{"amqproxysvc_upstreams_blocked", "Connections on which the broker blocks publishers now.", prometheus.GaugeValue, func(s *proxy.Stats) float64 { return float64(s.UpstreamsBlocked) }},
+	{"amqproxysvc_broker_up", "0: the broker could not be reached at the last attempt, and no connection to it stands; 1 else, before the first attempt too.", prometheus.GaugeValue, func(s *proxy.Stats) float64 { return truth(s.BrokerUp) }},
 	{"amqproxysvc_client_channels", "Channels of clients open now.", prometheus.GaugeValue, func(s *proxy.Stats) float64 { return float64(s.Channels) }},
 	{"amqproxysvc_upstream_channels", "Channels open at the broker now, kept ones included.", prometheus.GaugeValue, func(s *proxy.Stats) float64 { return float64(s.Bindings) }},
 	{"amqproxysvc_identities", "Users with password and vhost known now.", prometheus.GaugeValue, func(s *proxy.Stats) float64 { return float64(s.Identities) }},
@@ -55,6 +57,13 @@ var metrics = []metric{
 	{"amqproxysvc_slow_publish_closes_total", "Clients closed because a publish came too slowly while others waited for message_buffer.", prometheus.CounterValue, func(s *proxy.Stats) float64 { return float64(s.SlowPublishCloses) }},
 	{"amqproxysvc_firewall_closes_total", "Connection errors answered by the proxy to keep them from a shared connection.", prometheus.CounterValue, func(s *proxy.Stats) float64 { return float64(s.FirewallCloses) }},
 	{"amqproxysvc_heartbeat_timeouts_total", "Peers closed because they were silent for two heartbeats.", prometheus.CounterValue, func(s *proxy.Stats) float64 { return float64(s.HeartbeatTimeouts) }},
+}
+
+func truth(v bool) float64 {
+	if v {
+		return 1
+	}
+	return 0
 }
 
 // labelled is a counter that is split by one label.

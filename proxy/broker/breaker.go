@@ -36,6 +36,7 @@ type breaker struct {
 	probe   chan struct{} // half open: closed when the probe has ended
 	slow    int
 	reached time.Time // when it was last
+	failing time.Time // when it first could not be reached since then
 }
 
 // enter waits for the permission to dial; who has it calls leave. An error: do not dial.
@@ -69,8 +70,9 @@ func (k *breaker) enter(ctx context.Context) (probe bool, err error) {
 	}
 }
 
-// leave notes how a dial that began at the given time went. True: the breaker is open now.
-func (k *breaker) leave(probe bool, began time.Time, err error, o outcome, delay time.Duration) bool {
+// leave notes how a dial that began at the given time went. opened: the breaker is open now. back:
+// the address could not be reached for so long before this dial did.
+func (k *breaker) leave(probe bool, began time.Time, err error, o outcome, delay time.Duration) (opened bool, back time.Duration) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if probe {
@@ -79,24 +81,29 @@ func (k *breaker) leave(probe bool, began time.Time, err error, o outcome, delay
 	}
 	switch o {
 	case reached:
-		k.err, k.slow, k.reached = nil, 0, time.Now()
-		return false
+		now := time.Now()
+		if !k.failing.IsZero() {
+			back = max(now.Sub(k.failing), 1)
+		}
+		k.err, k.slow, k.reached, k.failing = nil, 0, now, time.Time{}
+		return false, back
 	case noVerdict:
-		return false
-	case slow:
+		return false, 0
+	case slow, away:
 		if began.Before(k.reached) {
-			return false
+			return false, 0
 		}
-		if k.slow++; k.slow < slowInARow && !probe {
-			return false
+		if k.failing.IsZero() {
+			k.failing = time.Now()
 		}
-	case away:
-		if began.Before(k.reached) {
-			return false
+		if o == slow {
+			if k.slow++; k.slow < slowInARow && !probe {
+				return false, 0
+			}
 		}
 	}
 	k.err, k.until = err, time.Now().Add(delay)
-	return true
+	return true, 0
 }
 
 // openFor is why the address is not asked now, or nil.

@@ -274,13 +274,15 @@ func (b *Broker) dialTarget(ctx context.Context, cfg *settings, t Target, k *bre
 	}
 	if err != nil {
 		e := cfg.unreachable(t, err)
-		if k.leave(probe, began, e, judge(err), cfg.RetryDelay) {
+		if opened, _ := k.leave(probe, began, e, judge(err), cfg.RetryDelay); opened {
 			b.lastUp.Store(0)
 		}
 		b.log.Warn("broker cannot be reached", "address", e.Address, "error", e.Err)
 		return nil, e
 	}
-	k.leave(probe, began, nil, reached, 0)
+	if _, back := k.leave(probe, began, nil, reached, 0); back > 0 {
+		b.log.Info("broker can be reached again", "address", t.Address(), "after", back.Round(time.Millisecond))
+	}
 	b.lastUp.Store(time.Now().UnixNano())
 	l.began = began
 	return l, nil

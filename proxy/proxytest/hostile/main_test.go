@@ -28,11 +28,7 @@ var full = os.Getenv("FULL") != ""
 
 // owed has what is promised and not yet kept, by test. With PROMISED=1 these fail too.
 var owed = map[string]string{
-	"TestTricklers":                 "room is charged as announced, not as it comes",
-	"TestExclusiveIsOnesOwn/auto":   "an exclusive queue on a channel that cannot move is everybody's",
-	"TestExclusiveIsOnesOwn/shared": "an exclusive queue is everybody's",
-	"TestHardErrorsAgain":           "the offender is known by a name that it chooses",
-	"TestHTTP/foreign_host":         "any Host is taken",
+	"TestHTTP/foreign_host": "any Host is taken",
 }
 
 // patience bounds every wait; it is no measure of anything.

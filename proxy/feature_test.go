@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -13,11 +14,11 @@ var denial = &amqp.Error{Code: amqp.InternalError, Text: "INTERNAL_ERROR - Featu
 	"By default, this feature is not permitted anymore."}
 
 // denying is a stand-in of a RabbitMQ that denies transient queues while deny is true.
-func denying(version string, deny *bool) proxytest.BrokerConfig {
+func denying(version string, deny *atomic.Bool) proxytest.BrokerConfig {
 	return proxytest.BrokerConfig{
 		Properties: proxytest.RabbitMQProperties(version),
 		Intercept: func(c *proxytest.BrokerConn, f amqp.Frame) bool {
-			if *deny && f.Type() == amqp.FrameMethod && f.Method() == amqp.QueueDeclare {
+			if deny.Load() && f.Type() == amqp.FrameMethod && f.Method() == amqp.QueueDeclare {
 				a := amqp.ReadArgs(f)
 				a.Short()
 				a.Str()
@@ -26,7 +27,7 @@ func denying(version string, deny *bool) proxytest.BrokerConfig {
 					return true
 				}
 			}
-			return f.Type() == amqp.FrameMethod && f.Method() == amqp.ConnectionCloseOk && *deny
+			return f.Type() == amqp.FrameMethod && f.Method() == amqp.ConnectionCloseOk && deny.Load()
 		},
 	}
 }
@@ -39,7 +40,8 @@ func TestDeniedFeature(t *testing.T) {
 	for _, mode := range []PoolMode{PoolAuto, PoolShared} {
 		for version, mayFall := range map[string]int{"4.3.6": 0, "3.12.1": 1} {
 			for _, cannotMove := range []bool{false, true} {
-				deny := true
+				var deny atomic.Bool
+				deny.Store(true)
 				withBroker(t, denying(version, &deny), func(c *Config) { c.Listeners[0].Mode = mode }, func(r *rig) {
 					fell := 0
 					bystander := stuck(r, proxytest.ClientConfig{})
@@ -72,7 +74,7 @@ func TestDeniedFeature(t *testing.T) {
 						t.Errorf("%d clients have connections of their own, who have done nothing wrong", n)
 					}
 					// It may be permitted again.
-					deny = false
+					deny.Store(false)
 					time.Sleep(offenceTime + time.Second)
 					_, err = c.DeclareQueue(1, "q", 0)
 					r.must(err)
@@ -87,7 +89,7 @@ func TestDeniedFeature(t *testing.T) {
 // Where it permits them, one client has asked for all, and they share.
 func TestPermittedFeature(t *testing.T) {
 	for _, mode := range []PoolMode{PoolAuto, PoolShared} {
-		deny := false
+		var deny atomic.Bool
 		withBroker(t, denying("4.3.6", &deny), func(c *Config) { c.Listeners[0].Mode = mode }, func(r *rig) {
 			first := r.client(proxytest.ClientConfig{})
 			_, err := first.DeclareQueue(1, "q", 0)
@@ -109,7 +111,7 @@ func TestPermittedFeature(t *testing.T) {
 
 // Many that come before the answer wait for it, and none asks beside the first.
 func TestFeatureIsAskedForOnce(t *testing.T) {
-	deny := false
+	var deny atomic.Bool
 	withBroker(t, denying("4.3.6", &deny), nil, func(r *rig) {
 		var cs []*proxytest.Client
 		for range 20 {

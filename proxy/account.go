@@ -180,11 +180,11 @@ func (s *Server) verify(a *account, f *loginFlight, id loginID, known bool, t *t
 			u.link.Close() // the vhost is opened on another one, when there is a place
 			u = nil
 		}
-	case e.Code == amqp.AccessRefused:
+	case refusedSecret(e):
 		s.strangers.refuse(id, e)
 	}
 	if t != nil {
-		t.leave(e == errGone || e != nil && e.Code == amqp.AccessRefused)
+		t.leave(e == errGone || e != nil && refusedSecret(e))
 	}
 	l := &s.logins
 	l.mu.Lock()
@@ -345,7 +345,7 @@ func (s *Server) forget(p *pool, e *amqp.Error) {
 	l.mu.Lock()
 	a := p.account
 	var all []*pool
-	if e.Code == amqp.AccessRefused {
+	if refusedSecret(e) {
 		a.known = false
 		s.strangers.refuse(s.strangers.id(a.key), e)
 		for _, x := range a.pools {

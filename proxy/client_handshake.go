@@ -254,7 +254,7 @@ func (c *client) startOk(f amqp.Frame) bool {
 	}
 	account, e := c.s.authenticate(c, key, props)
 	if e != nil {
-		if e.Code == amqp.AccessRefused {
+		if refusedSecret(e) {
 			e = broker.RefusedLogin(mechanism)
 		}
 		c.refuseLogin(e)

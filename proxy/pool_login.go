@@ -3,8 +3,6 @@
 package proxy
 
 import (
-	"strings"
-
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
 )
 
@@ -21,7 +19,7 @@ func (p *pool) firstLogin(f *flight) {
 	f.err = err
 	p.login = nil
 	p.mu.Unlock()
-	if err != nil && refusal(err) && !limitReached(err) {
+	if err != nil && refuses(err) {
 		p.s.forget(p, err)
 	}
 	close(f.done)
@@ -45,7 +43,7 @@ func (p *pool) openSpare(props []byte) (*upstream, *amqp.Error) {
 	p.stayedAway()
 	u.link.Close()
 	p.s.gate.give()
-	if refusal(err) {
+	if answered(err) {
 		return nil, err
 	}
 	return nil, nil // it may have died while it waited: dial anew
@@ -88,7 +86,7 @@ func (p *pool) recheck() {
 	case spare:
 		u.close("verified")
 	case err == nil:
-	case refusal(err) && !limitReached(err):
+	case refuses(err):
 		p.env.log.Warn("identity refused by the broker, no longer served", "user", p.id.user, "vhost", p.id.vhost,
 			"code", err.Code, "reason", err.Text)
 		p.s.forget(p, err)
@@ -121,14 +119,4 @@ func (p *pool) leaveForgotten() {
 	for _, u := range ends {
 		u.close("the broker refuses its identity now")
 	}
-}
-
-// refusal tells whether an error is the broker's verdict on an identity.
-func refusal(e *amqp.Error) bool { return e.Code == amqp.AccessRefused || e.Code == amqp.NotAllowed }
-
-// limitReached tells a verdict on numbers (of connections, of channels) from one on the
-// identity. RabbitMQ has one code for both; only its text differs.
-func limitReached(e *amqp.Error) bool {
-	return e.Code == amqp.NotAllowed &&
-		(strings.HasSuffix(e.Text, "is reached") || strings.Contains(e.Text, "has reached the maximum allowed"))
 }

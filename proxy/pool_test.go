@@ -384,23 +384,6 @@ func TestLostIDsFillAnUpstream(t *testing.T) {
 	})
 }
 
-func TestLimitIsNoVerdictOnTheIdentity(t *testing.T) {
-	for text, want := range map[string]bool{
-		"NOT_ALLOWED - access to vhost '/' refused for user 'u': connection limit (5) is reached":                 true,
-		"NOT_ALLOWED - connection refused for user 'u': user connection limit (1) is reached":                     true,
-		"NOT_ALLOWED - number of channels opened for user 'u' has reached the maximum allowed user limit of (10)": true,
-		"NOT_ALLOWED - access to vhost 'limits' refused for user 'limit'":                                         false,
-		"NOT_ALLOWED - vhost limited not found":                                                                   false,
-	} {
-		if got := limitReached(&amqp.Error{Code: amqp.NotAllowed, Text: text}); got != want {
-			t.Errorf("%q: got %v, want %v", text, got, want)
-		}
-	}
-	if limitReached(&amqp.Error{Code: amqp.AccessRefused, Text: "limit is reached"}) {
-		t.Error("403 is no limit")
-	}
-}
-
 // A session that ends with no channel open makes room at the bound at once.
 func TestIdleSessionMakesRoom(t *testing.T) {
 	withBroker(t, proxytest.BrokerConfig{Users: map[string]string{"a": "a", "b": "b"}}, func(c *Config) {

@@ -38,13 +38,16 @@ type account struct {
 
 // trustedLocked tells whether the account may be believed without asking the broker
 // first: it was accepted within ttl, or a connection of its own still stands, whose pool
-// then has it verified again behind the login.
+// then has it verified again behind the login, unless that has failed for too long.
 func (a *account) trustedLocked(now int64, ttl time.Duration) bool {
 	if !a.known {
 		return false
 	}
 	if now-a.verified.Load() <= int64(ttl) {
 		return true
+	}
+	if now-a.verified.Load() > int64(ttl+recheckFor) {
+		return false
 	}
 	for _, p := range a.pools {
 		if p.usable() {
@@ -371,14 +374,13 @@ func (s *Server) forget(p *pool, e *amqp.Error) {
 // admitted is the verdict on the identity: open-ok may be sent when it is nil.
 // With a session, the client's own upstream has been opened or taken.
 func (s *Server) admitted(c *client, p *pool) *amqp.Error {
-	cfg := s.cfg()
 	came := time.Now()
 	for {
 		p.mu.Lock()
-		if p.verified != 0 && p.usableLocked() {
-			if s.now()-p.verified > int64(cfg.AuthTTL) && !p.rechecking {
-				p.rechecking = true
-				p.env.spawn(p.recheck)
+		warm := p.verified != 0 && p.usableLocked()
+		if warm && !p.overdueLocked() {
+			if p.recheckDueLocked() {
+				p.env.spawn(func() { _ = p.recheck() })
 			}
 			p.mu.Unlock()
 			s.n.reuseHits.Add(1)
@@ -388,7 +390,11 @@ func (s *Server) admitted(c *client, p *pool) *amqp.Error {
 		if f == nil {
 			f = newFlight()
 			p.login = f
-			p.env.spawn(func() { p.firstLogin(f) })
+			if warm {
+				p.env.spawn(func() { p.recheckFirst(f) })
+			} else {
+				p.env.spawn(func() { p.firstLogin(f) })
+			}
 		}
 		p.mu.Unlock()
 		select {

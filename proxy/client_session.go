@@ -73,13 +73,19 @@ func (c *client) adopt(u *upstream) {
 // admittedSession is the verdict for a client that is a session from its start.
 func (c *client) admittedSession() *amqp.Error {
 	p := c.pool
-	if u := p.idleSession(c); u != nil {
+	p.mu.Lock()
+	overdue := p.overdueLocked()
+	p.mu.Unlock()
+	var u *upstream
+	if !overdue {
+		u = p.idleSession(c)
+	}
+	if u != nil {
 		c.session = u
 		c.hasSession.Store(true)
 		p.mu.Lock()
-		if c.env.now()-p.verified > int64(c.env.cfg().AuthTTL) && !p.rechecking {
-			p.rechecking = true
-			c.env.spawn(p.recheck)
+		if p.recheckDueLocked() {
+			c.env.spawn(func() { _ = p.recheck() })
 		}
 		p.mu.Unlock()
 		c.env.n.reuseHits.Add(1)

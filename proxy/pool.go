@@ -48,10 +48,13 @@ type pool struct {
 	waiting    int   // channels that wait for a place
 	verified   int64 // when the broker last accepted the identity, coarse clock; 0: never
 	rechecking bool
-	forgotten  bool // the broker refused it: no new logins
-	login      *flight
-	dialling   *flight
-	changed    chan struct{} // closed when a place may have come free
+	// While it cannot be verified anew: when to try next, and whether the log has told.
+	recheckFrom   int64
+	recheckFailed bool
+	forgotten     bool // the broker refused it: no new logins
+	login         *flight
+	dialling      *flight
+	changed       chan struct{} // closed when a place may have come free
 }
 
 func (p *pool) changedLocked() <-chan struct{} {
@@ -220,8 +223,7 @@ func (p *pool) dialShared(f *flight) {
 func (p *pool) addLocked(u *upstream) {
 	p.arrivedLocked(u)
 	p.ups = append(p.ups, u)
-	p.verified = p.env.now()
-	p.account.verified.Store(p.verified)
+	p.recheckedLocked()
 	u.idleFrom = p.env.clock()
 	// Reload sets before it retires: what it has not found here is seen to be stale now.
 	u.retired = u.stale()

@@ -3,6 +3,8 @@
 package proxy
 
 import (
+	"time"
+
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
 )
 
@@ -64,33 +66,85 @@ func (p *pool) usableLocked() bool {
 	return false
 }
 
-// recheck verifies the identity anew, behind a login that was served already.
-func (p *pool) recheck() {
+// recheckFor is how long, beyond auth_ttl, an identity is served that could not be verified
+// anew: for want of a place or a broker, or because that throttles. Then its logins wait for the verdict.
+const recheckFor = 10 * time.Minute
+
+// overdueLocked tells whether the identity has gone unverified for too long to be served on.
+func (p *pool) overdueLocked() bool {
+	return p.env.now()-p.verified > int64(p.env.cfg().AuthTTL+recheckFor)
+}
+
+// recheckDueLocked tells whether the caller shall spawn a recheck behind its login.
+func (p *pool) recheckDueLocked() bool {
+	now := p.env.now()
+	if p.rechecking || now-p.verified <= int64(p.env.cfg().AuthTTL) || now < p.recheckFrom {
+		return false
+	}
+	p.rechecking = true
+	return true
+}
+
+// recheckFirst is a recheck that logins wait for.
+func (p *pool) recheckFirst(f *flight) {
+	err := p.recheck()
+	p.mu.Lock()
+	f.err = err
+	p.login = nil
+	p.mu.Unlock()
+	close(f.done)
+}
+
+// recheck verifies the identity anew, behind a login that was served already. The error is why it is not.
+func (p *pool) recheck() *amqp.Error {
 	u, err := p.s.openUpstream(p, nil, true)
-	spare := false
+	if err != nil && refuses(err) {
+		p.mu.Lock()
+		p.rechecking = false
+		p.mu.Unlock()
+		p.env.log.Warn("identity refused by the broker, no longer served", "user", p.id.user, "vhost", p.id.vhost,
+			"code", err.Code, "reason", err.Text)
+		p.s.forget(p, err)
+		return err
+	}
+	spare, told := false, false
 	p.mu.Lock()
 	p.rechecking = false
 	switch {
+	case err != nil && limitReached(err):
+		p.recheckedLocked() // told after user and secret were found right
+		err = nil
 	case err != nil:
+		p.recheckFrom = p.env.now() + int64(p.env.cfg().RetryDelay)
+		told, p.recheckFailed = !p.recheckFailed, true
 	case p.usableLocked():
 		p.arrivedLocked(u)
-		p.verified = p.env.now()
-		p.account.verified.Store(p.verified)
+		p.recheckedLocked()
 		u.start(p)
 		spare = true
 	default:
 		p.addLocked(u) // the place for it was made by closing the last one
 	}
+	left := time.Duration(p.verified) + p.env.cfg().AuthTTL + recheckFor - time.Duration(p.env.now())
 	p.mu.Unlock()
-	switch {
-	case spare:
-		u.close("verified")
-	case err == nil:
-	case refuses(err):
-		p.env.log.Warn("identity refused by the broker, no longer served", "user", p.id.user, "vhost", p.id.vhost,
-			"code", err.Code, "reason", err.Text)
-		p.s.forget(p, err)
+	if err != nil && p.s.ctx.Err() == nil {
+		p.env.n.rechecksFailed.Add(1)
+		if told {
+			p.env.log.Warn("identity could not be verified anew, served from its last login for now", "user", p.id.user,
+				"vhost", p.id.vhost, "code", err.Code, "reason", err.Text, "at_most", max(0, left).Round(time.Second))
+		}
 	}
+	if spare {
+		u.close("verified")
+	}
+	return err
+}
+
+// recheckedLocked notes that the broker has accepted user and secret.
+func (p *pool) recheckedLocked() {
+	p.recheckFailed, p.recheckFrom = false, 0
+	p.verified = p.env.now()
+	p.account.verified.Store(p.verified)
 }
 
 // forget is called when the broker refuses the identity: who is connected stays, nobody

@@ -40,6 +40,7 @@ type Stats struct {
 	BytesFromClients, BytesToClients       uint64
 	BytesFromUpstreams, BytesToUpstreams   uint64
 	FramesFromClients, FramesFromUpstreams uint64
+	RechecksFailed                         uint64 // logins behind served ones that found no place or no broker
 	LateErrors                             uint64 // soft errors of channels that were closed quietly
 	SlowClientCloses                       uint64 // clients closed because their queue was full
 	SlowPublishCloses                      uint64 // clients closed because a publish came too slowly while others waited for room
@@ -85,7 +86,7 @@ type counters struct {
 	toUpstreams, turnedAway                   atomic.Uint64
 	framesClients, framesUpstreams            atomic.Uint64
 	lateErrors, slowCloses, firewallCloses    atomic.Uint64
-	slowPublishes                             atomic.Uint64
+	slowPublishes, rechecksFailed             atomic.Uint64
 	heartbeatTimeouts, upstreamsLost          atomic.Uint64
 	channels, bindings                        atomic.Int64
 	channelsOpened, channelsReused, barriers  atomic.Uint64
@@ -114,7 +115,7 @@ func (s *Server) Stats() Stats {
 	st := Stats{
 		Started: s.began, ClientsTotal: n.clientsTotal.Load(), UpstreamsTotal: n.upstreamsTotal.Load(),
 		LoginsOK: n.loginsOK.Load(), LoginsRefused: n.loginsRefused.Load(), LoginsFailed: n.loginsFailed.Load(),
-		ReuseHits: n.reuseHits.Load(), BytesFromClients: n.fromClients.Load(), BytesFromUpstreams: n.fromUpstreams.Load(),
+		ReuseHits: n.reuseHits.Load(), RechecksFailed: n.rechecksFailed.Load(), BytesFromClients: n.fromClients.Load(), BytesFromUpstreams: n.fromUpstreams.Load(),
 		BytesToUpstreams:  n.toUpstreams.Load(),
 		FramesFromClients: n.framesClients.Load(), FramesFromUpstreams: n.framesUpstreams.Load(),
 		LateErrors: n.lateErrors.Load(), SlowClientCloses: n.slowCloses.Load(),

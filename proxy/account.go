@@ -33,6 +33,7 @@ type account struct {
 	spare  *upstream // logged in, no vhost opened
 	pools  map[string]*pool
 
+	logins   atomic.Int32 // of clients; and once more when its secret was accepted before
 	verified atomic.Int64 // when the broker last accepted it, coarse clock
 }
 
@@ -76,6 +77,7 @@ func (s *Server) authenticate(c *client, key accountKey, props []byte) (*account
 		a := l.accounts[key]
 		if a != nil && a.trustedLocked(s.now(), s.cfg().AuthTTL) {
 			a.refs++
+			a.logins.Add(1)
 			l.mu.Unlock()
 			if t != nil {
 				t.leave(false)
@@ -223,11 +225,6 @@ func (s *Server) verify(a *account, f *loginFlight, id loginID, known bool, t *t
 		// Whoever logged in may never name a vhost.
 		time.AfterFunc(s.cfg().HandshakeTimeout, func() { s.dropSpare(a, u) })
 	}
-}
-
-// accepted notes that the broker has accepted a login.
-func (s *Server) accepted(a *account, id loginID) {
-	s.strangers.accept(id)
 }
 
 // login is the first half of an upstream's handshake, with its place at the bound.

@@ -335,11 +335,12 @@ func (p *pool) tend(now time.Time) (empty bool) {
 	cfg := p.env.cfg()
 	var ends []*upstream
 	p.mu.Lock()
+	idle := p.idleTimeoutLocked()
 	for _, u := range p.ups {
 		if cfg.MaxLifetime > 0 && now.Sub(u.opened) >= cfg.MaxLifetime {
 			u.retired = true
 		}
-		if u.load == 0 && u.owner.Load() == nil && (u.retired || now.Sub(u.idleFrom) >= cfg.IdleTimeout) {
+		if u.load == 0 && u.owner.Load() == nil && (u.retired || now.Sub(u.idleFrom) >= idle) {
 			u.retired = true
 			ends = append(ends, u)
 		}

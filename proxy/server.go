@@ -40,6 +40,7 @@ type Server struct {
 	// noBroker stands in before the first handshake with the broker: RabbitMQ's values.
 	noBroker   *broker.Info
 	strangers  *strangers
+	rotation   rotation
 	greeting   atomic.Pointer[greeting]
 	transients transients
 

@@ -236,8 +236,10 @@ func (c *client) startOk(f amqp.Frame) bool {
 			"unknown authentication mechanism '%s', this proxy takes %s", mechanism, mechanisms))
 		return false
 	}
-	if !ok {
-		c.refuseLogin(broker.RefusedLogin(mechanism))
+	if !ok { // whatever the client announces, RabbitMQ closes without a word
+		c.env.n.loginsRefused.Add(1)
+		c.log(slog.LevelInfo, "client refused", "reason", "its "+mechanism+" response does not decode, or has an authorization identity or a NUL in the password")
+		c.cutOff()
 		return false
 	}
 	c.user = key.User
@@ -299,25 +301,32 @@ func (c *client) refuseLogin(e *amqp.Error) {
 	c.end0(e)
 }
 
-// parseResponse reads a SASL response. known: the mechanism is one of ours; ok: it decodes.
+// parseResponse reads a SASL response as RabbitMQ does. known: the mechanism is one of ours; ok: it decodes.
 func parseResponse(mechanism string, response []byte) (key accountKey, ok, known bool) {
 	switch mechanism {
-	case "PLAIN": // RFC 4616: authzid NUL authcid NUL passwd
-		parts := bytes.SplitN(response, []byte{0}, 3)
-		if len(parts) != 3 {
+	case "PLAIN": // RFC 4616: authzid NUL authcid NUL passwd; RabbitMQ takes no authzid, and no NUL in the password
+		user, secret, ok := bytes.Cut(bytes.TrimPrefix(response, []byte{0}), []byte{0})
+		if !ok || response[0] != 0 || bytes.IndexByte(secret, 0) >= 0 {
 			return key, false, true
 		}
-		return accountKey{User: string(parts[1]), Secret: broker.Secret(parts[2])}, true, true
+		return accountKey{User: string(user), Secret: broker.Secret(secret)}, true, true
 	case "AMQPLAIN":
 		if amqp.CheckTable(response) != "" {
 			return key, false, true
 		}
-		_, _, ok1 := amqp.Lookup(response, "LOGIN")
-		_, _, ok2 := amqp.Lookup(response, "PASSWORD")
-		return accountKey{User: amqp.LookupString(response, "LOGIN"), Secret: broker.Secret(amqp.LookupString(response, "PASSWORD"))}, ok1 && ok2, true
+		userType, user, ok1 := amqp.Lookup(response, "LOGIN")
+		secretType, secret, ok2 := amqp.Lookup(response, "PASSWORD")
+		if !ok1 || !ok2 || !isText(userType) || !isText(secretType) || userType == 'x' && secretType == 'x' ||
+			bytes.IndexByte(user, 0) >= 0 || bytes.IndexByte(secret, 0) >= 0 {
+			return key, false, true
+		}
+		return accountKey{User: string(user), Secret: broker.Secret(secret)}, true, true
 	}
 	return key, false, false
 }
+
+// isText tells whether a field's type is a long string or a byte array.
+func isText(typ byte) bool { return typ == 'S' || typ == 'x' }
 
 // isBearerToken tells whether a secret looks like a JSON Web Token (RFC 7519): three parts
 // in base64url, the first a JSON object.

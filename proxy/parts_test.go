@@ -150,7 +150,7 @@ func TestParseResponse(t *testing.T) {
 		response  string
 		ok, known bool
 	}{
-		{"PLAIN", "\x00u\x00p", true, true}, {"PLAIN", "z\x00u\x00p", true, true}, {"PLAIN", "u", false, true}, {"PLAIN", "", false, true},
+		{"PLAIN", "\x00u\x00p", true, true}, {"PLAIN", "z\x00u\x00p", false, true}, {"PLAIN", "\x00u\x00p\x00", false, true}, {"PLAIN", "u", false, true}, {"PLAIN", "", false, true},
 		{"PLAIN", "\x00u", false, true}, {"AMQPLAIN", string(table), true, true}, {"AMQPLAIN", string(table[:9]), false, true},
 		{"AMQPLAIN", "", false, true}, {"AMQPLAIN", string(table[:len(table)/2]), false, true}, {"EXTERNAL", "", false, false},
 	} {

@@ -15,7 +15,7 @@ import (
 // still to say to what came before is heard first. It is false, for route.
 func (c *client) refuseChannel(ch *channel, code uint16, m amqp.Method, format string, args ...any) bool {
 	if b := ch.cur.Load(); b != nil {
-		if c.awaitBroker(b, func() bool { return b.broker.Calls.Load() > 0 }) == brokerGone {
+		if c.awaitBroker(b, func() bool { return b.broker.Calls.Load() > 0 }) == brokerGone || c.awaitBarrier(b) == brokerGone {
 			return false // the client hears of that
 		}
 		c.flushRun()
@@ -80,6 +80,23 @@ func (c *client) awaitBroker(b *binding, due func() bool) brokerAnswer {
 			return brokerLate
 		}
 	}
+}
+
+// awaitBarrier waits until the broker has taken all that came before on a channel, publishes and
+// acks too, which have no answer unless they are refused.
+func (c *client) awaitBarrier(b *binding) brokerAnswer {
+	u := b.u
+	u.mu.Lock()
+	if b.state == bOpen {
+		u.barrierLocked(b)
+	}
+	u.mu.Unlock()
+	u.out.Flush()
+	return c.awaitBroker(b, func() bool {
+		u.mu.Lock()
+		defer u.mu.Unlock()
+		return len(b.qosOwn) > 0
+	})
 }
 
 // queueKnown has the name of the queue that a channel declared last ready for a method that gives

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -154,4 +155,33 @@ func TestQueueNameThatNeverComes(t *testing.T) {
 		r.hears(e, amqp.ConnectionForced, "queue.declare")
 		_ = c.Hangup()
 	})
+}
+
+// What the broker says to a publish before a refusal of the proxy's own is heard, and not the refusal.
+func TestRefusalComesBehindTheBrokersWord(t *testing.T) {
+	for _, refused := range []bool{false, true} {
+		withScript(t, 0, nil, func(r *rig) {
+			c, p := r.pair(proxytest.ClientConfig{})
+			r.must(c.Publish(1, "missing", "q", nil))
+			r.must(c.SendMethod(1, amqp.QueueDelete, 0, "", 0))
+			id := p.OpenChannel()
+			p.ExpectContent(amqp.BasicPublish)
+			p.ExpectOn(id, amqp.BasicQos)
+			want := "no previously declared queue"
+			if refused {
+				want = "no exchange"
+				p.Send(amqp.AppendClose(nil, id, amqp.Errorf(amqp.NotFound, amqp.BasicPublish, "no exchange 'missing' in vhost '/'")))
+				p.ExpectOn(id, amqp.ChannelCloseOk)
+			} else {
+				p.SendMethod(id, amqp.BasicQosOk)
+				p.ExpectOn(id, amqp.ChannelClose)
+			}
+			e, err := c.Closed(1)
+			r.must(err)
+			if !strings.Contains(e.Text, want) {
+				t.Errorf("the client hears %q, want %q", e.Text, want)
+			}
+			_ = c.Hangup()
+		})
+	}
 }

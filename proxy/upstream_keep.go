@@ -127,6 +127,7 @@ func (u *upstream) leaveSeatLocked(b *binding) bool {
 	default:
 		u.endLocked(b, ledger.ByKeep)
 		u.barrierLocked(b)
+		u.env.n.barriers.Add(1)
 	}
 	return false
 }
@@ -135,7 +136,6 @@ func (u *upstream) leaveSeatLocked(b *binding) bool {
 func (u *upstream) barrierLocked(b *binding) {
 	b.qosOwn.Push(true)
 	u.out.SetBufferLocked(amqp.AppendQos(u.out.BufferLocked(32), b.id, b.prefetch, false))
-	u.env.n.barriers.Add(1)
 }
 
 // proven takes basic.qos-ok on a seat behind a barrier: when it is the last that was due, the

@@ -316,6 +316,7 @@ func (u *upstream) method(b *binding, f amqp.Frame, d *delivery, at int) bool {
 		if leaves {
 			u.proven(b)
 		}
+		u.wakeAwaiting()
 		if own {
 			return false
 		}

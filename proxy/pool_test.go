@@ -112,6 +112,27 @@ func TestRefusedIdentitiesAreForgotten(t *testing.T) {
 	})
 }
 
+// What is there in a broker's stead sends no verdict that a client could hear.
+func TestAnotherServerInTheBrokersStead(t *testing.T) {
+	withScript(t, 0, nil, func(r *rig) {
+		done := make(chan error, 1)
+		go func() {
+			_, err := r.login(proxytest.ClientConfig{})
+			done <- err
+		}()
+		p := r.sc.Accept()
+		p.ExpectHeader()
+		p.Write([]byte("HTTP/1.1 400 Bad Request\r\n\r\n"))
+		r.hears(<-done, amqp.ConnectionForced, "CONNECTION_FORCED - the broker cannot be reached")
+		if l := r.log(); !strings.Contains(l, "it answers in HTTP: that is no AMQP port") {
+			t.Errorf("the log does not say what is there:\n%s", l)
+		}
+		if st := r.s.Stats(); st.BrokerUp || !strings.Contains(st.BrokerReason, "HTTP") {
+			t.Errorf("the broker is up: %v, %q", st.BrokerUp, st.BrokerReason)
+		}
+	})
+}
+
 func TestBrokerDown(t *testing.T) {
 	withBroker(t, proxytest.BrokerConfig{}, nil, func(r *rig) {
 		r.to.Refuse(fmt.Errorf("connection refused"))

@@ -53,12 +53,15 @@ func (s *Server) forClients(err error) *amqp.Error {
 	switch {
 	case err == nil:
 		return nil
+	case errors.As(err, &un): // first: what it wraps, as a frame that cannot be read, is no verdict
+		if s.ctx.Err() != nil {
+			return errStopping
+		}
+		return amqp.Errorf(amqp.ConnectionForced, 0, "%s", un.ForClients())
 	case errors.As(err, &verdict):
 		return verdict
 	case s.ctx.Err() != nil:
 		return errStopping
-	case errors.As(err, &un):
-		return amqp.Errorf(amqp.ConnectionForced, 0, "%s", un.ForClients())
 	case errors.Is(err, context.Canceled):
 		return errGone
 	case broker.Lost(err):

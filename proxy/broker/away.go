@@ -45,6 +45,11 @@ func shortReason(err error) string {
 	if errors.As(err, &un) {
 		err = un.Err
 	}
+	hint := ""
+	var h *hinted
+	if errors.As(err, &h) {
+		err, hint = h.err, " ("+h.hint+")"
+	}
 	var op *net.OpError
 	if errors.As(err, &op) && op.Err != nil {
 		err = op.Err
@@ -58,7 +63,7 @@ func shortReason(err error) string {
 			return ' '
 		}
 		return r
-	}, err.Error())
+	}, err.Error()+hint)
 	if len(text) > longestReason {
 		text = strings.ToValidUTF8(text[:longestReason], "") + "…"
 	}

@@ -106,6 +106,13 @@ func (k *breaker) leave(probe bool, began time.Time, err error, o outcome, delay
 	return true, 0
 }
 
+// hasGreeted tells whether a broker was ever at the address.
+func (k *breaker) hasGreeted() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return !k.reached.IsZero()
+}
+
 // openFor is why the address is not asked now, or nil.
 func (k *breaker) openFor() error {
 	k.mu.Lock()

@@ -274,6 +274,7 @@ func (b *Broker) dialTarget(ctx context.Context, cfg *settings, t Target, k *bre
 	}
 	if err != nil {
 		e := cfg.unreachable(t, err)
+		e.addHint(t, err, k.hasGreeted())
 		if opened, _ := k.leave(probe, began, e, judge(err), cfg.RetryDelay); opened {
 			b.lastUp.Store(0)
 		}

@@ -4,6 +4,7 @@
 package broker
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -56,7 +57,8 @@ func (b *Broker) greet(ctx context.Context, cfg *settings, t Target) (*Link, err
 	k := &Link{Conn: conn, Reader: amqp.NewReader(readBuffer, startFrameMax), Target: t, b: b}
 	if err := k.greeting(ctx); err != nil {
 		_ = conn.Close()
-		return nil, err
+		heard := k.Reader.Buffered()
+		return nil, &greetError{err, bytes.Clone(heard[:min(len(heard), 8)])}
 	}
 	return k, nil
 }
@@ -90,7 +92,7 @@ func startTLS(ctx context.Context, conn net.Conn, to Target) (net.Conn, error) {
 	t := tls.Client(conn, cfg)
 	if err := t.HandshakeContext(ctx); err != nil {
 		_ = conn.Close()
-		return nil, fmt.Errorf("TLS: %w", err)
+		return nil, &tlsError{err}
 	}
 	return t, nil
 }

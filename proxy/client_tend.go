@@ -50,6 +50,9 @@ func (c *client) tend() {
 		}
 		return
 	case phaseHandshake:
+		if c.cut() {
+			return
+		}
 		// Waiting for the broker's verdict is not the client's fault, but bounded all the same.
 		// What it has told of itself is still its reader's, which log would read.
 		c.env.log.Info("client closed: its handshake took too long", "client", c.n,
@@ -62,6 +65,9 @@ func (c *client) tend() {
 		c.relievedLocked()
 		c.countLocked()
 		c.mu.Unlock()
+	}
+	if c.cut() {
+		return
 	}
 	silent := now - c.lastRead.Load()
 	if silent >= int64(restAfter) {
@@ -90,6 +96,17 @@ func (c *client) tend() {
 		}
 		c.out.KickLocked() // answers may lie there while the reader waits for the broker
 		c.mu.Unlock()
+	}
+}
+
+// cut tells whether the socket has been closed: the reader, which goes on for a moment, ends the
+// client, and what was said and counted of its end is not said and counted anew.
+func (c *client) cut() bool {
+	select {
+	case <-c.gone:
+		return true
+	default:
+		return false
 	}
 }
 

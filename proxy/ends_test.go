@@ -6,8 +6,10 @@ package proxy
 import (
 	"errors"
 	"io"
+	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
@@ -144,4 +146,39 @@ func TestExclusiveQueuesAreGoneAtCloseOk(t *testing.T) {
 			_ = p
 		})
 	}
+}
+
+// The end of an upstream has one line: lost, where the broker ended it, and else closed.
+func TestAnUpstreamsEndHasOneLine(t *testing.T) {
+	withScript(t, 0, nil, func(r *rig) {
+		_, p := r.pair(proxytest.ClientConfig{})
+		p.Cut()
+		synctest.Wait()
+		if l := r.log(); strings.Count(l, `msg="upstream lost"`) != 1 || strings.Contains(l, `msg="upstream closed"`) {
+			t.Errorf("logged\n%s", l)
+		}
+	})
+	withBroker(t, proxytest.BrokerConfig{}, nil, func(r *rig) {
+		_ = r.client(proxytest.ClientConfig{}).Hangup()
+		time.Sleep(r.s.cfg().IdleTimeout + time.Minute)
+		if l := r.log(); strings.Count(l, `msg="upstream closed"`) != 1 || strings.Contains(l, `msg="upstream lost"`) {
+			t.Errorf("logged\n%s", l)
+		}
+	})
+}
+
+// The janitor may come again before the reader of a client that it ended has left.
+func TestTheEndOfAHandshakeIsSaidOnce(t *testing.T) {
+	withBroker(t, proxytest.BrokerConfig{}, nil, func(r *rig) {
+		_ = r.connect(proxytest.ClientConfig{})
+		synctest.Wait()
+		all := r.s.clients.appendTo(nil, func(*client) bool { return true })
+		time.Sleep(r.s.cfg().HandshakeTimeout + time.Second)
+		for _, c := range all {
+			c.tend()
+		}
+		if n := strings.Count(r.log(), "its handshake took too long"); len(all) != 1 || n != 1 {
+			t.Errorf("%d clients, said %d times:\n%s", len(all), n, r.log())
+		}
+	})
 }

@@ -261,11 +261,14 @@ func (s *Server) readerGone(u *upstream) {
 	s.owners.done()
 }
 
-func (s *Server) upstreamGone(u *upstream) {
+// upstreamGone takes out an upstream that has ended. said: another line tells of its end.
+func (s *Server) upstreamGone(u *upstream, said bool) {
 	s.mu.Lock()
 	delete(s.upstreams, u)
 	s.mu.Unlock()
-	s.log.Info("upstream closed", "upstream", u.n)
+	if !said {
+		s.log.Info("upstream closed", "upstream", u.n)
+	}
 }
 
 // allPools are the pools of all identities, those that are no longer served included.

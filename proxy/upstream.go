@@ -441,7 +441,7 @@ func (u *upstream) fail(e *amqp.Error, lost bool) {
 	if u.pool != nil {
 		u.pool.remove(u)
 	}
-	u.s.upstreamGone(u)
+	u.s.upstreamGone(u, lost && !u.blamed.Load())
 	u.link.End(lost)
 	go func() { // with TLS it says goodbye first, and the caller may be the janitor
 		_ = u.conn.Close()

@@ -46,6 +46,12 @@ func (w *world) steps() (all []step) {
 					ch.published++
 					a.send(message(id, "", "q", ch.serial))
 				})
+				if w.reuse {
+					add(fmt.Sprintf("app publishes mandatory on %d", id), func() {
+						ch.published++
+						a.send(publish(id, "", "q", 1), header(id, 3), body(id, ch.serial))
+					})
+				}
 				if !ch.confirms && ch.published == 0 {
 					add(fmt.Sprintf("app selects confirms on %d", id), func() {
 						ch.confirms = true
@@ -100,16 +106,28 @@ func (w *world) steps() (all []step) {
 				add(fmt.Sprintf("%s confirms on %d", who, id), func() {
 					w.opened(c, id)
 					ch.acked = ch.published
-					w.acked[ch.serial] = ch.acked
+					w.acked[ch.serial] = ch.acked - ch.base
+					ch.proven, ch.mandatory = ch.calls == 0, false // returns come before
 					c.send(method(id, amqp.BasicAck, longlong(ch.acked), octet(1)))
 				})
 			}
+			if ch.barriers > 0 {
+				add(fmt.Sprintf("%s answers the barrier on %d", who, id), func() { w.answer(c, id) })
+			}
+			mayReturn, mayClose := !w.reuse || ch.mandatory, !w.reuse || !ch.proven
 			if ch.gotClose {
-				add(fmt.Sprintf("%s sends something late on %d", who, id), func() { w.opened(c, id); c.send(returned(id, ch.serial)) })
+				if mayReturn {
+					add(fmt.Sprintf("%s sends something late on %d", who, id), func() { w.opened(c, id); c.send(returned(id, ch.serial)) })
+				}
 				add(fmt.Sprintf("%s answers close of %d", who, id), func() { w.answerClose(c, id) })
 				continue
 			}
-			add(fmt.Sprintf("%s returns on %d", who, id), func() { w.opened(c, id); c.send(returned(id, ch.serial)) })
+			if mayReturn {
+				add(fmt.Sprintf("%s returns on %d", who, id), func() { w.opened(c, id); c.send(returned(id, ch.serial)) })
+			}
+			if !mayClose {
+				continue
+			}
 			add(fmt.Sprintf("%s closes %d", who, id), func() {
 				w.opened(c, id)
 				ch.sentClose = true
@@ -174,6 +192,11 @@ func (w *world) answer(c *brokerConn, id uint16) {
 	ch := c.chans[id]
 	for ; ch.calls > 0; ch.calls-- {
 		c.send(method(id, amqp.QueueDeclareOk, str("q"), long(0), long(0)))
+		ch.proven = true
+	}
+	for ; ch.barriers > 0; ch.barriers-- {
+		c.send(method(id, amqp.BasicQosOk))
+		ch.proven = true
 	}
 }
 
@@ -199,7 +222,7 @@ func (w *world) answerAll() {
 				case ch.gotClose:
 					w.answerClose(c, id)
 					busy = true
-				case ch.calls > 0 || ch.unopened || ch.selects > 0:
+				case ch.calls > 0 || ch.unopened || ch.selects > 0 || ch.barriers > 0:
 					w.answer(c, id)
 					busy = true
 				}
@@ -272,22 +295,39 @@ func (w *world) finish() {
 	}
 	w.answerAll()
 	w.waitOut()
-	if got := w.srv.Stats(); got.Bindings != 1 || got.Channels != 1 {
-		w.violation("%d bindings and %d channels are left beside the canary's, want none", got.Bindings-1, got.Channels-1)
+	if got := w.srv.Stats(); got.Bindings-got.Kept != 1 || got.Channels != 1 {
+		w.violation("%d bindings and %d channels are left beside the canary's, want none", got.Bindings-got.Kept-1, got.Channels-1)
 	}
 	for _, c := range w.brokers {
+		kept := 0
 		for id, ch := range c.chans {
+			if w.reuse && ch.open && ch.proven && !ch.mandatory && !ch.gotClose && !w.canarys(c, id) {
+				kept++
+				continue
+			}
 			if ch.open && !c.cut && !w.canarys(c, id) && !(ch.sentClose && ch.dead) && !c.gone {
 				w.violation("broker#%d: channel %d is still open", c.n, id)
 			}
 		}
+		if kept > int(w.chanMax)/4 && !c.cut && !c.gone {
+			w.violation("broker#%d: %d channels are kept, of %d", c.n, kept, w.chanMax)
+		}
 	}
 }
 
-// waitOut lets the time pass in which a close-ok that never comes is waited for.
+// waitOut lets the time pass in which a close-ok that never comes is waited for. The broker is
+// alive meanwhile: it answers what it is asked, and its heartbeats come.
 func (w *world) waitOut() {
-	if !w.crossed {
-		time.Sleep(10 * time.Second)
+	if w.crossed {
+		return
+	}
+	for range 10 {
+		time.Sleep(time.Second)
+		for _, c := range w.brokers {
+			if c.open && !c.gone && !c.closing {
+				c.send(amqp.Heartbeat[:])
+			}
+		}
 		w.answerAll()
 	}
 }

@@ -81,6 +81,11 @@ type brokerChan struct {
 	published uint64
 	acked     uint64
 	serial    string // of the app's channel that publishes here
+	base      uint64 // what those published who had the channel before
+	barriers  int    // basic.qos not answered
+	asks      bool   // the publish under way is mandatory
+	mandatory bool   // something was published that may be returned
+	proven    bool   // all that came went well, and the proxy was told so
 }
 
 type brokerConn struct {
@@ -138,6 +143,8 @@ type world struct {
 	refused map[string]bool   // serials of channels that the broker closed
 	acked   map[string]uint64 // how far the broker has confirmed, by serial
 	cuts    bool              // the broker may cut connections
+	reuse   bool              // channels are kept for the next; the broker then sends only what it has cause for
+	served  uint64            // how often a channel went from one to another
 	sung    int               // publishes of the canary that arrived
 }
 
@@ -235,7 +242,7 @@ func (w *world) atBroker(c *brokerConn, f amqp.Frame) (answered bool) {
 	switch {
 	case !ch.open && m == amqp.ChannelOpen:
 		w.reused[fmt.Sprintf("%d/%d", c.n, id)]++
-		*ch = brokerChan{open: true, unopened: true}
+		*ch = brokerChan{open: true, unopened: true, proven: true}
 	case !ch.open:
 		w.violation("broker#%d: %s on a channel that is not open (504 for all)", c.n, words(f))
 	case m == amqp.ChannelOpen:
@@ -247,7 +254,8 @@ func (w *world) atBroker(c *brokerConn, f amqp.Frame) (answered bool) {
 			w.violation("broker#%d: %s amid content (505 for all)", c.n, words(f))
 		}
 		if ch.content--; ch.content == 0 {
-			ch.serial = string(f.Payload())
+			w.use(c, id, string(f.Payload()))
+			ch.mandatory = ch.mandatory || ch.asks
 			if !ch.sentClose {
 				ch.published++
 			}
@@ -283,16 +291,39 @@ func (w *world) atBroker(c *brokerConn, f amqp.Frame) (answered bool) {
 	case m == amqp.QueueDeclare:
 		args := amqp.ReadArgs(f)
 		args.Short()
-		ch.serial = string(args.Str())
+		w.use(c, id, string(args.Str()))
 		ch.calls++
 	case m == amqp.BasicPublish:
+		args := amqp.ReadArgs(f)
+		args.Short()
+		args.Str()
+		args.Str()
+		ch.asks = args.Octet()&1 != 0
 		ch.content = 2
+	case m == amqp.BasicQos && w.reuse:
+		if ch.barriers++; ch.barriers > 1 {
+			w.violation("broker#%d: a second barrier on %d", c.n, id)
+		}
 	case m == amqp.ConfirmSelect:
 		ch.selects++
 	default:
 		w.violation("broker#%d: %s unasked for", c.n, words(f))
 	}
 	return false
+}
+
+// use notes whose frames come on a channel. One that is kept is another's only when nothing of
+// those before can reach it.
+func (w *world) use(c *brokerConn, id uint16, serial string) {
+	ch := c.chans[id]
+	if ch.serial != serial && ch.serial != "" {
+		if w.served++; !w.reuse || !ch.proven || ch.mandatory || ch.barriers > 0 {
+			w.violation("broker#%d: channel %d serves %q, and %q may have more to come (proven %v, may be returned %v, barriers %d)",
+				c.n, id, serial, ch.serial, ch.proven, ch.mandatory, ch.barriers)
+		}
+		ch.base = ch.published
+	}
+	ch.serial, ch.proven = serial, false
 }
 
 func (w *world) atApp(a *appConn, f amqp.Frame) {
@@ -347,7 +378,7 @@ func (w *world) atApp(a *appConn, f amqp.Frame) {
 			w.violation("%s got close-ok unasked", a.name)
 		}
 		ch.sentClose = false
-		if (ch.calls > 0 || ch.selects > 0) && !w.refused[ch.serial] {
+		if (ch.calls > 0 || ch.selects > 0) && !w.refused[ch.serial] && !ch.refused {
 			w.violation("%s got close-ok before the answer to its call", a.name)
 		}
 		if ch.acked < ch.published && ch.confirms && !ch.refused {
@@ -464,6 +495,7 @@ func (w *world) start() {
 	cfg.Logger = slog.New(slog.DiscardHandler)
 	cfg.Upstream = proxy.Upstream{Host: "broker", Port: 5672}
 	cfg.DrainTimeout = 0
+	cfg.ReuseChannels = w.reuse
 	srv, err := proxy.New(cfg)
 	if err != nil {
 		w.t.Fatal(err)

@@ -8,80 +8,131 @@ import (
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/wait"
 )
 
-// gate counts the connections to the broker, those being opened included.
+// gate counts the connections to the broker, those being opened included. Whoever finds no place
+// stands in a line: a place that comes free is the first's who can use it, before he wakes up.
 type gate struct {
 	s       *Server
 	env     *env
 	mu      sync.Mutex
 	used    int
-	waits   map[*gateWait]struct{}
-	waiters atomic.Int32  // len(waits)
-	changed chan struct{} // closed when a place may have come free
+	line    wait.Line[*placeWanted]
+	waiters atomic.Int32 // how many stand in the line
 }
 
-type gateWait struct{ since time.Time }
+// placeWanted is what one waits for.
+type placeWanted struct {
+	p               *pool // nil: a place in all only
+	session, beyond bool
+	look            chan struct{} // something may have become idle, whose place is to be taken
+
+	// Guarded by gate.mu: what is in the way.
+	setting string
+	bound   int
+}
 
 // take waits for a place in all and, when p is not nil, in the pool (beyond: whatever its bound). At a bound an idle
 // upstream of whomever is closed to make one; for a session in the pool, a shared one too.
 func (g *gate) take(p *pool, session, beyond bool) *amqp.Error {
-	var timer *time.Timer
-	var w *gateWait
-	defer func() {
-		if timer != nil {
-			timer.Stop()
-			g.mu.Lock()
-			delete(g.waits, w)
-			g.waiters.Add(-1)
-			g.mu.Unlock()
+	w := &placeWanted{p: p, session: session, beyond: beyond, look: make(chan struct{}, 1)}
+	g.mu.Lock()
+	place := g.line.JoinLocked(w)
+	g.serveLocked()
+	g.mu.Unlock()
+	select {
+	case <-place.Served():
+		return nil
+	default:
+	}
+	timer := time.NewTimer(g.env.cfg().WaitTimeout)
+	defer timer.Stop()
+	var e *amqp.Error
+	for e == nil {
+		g.makePlace(w)
+		select {
+		case <-place.Served():
+			return nil
+		case <-w.look:
+		case <-timer.C:
+			if g.leave(place) {
+				g.env.log.Warn("no place for a connection to the broker", "setting", w.setting, "bound", w.bound)
+				e = amqp.Errorf(amqp.ConnectionForced, 0,
+					"no connection to the broker is free: %s = %d are in use", w.setting, w.bound)
+			}
+		case <-g.env.ctx.Done():
+			if g.leave(place) {
+				e = errStopping
+			}
 		}
-	}()
-	for {
-		cfg := g.env.cfg()
-		setting, bound := "max_upstreams", cfg.MaxUpstreams
-		g.mu.Lock()
-		full := bound > 0 && g.used >= bound
+	}
+	return e
+}
+
+// leave ends a wait. False: it has been served, and the place is the caller's.
+func (g *gate) leave(place *wait.Place[*placeWanted]) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	left := g.line.LeaveLocked(place)
+	g.serveLocked() // the one behind is the first now
+	return left
+}
+
+// makePlace ends something idle that is in the way of w.
+func (g *gate) makePlace(w *placeWanted) {
+	g.mu.Lock()
+	setting := w.setting
+	g.mu.Unlock()
+	if setting == "max_upstreams" {
+		g.s.evictIdle()
+	} else {
+		w.p.evict(w.session)
+	}
+}
+
+// serveLocked gives the places that are free to those who came first, and has the first of those
+// who wait on look for something idle: of all, and of each pool at its own bound.
+func (g *gate) serveLocked() {
+	cfg := g.env.cfg()
+	full := false
+	var looks map[*pool]bool
+	g.line.ServeLocked(func(place *wait.Place[*placeWanted]) wait.Verdict {
+		w := place.Want
+		if cfg.MaxUpstreams > 0 && g.used >= cfg.MaxUpstreams {
+			w.setting, w.bound = "max_upstreams", cfg.MaxUpstreams
+			if !full {
+				full = true
+				offer(w.look)
+			}
+			return wait.Skip // to note what is in the way of the others too
+		}
 		most := cfg.MaxUpstreamsPerIdentity
-		if beyond {
+		if w.beyond {
 			most = 0
 		}
-		if !full && p != nil && !p.arrives(most) {
-			full, setting, bound = true, "max_upstreams_per_identity", cfg.MaxUpstreamsPerIdentity
-		}
-		if !full {
+		if w.p == nil || w.p.arrives(most) {
 			g.used++
-			g.mu.Unlock()
-			return nil
+			return wait.Serve
 		}
-		if g.changed == nil {
-			g.changed = make(chan struct{})
-		}
-		changed := g.changed
-		if timer == nil {
-			timer = time.NewTimer(cfg.WaitTimeout)
-			w = &gateWait{since: time.Now()}
-			if g.waits == nil {
-				g.waits = make(map[*gateWait]struct{})
+		w.setting, w.bound = "max_upstreams_per_identity", most
+		if !looks[w.p] {
+			if looks == nil {
+				looks = make(map[*pool]bool)
 			}
-			g.waits[w] = struct{}{}
-			g.waiters.Add(1)
+			looks[w.p] = true
+			offer(w.look)
 		}
-		g.mu.Unlock()
-		if setting == "max_upstreams" {
-			g.s.evictIdle()
-		} else {
-			p.evict(session)
-		}
-		select {
-		case <-changed:
-		case <-timer.C:
-			g.env.log.Warn("no place for a connection to the broker", "setting", setting, "bound", bound)
-			return amqp.Errorf(amqp.ConnectionForced, 0,
-				"no connection to the broker is free: %s = %d are in use", setting, bound)
-		case <-g.env.ctx.Done():
-			return errStopping
-		}
+		return wait.Skip
+	})
+	g.waiters.Store(int32(g.line.LenLocked()))
+}
+
+// offer leaves a signal that is not there yet.
+func offer(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
 	}
 }
 
@@ -98,35 +149,28 @@ func (g *gate) full(p *pool) bool {
 	return cfg.MaxUpstreams > 0 && used >= cfg.MaxUpstreams || most > 0 && mine >= most
 }
 
-// try takes a place in all if one is free.
+// try takes a place in all if one is free and nobody came before who can use it.
 func (g *gate) try() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if bound := g.env.cfg().MaxUpstreams; bound > 0 && g.used >= bound {
-		return false
-	}
-	g.used++
-	return true
+	place := g.line.JoinLocked(&placeWanted{look: make(chan struct{}, 1)})
+	g.serveLocked()
+	served := !g.line.LeaveLocked(place)
+	g.waiters.Store(int32(g.line.LenLocked()))
+	return served
 }
 
 func (g *gate) give() {
 	g.mu.Lock()
 	g.used--
-	g.wakeLocked()
+	g.serveLocked()
 	g.mu.Unlock()
 }
 
-func (g *gate) wakeLocked() {
-	if g.changed != nil {
-		close(g.changed)
-		g.changed = nil
-	}
-}
-
-// poke has those who wait look again: something became idle, or a bound changed.
+// poke serves those who wait: something became idle, or a bound changed.
 func (g *gate) poke() {
 	g.mu.Lock()
-	g.wakeLocked()
+	g.serveLocked()
 	g.mu.Unlock()
 }
 
@@ -137,13 +181,28 @@ func (g *gate) pokeIfWaiting() {
 	}
 }
 
+// waiting is how many clients wait for a place and how long the first has: those who wait for a
+// shared connection of a pool wait for one place together, and nobody for what is checked behind a
+// login that was served.
 func (g *gate) waiting() (n int, longest time.Duration) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for w := range g.waits {
-		longest = max(longest, time.Since(w.since))
-	}
-	return len(g.waits), longest
+	g.line.ServeLocked(func(place *wait.Place[*placeWanted]) wait.Verdict {
+		w := place.Want
+		if w.beyond {
+			return wait.Skip
+		}
+		longest = max(longest, time.Since(place.Since))
+		if w.p == nil || w.session {
+			n++
+			return wait.Skip
+		}
+		w.p.mu.Lock()
+		n += max(1, w.p.waiting)
+		w.p.mu.Unlock()
+		return wait.Skip
+	})
+	return n, longest
 }
 
 // evictIdle closes the upstream that has been idle longest, of any identity, or else a

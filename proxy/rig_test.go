@@ -105,7 +105,7 @@ func (r *rig) end() {
 		r.t.Errorf("%d channels are left after Close", n)
 	}
 	s.gate.mu.Lock()
-	used, waits := s.gate.used, len(s.gate.waits)
+	used, waits := s.gate.used, s.gate.line.LenLocked()
 	s.gate.mu.Unlock()
 	if used != 0 || waits != 0 {
 		r.t.Errorf("%d connections to the broker are counted after Close, %d waits", used, waits)

@@ -1,0 +1,107 @@
+// The wait for a place at max_upstreams.
+
+package proxy
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+)
+
+// gateOf is a proxy's gate with the given bounds.
+func gateOf(t *testing.T, most, perIdentity int) (*gate, *Config) {
+	cfg := DefaultConfig()
+	cfg.MaxUpstreams, cfg.MaxUpstreamsPerIdentity = most, perIdentity
+	s, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.stop)
+	return &s.gate, &cfg
+}
+
+// takers wait for places, in order; each tells its number when it has one.
+func takers(t *testing.T, g *gate, p *pool, from, n int, got chan int) {
+	for i := range n {
+		go func() {
+			if e := g.take(p, false, false); e != nil {
+				t.Errorf("taker %d: %v", from+i, e)
+			}
+			got <- from + i
+		}()
+		synctest.Wait()
+	}
+}
+
+// A place goes to who came first, one wakes for one place, and nobody overtakes.
+func TestGateServesInTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, cfg := gateOf(t, 2, 0)
+		got := make(chan int, 8)
+		takers(t, g, nil, 0, 2, got)
+		<-got
+		<-got
+		takers(t, g, nil, 2, 4, got)
+		time.Sleep(time.Second)
+		if n, longest := g.waiting(); n != 4 || longest != time.Second {
+			t.Errorf("%d wait, the first for %v; want 4, 1s", n, longest)
+		}
+		if g.try() {
+			t.Error("there was a place with none free")
+		}
+		for want := 2; want < 4; want++ {
+			g.give()
+			if g.try() {
+				t.Error("who only tries overtook those who wait")
+			}
+			synctest.Wait()
+			if len(got) != 1 || <-got != want {
+				t.Errorf("for the place came %d more, want taker %d alone", len(got), want)
+			}
+		}
+		more := *cfg
+		more.MaxUpstreams = 4
+		g.s.setConfig(more) // those who wait come before who only tries, here too
+		synctest.Wait()
+		if len(got) != 2 || <-got+<-got != 4+5 {
+			t.Error("a bound that was raised served not both that waited")
+		}
+		if n, _ := g.waiting(); n != 0 || g.used != 4 || g.waiters.Load() != 0 {
+			t.Errorf("%d wait, %d used", n, g.used)
+		}
+	})
+}
+
+// Who waits for his own identity's bound holds up nobody of another, and a wait ends.
+func TestGateByIdentity(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, cfg := gateOf(t, 0, 1)
+		a, b := &pool{s: g.s, env: g.env}, &pool{s: g.s, env: g.env}
+		got := make(chan int, 8)
+		takers(t, g, a, 0, 1, got)
+		<-got
+		waited := make(chan *amqp.Error, 1)
+		began := time.Now()
+		go func() { waited <- g.take(a, false, false) }()
+		synctest.Wait()
+		takers(t, g, b, 1, 1, got)
+		if len(got) != 1 {
+			t.Error("one identity's bound holds up another")
+		}
+		if e := g.take(a, false, true); e != nil {
+			t.Errorf("beyond the bound: %v", e)
+		}
+		a.waiting = 3
+		if n, _ := g.waiting(); n != 3 {
+			t.Errorf("%d clients wait, want the 3 that share the connection", n)
+		}
+		if e := <-waited; e == nil || time.Since(began) != cfg.WaitTimeout {
+			t.Errorf("heard %v after %v, want a refusal after wait_timeout", e, time.Since(began))
+		}
+		if n, _ := g.waiting(); n != 0 || g.used != 3 || a.opening != 2 || b.opening != 1 {
+			t.Errorf("%d wait, %d used, %d and %d of the two", n, g.used, a.opening, b.opening)
+		}
+	})
+}

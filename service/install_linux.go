@@ -194,7 +194,7 @@ func (o *InstallOptions) configFor(group string, done *undo) error {
 			return err
 		}
 		done.add(func() error { return os.Remove(dir) })
-		if err := errors.Join(os.Chown(dir, 0, gid), os.Chmod(dir, 0o750)); err != nil {
+		if err := errors.Join(os.Chown(dir, 0, gid), os.Chmod(dir, 0o750|fs.ModeSetgid)); err != nil {
 			return err
 		}
 	}

@@ -106,7 +106,7 @@ func (c *client) header(ch *channel, f amqp.Frame) bool {
 		c.env.n.firewallCloses.Add(1)
 		return c.die(err)
 	}
-	if !c.bearable(f.Payload()) {
+	if !c.bearable(ch, f.Payload()) {
 		return false
 	}
 	if most := uint64(c.env.cfg().MaxMessageSize); size > most {

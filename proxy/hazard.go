@@ -154,7 +154,7 @@ func (c *client) publishable(ch *channel, f amqp.Frame, bits byte) bool {
 }
 
 // bearable tells whether the broker bears a content header that CheckContentHeader has passed.
-func (c *client) bearable(header []byte) bool {
+func (c *client) bearable(ch *channel, header []byte) bool {
 	odd := amqp.HeaderOdd(header)
 	if odd == 0 {
 		return true
@@ -163,12 +163,18 @@ func (c *client) bearable(header []byte) bool {
 	switch {
 	case odd&amqp.OddRoutes != 0 && h.replyTo:
 		return c.refuse(amqp.SyntaxError, amqp.BasicPublish, "content header: CC or BCC has a reply-to address that is none")
-	case odd&amqp.OddReplyTo != 0 && h.replyToText:
-		return c.refuse(amqp.InternalError, 0, "content header: reply_to is not UTF-8")
+	case odd&amqp.OddReplyTo != 0 && h.replyToText && !c.alone(ch): // other queues than streams bear it
+		return c.refuse(amqp.InternalError, 0, "content header: reply_to is not UTF-8 and this channel shares a connection: set pool_mode to session")
 	case odd&amqp.OddFlags != 0 && !h.rabbit:
 		return c.refuse(amqp.FrameError, amqp.BasicPublish, "content header: invalid property flags")
 	}
 	return true
+}
+
+// alone tells whether the channel is on an upstream of the client's own, where what fails hard fails for it alone.
+func (c *client) alone(ch *channel) bool {
+	b := ch.cur.Load()
+	return b != nil && b.u.owner.Load() == c
 }
 
 // acksNothing tells whether an ack of all deliveries, in a transaction, finds none, which brokers

@@ -3,11 +3,7 @@
 
 package hazard
 
-import (
-	"strings"
-
-	"github.com/amqproxysvc/amqproxysvc/proxy/proxytest/rabbit"
-)
+import "strings"
 
 // racy has further answers of cases whose outcome is a race within the broker.
 var racy = map[string][]string{
@@ -113,10 +109,14 @@ func exceptionOf(name string) (exception, bool) {
 	return exception{}, false
 }
 
-// newest has the proxy's answers where 4.3 is of another mind than 3.10 and 4.0, whose
-// hard errors the proxy knows: it refuses what 4.3 has come to bear.
+// newest has the proxy's answers where 4.3 is of another mind than 3.10 and 4.0: it refuses
+// what 4.3 has come to bear, and on a shared upstream what ends the connection since then
+// where it comes to a stream.
 func newest(name string) []string {
 	switch name {
+	case "properties: bad UTF-8 in reply-to", "properties, into a queue: bad UTF-8 in reply-to",
+		"classic queue, odd property bit 9", "quorum queue, odd property bit 9":
+		return []string{`connection.close(ch 0) 541 by 0.0 "INTERNAL_ERROR"`} // as the stream's own: for what is shared only
 	case "basic.cancel-ok of an unknown consumer", "consumer tag twice, the first cancelled by cancel-ok":
 		return []string{`connection.close(ch 0) 503 by 60.31 "COMMAND_INVALID"`}
 	}
@@ -134,11 +134,7 @@ func newest(name string) []string {
 // spreads has the cases whose hard error reaches the others of a shared upstream once,
 // since nothing in them tells it beforehand, with why. Only what is a hard error at the
 // broker may.
-func spreads(name string, v rabbit.Version) bool {
-	// Nothing told 3.10 and 4.0 that these are hard errors.
-	if v == rabbit.V43 && (name == "declare reply-to without a dot" || strings.HasPrefix(name, "stream queue, odd property bit ")) {
-		return true
-	}
+func spreads(name string) bool {
 	for _, part := range []string{
 		"stream queue: purge",          // what type the queue has
 		"stream queue: get",            // likewise

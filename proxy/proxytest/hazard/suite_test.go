@@ -447,7 +447,7 @@ func TestThroughProxy(t *testing.T) {
 					fail("%s\n through the proxy %s\n straight          %s", why, got, expected)
 				}
 				if err := c.sing(); err != nil {
-					if atomic.AddInt32(&fell, 1); !spreads(h.name, v) || !strings.Contains(expected, "connection.close") {
+					if atomic.AddInt32(&fell, 1); !spreads(h.name) || !strings.Contains(expected, "connection.close") {
 						fail("the canary noticed: %v", err)
 					}
 					c.fly()

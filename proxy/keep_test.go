@@ -78,6 +78,7 @@ func TestErrorInsteadOfTheBarrier(t *testing.T) {
 			t.Errorf("the freed channel %d is used before others", id)
 		}
 		p.ExpectContent(amqp.BasicPublish)
+		synctest.Wait() // the reader logs behind its close-ok
 		if st := r.s.Stats(); st.LateErrors != 1 || st.Kept != 0 || st.ChannelsReused != 0 {
 			t.Errorf("late errors %d, kept %d, reused %d; want 1, 0, 0", st.LateErrors, st.Kept, st.ChannelsReused)
 		}

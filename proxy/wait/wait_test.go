@@ -56,8 +56,10 @@ func TestBoundServesInOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var b Bound
 		b.Resize(2)
-		if !b.Try() || !b.Try() || b.Try() {
-			t.Fatal("two places are not two places")
+		for i, want := range []bool{true, true, false} {
+			if b.Try() != want {
+				t.Fatalf("place %d of two: had it, %v; want %v", i+1, !want, want)
+			}
 		}
 		got := acquirers(&b, 5)
 		if n, longest := b.Waiting(); n != 5 || longest != 0 {

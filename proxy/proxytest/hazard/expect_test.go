@@ -1,3 +1,5 @@
+//go:build linux
+
 // Where an answer may differ: by a race in the broker itself, or through the proxy, each
 // with its reason.
 

@@ -31,6 +31,9 @@ func (c *client) handshake() bool {
 		}
 		return false
 	}
+	if !c.awaitGreeting() {
+		return false
+	}
 	info := c.s.brokerOrDefault()
 	c.send(c.s.startFrame(info))
 

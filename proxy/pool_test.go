@@ -123,7 +123,7 @@ func TestAnotherServerInTheBrokersStead(t *testing.T) {
 		p := r.sc.Accept()
 		p.ExpectHeader()
 		p.Write([]byte("HTTP/1.1 400 Bad Request\r\n\r\n"))
-		r.hears(<-done, amqp.ConnectionForced, "CONNECTION_FORCED - the broker cannot be reached")
+		r.notGreeted(<-done)
 		if l := r.log(); !strings.Contains(l, "it answers in HTTP: that is no AMQP port") {
 			t.Errorf("the log does not say what is there:\n%s", l)
 		}
@@ -137,14 +137,14 @@ func TestBrokerDown(t *testing.T) {
 	withBroker(t, proxytest.BrokerConfig{}, nil, func(r *rig) {
 		r.to.Refuse(fmt.Errorf("connection refused"))
 		_, err := r.login(proxytest.ClientConfig{})
-		r.hears(err, amqp.ConnectionForced, "CONNECTION_FORCED - the broker cannot be reached")
+		r.notGreeted(err)
 		if l := r.log(); !strings.Contains(l, "address=broker:5672") || !strings.Contains(l, "connection refused") {
 			t.Errorf("the log does not say where and why:\n%s", l)
 		}
 		r.to.Refuse(nil)
 		begin := time.Now()
 		_, err = r.login(proxytest.ClientConfig{})
-		r.hears(err, amqp.ConnectionForced, "cannot be reached")
+		r.notGreeted(err)
 		if took := time.Since(begin); took > 100*time.Millisecond {
 			t.Errorf("failing fast took %v", took)
 		}
@@ -155,12 +155,15 @@ func TestBrokerDown(t *testing.T) {
 	})
 }
 
-// A broker that accepts and says nothing: a clear 320 within connect_timeout.
+// A broker that accepts and says nothing: the end within connect_timeout, and the log says why.
 func TestSilentBroker(t *testing.T) {
 	withScript(t, 0, nil, func(r *rig) {
 		begin := time.Now()
 		_, err := r.login(proxytest.ClientConfig{})
-		r.hears(err, amqp.ConnectionForced, "no answer within connect_timeout")
+		r.notGreeted(err)
+		if !strings.Contains(r.log(), "no answer within connect_timeout") {
+			t.Error("the log does not say why")
+		}
 		if took := time.Since(begin); took > 5500*time.Millisecond {
 			t.Errorf("it took %v, want about 5 s", took)
 		}
@@ -486,9 +489,11 @@ func TestBrokerDiesAmidALogin(t *testing.T) {
 			_, err := r.login(proxytest.ClientConfig{})
 			done <- err
 		}()
-		p := r.sc.Accept()
-		p.Start()
-		p.Close()
+		for range 2 { // that which greeted may have died while it waited for the login
+			p := r.sc.Accept()
+			p.Start()
+			p.Close()
+		}
 		r.hears(<-done, amqp.ConnectionForced, "closed the connection during the handshake")
 	})
 }

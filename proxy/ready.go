@@ -47,6 +47,8 @@ func (s *Server) SelfCheck(ctx context.Context) error {
 		return fmt.Errorf("the proxy's own listener: %w", err)
 	}
 	defer func() { _ = conn.Close() }()
+	s.selfChecks.Store(conn.LocalAddr().String(), nil)
+	defer s.selfChecks.Delete(conn.LocalAddr().String())
 	if err := broker.Greets(ctx, conn); err != nil {
 		if s.n.turnedAway.Load() != before {
 			return nil // it answers, with no place for one more

@@ -41,6 +41,7 @@ type Server struct {
 	noBroker   *broker.Info
 	strangers  *strangers
 	rotation   rotation
+	selfChecks sync.Map // the addresses of SelfCheck's connections, which are greeted without a broker
 	greeting   atomic.Pointer[greeting]
 	transients transients
 

@@ -75,7 +75,7 @@ func TestBrokerKilledUnderLoad(t *testing.T) {
 		ends := l.wait(t)
 		if tg.proxy != nil {
 			told(t, ends, at, 320)
-			refused320(t, tg.addr, 5*time.Second, "")
+			notGreeted(t, tg.proxy, 5*time.Second, "")
 		}
 		if err := tg.broker.Restart(); err != nil {
 			t.Fatal(err)

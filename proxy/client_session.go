@@ -40,7 +40,14 @@ func (c *client) becomeSession() *amqp.Error {
 			c.move(nil, slices.Collect(c.chans.all())...) // first: what these leave idle makes the place
 		}
 		var e *amqp.Error
-		if u, e = c.openSession(); e != nil {
+		u, e = c.openSession()
+		if e != nil && limitReached(e) {
+			// The connection that the client leaves is what its own may take the place of.
+			c.move(nil, slices.Collect(c.chans.all())...)
+			c.pool.awaitIdle(c)
+			u, e = c.openSession()
+		}
+		if e != nil {
 			return e
 		}
 	}

@@ -45,10 +45,10 @@ func (p *pool) openSpare(props []byte) (*upstream, *amqp.Error) {
 	p.stayedAway()
 	u.link.Close()
 	p.s.gate.give()
-	if answered(err) {
+	if answered(err) && !limitReached(err) {
 		return nil, err
 	}
-	return nil, nil // it may have died while it waited: dial anew
+	return nil, nil // at a limit there may be room to be made; or it may have died while it waited: dial anew
 }
 
 func (p *pool) usable() bool {

@@ -107,11 +107,9 @@ func (s *Server) openUpstream(p *pool, props []byte, beyond bool) (*upstream, *a
 	if err := s.gate.take(p, props != nil, beyond); err != nil {
 		return nil, err
 	}
-	u, err := s.dial(s.ctx, broker.Known, p.account.key, props)
-	if err == nil {
-		if err = u.open(s.ctx, p.id.vhost); err != nil {
-			u.link.Close()
-		}
+	u, err := s.dialOpen(p, props)
+	if err != nil && limitReached(err) && !beyond && s.makeRoom(p, err) {
+		u, err = s.dialOpen(p, props)
 	}
 	if err != nil {
 		p.stayedAway()
@@ -121,6 +119,19 @@ func (s *Server) openUpstream(p *pool, props []byte, beyond bool) (*upstream, *a
 	u.arriving = true
 	u.account = p.account
 	p.account.info.Store(u.link.Info)
+	return u, nil
+}
+
+// dialOpen is dial and open.
+func (s *Server) dialOpen(p *pool, props []byte) (*upstream, *amqp.Error) {
+	u, err := s.dial(s.ctx, broker.Known, p.account.key, props)
+	if err != nil {
+		return nil, err
+	}
+	if err := u.open(s.ctx, p.id.vhost); err != nil {
+		u.link.Close()
+		return nil, err
+	}
 	return u, nil
 }
 

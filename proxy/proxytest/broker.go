@@ -79,6 +79,7 @@ type Broker struct {
 	blocked bool
 	closed  bool
 
+	limit     int          // of open connections; 0: none
 	throttled int          // requests still to be refused (Alibaba)
 	turn      int          // the node that took the last connection (Managed)
 	away      map[int]bool // nodes that are severed
@@ -228,6 +229,13 @@ func (b *Broker) WaitFor(timeout time.Duration, cond func(BrokerCounts) bool) bo
 func (b *Broker) countLocked(f func(*BrokerCounts)) {
 	f(&b.counts)
 	b.changed.Broadcast()
+}
+
+// SetLimit bounds the connections that may be open, as RabbitMQ's limit for a vhost does; 0: no bound.
+func (b *Broker) SetLimit(n int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.limit = n
 }
 
 // SetUser adds a user or changes a password; connections that are open stay open.

@@ -218,6 +218,9 @@ func (c *BrokerConn) open(name string, tune amqp.Tune) error {
 		return e
 	}
 	switch {
+	case b.limit > 0 && b.counts.Open >= b.limit:
+		b.countLocked(func(n *BrokerCounts) { n.Refused++ })
+		return amqp.Errorf(amqp.NotAllowed, amqp.ConnectionOpen, "access to vhost '%s' refused for user '%s': connection limit (%d) is reached", name, c.login.User, b.limit)
 	case v == nil && c.isLavin():
 		b.countLocked(func(n *BrokerCounts) { n.Refused++ })
 		return amqp.Errorf(amqp.NotAllowed, amqp.ConnectionOpen, "vhost not found")

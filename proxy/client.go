@@ -79,6 +79,7 @@ type client struct {
 	mu          sync.Mutex // guards the outbox, the channels' states and all below
 	out         outbox.Box
 	counted     int         // what of its queue client_queues knows of
+	uncounted   bool        // it has ended: nothing of it counts any more
 	fedBy       *upstream   // who added to the queue last
 	crowdedAt   []*upstream // in whose crowded the client counts; not empty: crowding
 	blockedBy   *upstream   // whose alarm the client is told of

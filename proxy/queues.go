@@ -60,6 +60,9 @@ func (q *queues) add(d int, most int64) {
 // countLocked has the client's queue counted if it has changed much.
 func (c *client) countLocked() {
 	waiting := c.out.MemLocked()
+	if c.uncounted {
+		return
+	}
 	if waiting < countStep {
 		waiting = 0
 	}
@@ -74,6 +77,7 @@ func (c *client) countLocked() {
 
 // uncountLocked is for a client that has ended.
 func (c *client) uncountLocked() {
+	c.uncounted = true
 	if c.counted != 0 {
 		c.s.queues.add(-c.counted, c.env.cfg().ClientQueues)
 		c.counted = 0
@@ -104,16 +108,16 @@ func (s *Server) relieve() {
 		n int
 	}
 	var all []crowder
-	over := s.queues.total.Load() - most
+	over := -most // of those that stay: who has been ended is on its way, and may leave meanwhile
 	for _, c := range s.clients.appendTo(nil, func(c *client) bool { return c.counting.Load() }) {
 		c.mu.Lock()
 		c.countLocked()
 		n, ended := c.counted, c.phase.Load() == phaseClosing
 		c.mu.Unlock()
 		if ended {
-			over -= int64(n) // on its way
 			continue
 		}
+		over += int64(n)
 		all = append(all, crowder{c, n})
 	}
 	slices.SortFunc(all, func(a, b crowder) int { return cmp.Compare(b.n, a.n) })

@@ -74,7 +74,9 @@ func (r Report) Print(w io.Writer, now time.Time) {
 	if r.State == StateNotInstalled {
 		return
 	}
-	if r.State == StateFailed || (r.State == StateStopped && r.ExitCode+r.Signal != 0) || r.State == StateStarting && r.Restarts > 0 {
+	// While systemd waits before the first restart, none is counted yet.
+	ended := r.ExitCode+r.Signal != 0
+	if r.State == StateFailed || r.State == StateStopped && ended || r.State == StateStarting && (ended || r.Restarts > 0) {
 		if r.Signal != 0 {
 			line("killed", "by signal %d%s", r.Signal, signalName(r.Signal))
 		} else {

@@ -380,6 +380,7 @@ func (l *life) stopping() {
 		s.until("the client is at work", 10*time.Second, func() bool { _, err := os.Stat(c.file); return err == nil })
 		l.sh(s, "systemctl", "stop", "--no-block", unit)
 		s.until("draining", 3*time.Second, func() bool { return strings.HasPrefix(l.show(s, "StatusText"), "draining") })
+		time.Sleep(1100 * time.Millisecond) // two within a second are one request
 		began := time.Now()
 		l.sh(s, "systemctl", "kill", "--kill-who=main", "--signal=SIGTERM", unit)
 		s.until("stopped", 2*time.Second, func() bool { return l.show(s, "ActiveState") == "inactive" })

@@ -259,8 +259,8 @@ func (c *client) startOk(f amqp.Frame) bool {
 	}
 	account, e := c.s.authenticate(c, key, props)
 	if e != nil {
-		if refusedSecret(e) {
-			e = broker.RefusedLogin(mechanism)
+		if refusedSecret(e) && strings.Contains(e.Text, "refused using authentication mechanism") {
+			e = broker.RefusedLogin(mechanism) // the client's, where the proxy may have used another
 		}
 		c.refuseLogin(e)
 		return false

@@ -7,7 +7,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"os"
 	"slices"
 	"strconv"
 	"testing"
@@ -76,12 +75,6 @@ func TestLavinShortConnections(t *testing.T) {
 	control, lavin := p50(took[0]), p50(took[1])
 	t.Logf("p50 of a short connection: %v, before a broker with TCP_NODELAY %v", lavin, control)
 	if lavin > 3*control+10*time.Millisecond {
-		if os.Getenv("PROMISED") == "" && shortOwed {
-			t.Skipf("owed: delayed acknowledgements: p50 %v, with TCP_NODELAY %v", lavin, control)
-		}
 		t.Errorf("p50 %v, with TCP_NODELAY %v", lavin, control)
 	}
 }
-
-// shortOwed: the remedy has not come yet.
-const shortOwed = true

@@ -387,6 +387,7 @@ func (l *life) stopping() {
 		s.note("after %.2f s; the client: %s", time.Since(began).Seconds(), s.end(c))
 	})
 	l.step("a restart refuses no connect: systemd keeps the socket", func(s *step) {
+		l.sh(s, prog, "start")
 		mark := time.Now()
 		churn := []*client{s.start("churn", l.port), s.start("churn", l.port), s.start("churn", l.port)}
 		for range 6 {
@@ -420,6 +421,7 @@ func (l *life) stopping() {
 		s.check(err)
 		sock := strings.Replace(string(text), "127.0.0.1:5673", fmt.Sprintf("127.0.0.1:%d", l.port), 1)
 		s.check(os.WriteFile(l.m.path("/etc/systemd/system/amqproxysvc.socket"), []byte(sock), 0o644))
+		l.sh(s, prog, "stop") // a socket unit does not take over from a service that runs
 		l.sh(s, "systemctl", "daemon-reload")
 		l.sh(s, "systemctl", "enable", "--now", "amqproxysvc.socket")
 		defer func() {

@@ -73,7 +73,8 @@ func New(o Options) *Server {
 		errs:  make(chan error, 1),
 		ready: ready,
 		http: &http.Server{
-			Handler:           handler(o, ready),
+			Handler:           answering(handler(o, ready)),
+			ConnContext:       withConn,
 			ReadHeaderTimeout: 5 * time.Second,
 			ReadTimeout:       10 * time.Second,
 			WriteTimeout:      2 * time.Minute, // a CPU profile takes as long as it was asked to
@@ -87,7 +88,6 @@ func New(o Options) *Server {
 // Serve accepts on the listener, which it takes over, until Shutdown. It does not block.
 func (s *Server) Serve(ln net.Listener) {
 	limited := newLimitListener(ln, maxConns)
-	s.http.ConnState = limited.state
 	go func() {
 		err := s.http.Serve(limited)
 		if errors.Is(err, http.ErrServerClosed) {

@@ -307,13 +307,13 @@ func TestConnectionsAreBounded(t *testing.T) {
 	first := accept()
 	dial()
 	second := accept()
-	ln.state(second, http.StateActive)
-	ln.state(first, http.StateIdle)
+	second.(*limitConn).set(time.Time{}) // it is being answered
 	dial()
 	third := accept()
 	if _, err := firstClient.Read(make([]byte, 1)); err == nil {
-		t.Error("the idle connection did not give way")
+		t.Error("the connection that is waited for did not give way")
 	}
+	third.(*limitConn).set(time.Time{})
 	refused := dial() // both are busy now
 	ended := make(chan struct{})
 	go func() { defer close(ended); _, _ = ln.Accept() }()
@@ -335,7 +335,12 @@ func TestConnectionsAreBounded(t *testing.T) {
 func TestPlacesForThisMachine(t *testing.T) {
 	ln := newLimitListener(nil, 1)
 	stranger, local := &fakeConn{"192.0.2.1"}, &fakeConn{"127.0.0.1"}
-	if ln.place(stranger) == nil || ln.place(stranger) != nil {
+	first := ln.place(stranger)
+	if first == nil {
+		t.Fatal("a stranger has no place")
+	}
+	first.set(time.Time{})
+	if ln.place(stranger) != nil {
 		t.Error("the bound of strangers is not kept")
 	}
 	if ln.place(local) == nil {

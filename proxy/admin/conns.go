@@ -1,9 +1,10 @@
 // The HTTP connections held at a time: bounded, apart for those of this machine, and with
-// idle ones giving way, so that a probe is answered however many others hang on.
+// those that are not being answered giving way, so that a probe is, however many others hang on.
 
 package admin
 
 import (
+	"context"
 	"net"
 	"net/http"
 	"sync"
@@ -13,8 +14,9 @@ import (
 // maxConns bounds the connections from other machines, and those from this one.
 const maxConns = 64
 
-// limitListener accepts what has a place. At the bound the connection that has been idle for
-// longest gives way; where none is idle, the new one is closed.
+// limitListener accepts what has a place. At the bound the connection gives way that has waited for
+// longest: idle, silent from the start, or half way through a request. Where all are being
+// answered, the new one is closed.
 type limitListener struct {
 	net.Listener
 	most int
@@ -42,7 +44,7 @@ func (l *limitListener) Accept() (net.Conn, error) {
 
 // place holds a connection; nil: there is no place for it.
 func (l *limitListener) place(c net.Conn) *limitConn {
-	lc := &limitConn{Conn: c, listener: l}
+	lc := &limitConn{Conn: c, listener: l, waits: time.Now()}
 	if a, ok := c.RemoteAddr().(*net.TCPAddr); ok && a.IP.IsLoopback() {
 		lc.local = 1
 	}
@@ -52,7 +54,7 @@ func (l *limitListener) place(c net.Conn) *limitConn {
 	if len(held) >= l.most {
 		var victim *limitConn
 		for h := range held {
-			if !h.idleSince.IsZero() && (victim == nil || h.idleSince.Before(victim.idleSince)) {
+			if !h.waits.IsZero() && (victim == nil || h.waits.Before(victim.waits)) {
 				victim = h
 			}
 		}
@@ -66,25 +68,35 @@ func (l *limitListener) place(c net.Conn) *limitConn {
 	return lc
 }
 
-// state is http.Server's ConnState.
-func (l *limitListener) state(c net.Conn, s http.ConnState) {
-	lc, ok := c.(*limitConn)
-	if !ok {
-		return
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	lc.idleSince = time.Time{}
-	if s == http.StateIdle {
-		lc.idleSince = time.Now()
-	}
+type connKey struct{}
+
+// withConn is http.Server's ConnContext.
+func withConn(ctx context.Context, c net.Conn) context.Context {
+	return context.WithValue(ctx, connKey{}, c)
+}
+
+// answering keeps a connection's place while its request is being answered.
+func answering(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if c, ok := r.Context().Value(connKey{}).(*limitConn); ok {
+			c.set(time.Time{})
+			defer func() { c.set(time.Now()) }()
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 type limitConn struct {
 	net.Conn
-	listener  *limitListener
-	local     int // 1: from this machine
-	idleSince time.Time
+	listener *limitListener
+	local    int       // 1: from this machine
+	waits    time.Time // since when it has been waited for; zero: it is being answered
+}
+
+func (c *limitConn) set(waits time.Time) {
+	c.listener.mu.Lock()
+	c.waits = waits
+	c.listener.mu.Unlock()
 }
 
 func (c *limitConn) Close() error {

@@ -419,6 +419,7 @@ func loss(t *testing.T, b *rabbit.Broker, addr string, round int, fault string, 
 		case errors.Is(w.end, errHalted) && w.mayMiss(): // it was served
 		case errors.Is(w.end, os.ErrDeadlineExceeded):
 			t.Errorf("%s, round %d: %s hangs: %v", fault, round, w.kind, w.end)
+		case w.dials != nil && strings.Contains(w.end.Error(), "waiting for connection.start"): // it came while the broker was known to be away
 		case !errors.As(w.end, &e) || e.Code != wire.ConnectionForced:
 			t.Errorf("%s, round %d: %s heard %v, want 320", fault, round, w.kind, w.end)
 		case took > limit+raceSlack:

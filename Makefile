@@ -86,7 +86,7 @@ fuzz: ## every fuzz target for FUZZTIME each: a number of runs (10000x) or a tim
 
 .PHONY: test-integration
 test-integration: ## real clients through the proxy to RabbitMQ 3.10, 4.0 and, in part, 4.3 (FULL=1: all, long counts)
-	$(GOTEST) -C proxy/proxytest/integration -race -timeout 30m -run '$(RUN)' ./...
+	$(GOTEST) -C proxy/proxytest/integration -race -timeout 60m -run '$(RUN)' ./...
 
 .PHONY: hostile
 hostile: ## strangers, tenants and brokers that mean harm, beside canaries (FULL=1: long counts)

@@ -75,7 +75,7 @@ static: build ## check that the Linux binary needs no library
 
 .PHONY: test-unit
 test-unit: ## unit tests and hazards, with the race detector (PKG=./proxy RUN=TestPool: some)
-	$(GOTEST) -race -timeout 20m -run '$(RUN)' $(PKG)
+	$(GOTEST) -race -timeout 45m -run '$(RUN)' $(PKG)
 	@go -C packaging/tools test ./...
 
 .PHONY: fuzz

@@ -239,10 +239,8 @@ func (c *client) startOk(f amqp.Frame) bool {
 			"unknown authentication mechanism '%s', this proxy takes %s", mechanism, mechanisms))
 		return false
 	}
-	if !ok { // whatever the client announces, RabbitMQ closes without a word
-		c.env.n.loginsRefused.Add(1)
-		c.log(slog.LevelInfo, "client refused", "reason", "its "+mechanism+" response does not decode, or has an authorization identity or a NUL in the password")
-		c.cutOff()
+	if !ok { // RabbitMQ closes without a word; here it is refused like a wrong password, which libraries understand
+		c.refuseLogin(broker.RefusedLogin(mechanism))
 		return false
 	}
 	c.user = key.User

@@ -137,13 +137,9 @@ func (l *load) underway(t testing.TB, n int64) {
 func nothingLost(t testing.TB, o *observer, ends []ending) (confirmed, sent int) {
 	t.Helper()
 	for _, e := range ends {
-		q, err := o.ch.QueueDeclarePassive(e.queue, true, false, false, false, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
 		there := map[int]bool{}
 		last := -1
-		for _, body := range o.take(e.queue, q.Messages) {
+		for _, body := range o.rest(e.queue) {
 			var n int
 			if _, err := fmt.Sscan(body, &n); err != nil {
 				t.Fatalf("%s holds %q", e.queue, body)

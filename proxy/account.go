@@ -381,6 +381,7 @@ func (s *Server) admitted(c *client, p *pool) *amqp.Error {
 			}
 			p.mu.Unlock()
 			s.n.reuseHits.Add(1)
+			p.reused.Add(1)
 			return nil
 		}
 		f := p.login

@@ -87,6 +87,7 @@ func (ch *channel) endLocked(by ledger.Cause, said amqp.Frame) ledger.Act {
 	}
 	if act.Has(ledger.Uncount) {
 		c.env.n.channels.Add(-1)
+		c.chansN.Add(-1)
 	}
 	if act.Has(ledger.Wake) {
 		c.answeredLocked()

@@ -76,6 +76,12 @@ type client struct {
 	hasSession atomic.Bool   // session is not nil
 	gone       chan struct{} // closed when the socket is
 
+	// For lists; nothing in here decides by them.
+	named     atomic.Bool   // the handshake is over: user, pool and props are final
+	chansN    atomic.Int32  // channels that are open as the client sees them
+	received  atomic.Uint64 // bytes; written by the reader
+	waitsFrom atomic.Int64  // since when it waits for a place, coarse clock; 0: it does not
+
 	mu          sync.Mutex // guards the outbox, the channels' states and all below
 	out         outbox.Box
 	counted     int         // what of its queue client_queues knows of
@@ -151,6 +157,7 @@ func (c *client) read() bool {
 		if n > 0 {
 			c.lastRead.Store(c.env.now())
 			c.env.n.fromClients.Add(uint64(n))
+			c.received.Store(c.received.Load() + uint64(n))
 			if c.rested.Load() {
 				c.rested.Store(false)
 			}

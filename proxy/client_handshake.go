@@ -385,8 +385,10 @@ func (c *client) open(f amqp.Frame) bool {
 	}
 	c.rd.MaxBuffer = 0
 	c.env.n.loginsOK.Add(1)
+	c.pool.logins.Add(1)
 	c.lastRead.Store(c.env.now()) // the wait for the verdict was not the client's silence
 	c.handshakeOver()
+	c.named.Store(true)
 	c.mu.Lock()
 	running := c.phase.CompareAndSwap(phaseHandshake, phaseRunning)
 	if running {

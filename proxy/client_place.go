@@ -117,8 +117,11 @@ func (c *client) upstreamFor(l lane) (*upstream, *amqp.Error) {
 	u := c.pool.try(*slot, l)
 	if u == nil {
 		c.settle()
+		c.waitsFrom.Store(c.env.now())
 		var e *amqp.Error
-		if u, e = c.pool.acquire(c, l); e != nil {
+		u, e = c.pool.acquire(c, l)
+		c.waitsFrom.Store(0)
+		if e != nil {
 			return nil, e
 		}
 	}

@@ -244,6 +244,7 @@ func (c *client) openChannel(id uint16) {
 		c.lately.id = 0
 	}
 	c.env.n.channels.Add(1)
+	c.chansN.Add(1)
 	c.reply(ch, amqp.ChannelOpenOk, 0, 0, 0, 0)
 }
 

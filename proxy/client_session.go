@@ -96,6 +96,7 @@ func (c *client) admittedSession() *amqp.Error {
 		}
 		p.mu.Unlock()
 		c.env.n.reuseHits.Add(1)
+		p.reused.Add(1)
 		return nil
 	}
 	u, e := p.openSpare(c.props)

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
@@ -40,6 +41,8 @@ type pool struct {
 	id      identity
 	account *account
 	closes  pendingCloses
+
+	logins, reused atomic.Uint64 // see PoolStats
 
 	mu         sync.Mutex // guards all below and the pool's part of its upstreams
 	ups        []*upstream

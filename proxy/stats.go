@@ -70,11 +70,16 @@ var NotReusedReasons = [ledger.NumUses - 1]string{"busy", "consumed", "transacti
 // PoolStats is one identity's pool, without its secret.
 type PoolStats struct {
 	User, VHost string
+	Clients     int
 	Upstreams   int
 	Idle        int // upstreams that carry no channel
 	Sessions    int // upstreams that belong to one client
 	Channels    int
 	Waiting     int
+	// Logins are those that were answered with open-ok, Reused those of them for which a
+	// connection to the broker was there. They count from the pool's making: one that nobody
+	// has used for idle_timeout is forgotten.
+	Logins, Reused uint64
 }
 
 // counters are the server's own; Stats is made of them.
@@ -159,7 +164,8 @@ func (s *Server) Stats() Stats {
 func (p *pool) stats() PoolStats {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	st := PoolStats{User: p.id.user, VHost: p.id.vhost, Upstreams: len(p.ups), Waiting: p.waiting}
+	st := PoolStats{User: p.id.user, VHost: p.id.vhost, Clients: p.clients, Upstreams: len(p.ups), Waiting: p.waiting,
+		Logins: p.logins.Load(), Reused: p.reused.Load()}
 	for _, u := range p.ups {
 		st.Channels += u.load
 		switch {

@@ -65,6 +65,7 @@ type upstream struct {
 	awaits   atomic.Int32           // clients' readers in awaitBroker
 	blamed   atomic.Bool            // why it ends is in the log, with its owner's name
 	owner    atomic.Pointer[client] // the client whose session this is
+	received atomic.Uint64          // bytes, for lists; written by the reader
 
 	mu  sync.Mutex // guards all below, the outbox and the bindings' states
 	out outbox.Box

@@ -45,6 +45,7 @@ func (u *upstream) read() {
 			}
 			u.lastRead.Store(u.env.now())
 			u.env.n.fromUpstreams.Add(uint64(n))
+			u.received.Store(u.received.Load() + uint64(n))
 			if e := u.chunk(&d); e != nil {
 				if u.toEnd.Load() && u.closeOk {
 					u.readToEnd()

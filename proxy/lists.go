@@ -1,0 +1,240 @@
+// Lists for who looks: the clients, the upstreams and the pools as they are now, and the one
+// verb that acts on a client. Made only when asked for; nobody who works waits for longer
+// than a shard of the clients, or one upstream's table, takes to be read.
+
+package proxy
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+)
+
+// ClientInfo is one client, without any secret.
+type ClientInfo struct {
+	ID      uint64 // counts from the server's start, never used twice
+	User    string // what it logged in as; "" before
+	VHost   string
+	Address string // its socket's other end
+	Name    string // connection_name of its client-properties
+	State   ClientState
+	// Session: it has a connection to the broker of its own.
+	Session   bool
+	Channels  int      // open, as it sees them
+	Bound     int      // of these, and of those that are being closed, at the broker
+	Upstreams []uint64 // where they are, in rising order
+	In, Out   uint64   // bytes read from and written to it
+	Queue     int      // bytes that wait to be sent to it
+	Age       time.Duration
+	Idle      time.Duration // since something last came from it
+	Waiting   time.Duration // for a place or a login, 0: does not wait
+}
+
+// ClientState is what a client is doing.
+type ClientState string
+
+const (
+	ClientConnecting ClientState = "connecting" // its handshake is not over
+	ClientWaiting    ClientState = "waiting"    // for a place on a connection to the broker
+	ClientBlocked    ClientState = "blocked"    // by an alarm of the broker
+	ClientRunning    ClientState = "running"
+	ClientClosing    ClientState = "closing"
+)
+
+// UpstreamInfo is one connection to the broker, without any secret.
+type UpstreamInfo struct {
+	ID       uint64
+	Broker   string // HOST:PORT of the socket's other end
+	User     string
+	VHost    string // "" before connection.open
+	State    UpstreamState
+	Lane     string // publish, read or "": nobody yet
+	Client   uint64 // whose session it is, 0: nobody's
+	Channels int    // of clients
+	Kept     int    // channels that belong to nobody and wait for a client
+	In, Out  uint64 // bytes read from and written to the broker
+	Queue    int    // bytes that wait to be sent
+	Age      time.Duration
+	Idle     time.Duration // since something last came from the broker
+	Blocked  string        // the broker's reason while it takes no messages
+}
+
+// UpstreamState is what an upstream is there for.
+type UpstreamState string
+
+const (
+	UpstreamShared  UpstreamState = "shared"  // carries channels, takes more
+	UpstreamSession UpstreamState = "session" // belongs to one client
+	UpstreamIdle    UpstreamState = "idle"    // carries none, takes some
+	UpstreamRetired UpstreamState = "retired" // takes no more, ends with its last channel
+	UpstreamSuspect UpstreamState = "suspect" // owes an answer for too long
+	UpstreamBlocked UpstreamState = "blocked" // the broker takes no messages on it
+)
+
+// ListClients is every client that is connected, by ID.
+func (s *Server) ListClients() []ClientInfo {
+	type seats struct {
+		bound int
+		on    []uint64
+	}
+	at := map[*client]*seats{}
+	for _, u := range s.allUpstreams() {
+		u.mu.Lock()
+		if t := u.table.Load(); t != nil {
+			for i := range *t {
+				b := (*t)[i].Load()
+				if b == nil || b.ch == nil {
+					continue
+				}
+				w := at[b.ch.c]
+				if w == nil {
+					w = &seats{}
+					at[b.ch.c] = w
+				}
+				w.bound++
+				if n := len(w.on); n == 0 || w.on[n-1] != u.n {
+					w.on = append(w.on, u.n)
+				}
+			}
+		}
+		u.mu.Unlock()
+	}
+	all := s.clients.appendTo(make([]*client, 0, s.clients.len()), nil)
+	slices.SortFunc(all, func(a, b *client) int { return cmp.Compare(a.n, b.n) })
+	now := s.now()
+	infos := make([]ClientInfo, 0, len(all))
+	for _, c := range all {
+		info := c.info(now)
+		if w := at[c]; w != nil {
+			slices.Sort(w.on)
+			info.Bound, info.Upstreams = w.bound, w.on
+		}
+		infos = append(infos, info)
+	}
+	return infos
+}
+
+func (c *client) info(now int64) ClientInfo {
+	info := ClientInfo{
+		ID: c.n, Address: c.conn.RemoteAddr().String(), State: ClientConnecting,
+		Session: c.hasSession.Load(), Channels: int(c.chansN.Load()),
+		In: c.received.Load(), Out: uint64(c.out.Written.Load()),
+		Age: time.Duration(now - c.started), Idle: time.Duration(now - c.lastRead.Load()),
+	}
+	if from := c.waitsFrom.Load(); from != 0 {
+		info.Waiting = time.Duration(max(1, now-from))
+	}
+	if c.named.Load() { // else its reader may be writing these
+		info.User, info.VHost, info.Name = c.user, c.pool.id.vhost, c.name()
+		info.State = ClientRunning
+	}
+	c.mu.Lock()
+	info.Queue = c.out.LenLocked()
+	blocked := c.blockedBy != nil
+	c.mu.Unlock()
+	switch {
+	case c.phase.Load() == phaseClosing:
+		info.State = ClientClosing
+	case info.Waiting > 0:
+		info.State = ClientWaiting
+	case blocked:
+		info.State = ClientBlocked
+	}
+	return info
+}
+
+// ListUpstreams is every connection to the broker that serves or waits to serve, by ID.
+func (s *Server) ListUpstreams() []UpstreamInfo {
+	all := s.allUpstreams()
+	now, clock := s.now(), s.clock()
+	infos := make([]UpstreamInfo, 0, len(all))
+	for _, u := range all {
+		infos = append(infos, u.info(now, clock))
+	}
+	return infos
+}
+
+func (u *upstream) info(now int64, clock time.Time) UpstreamInfo {
+	info := UpstreamInfo{
+		ID: u.n, Broker: u.conn.RemoteAddr().String(), User: u.account.key.User, VHost: u.vhost(),
+		State: UpstreamShared, Kept: int(u.keptN.Load()), In: u.received.Load(), Out: uint64(u.out.Written.Load()),
+		Age: max(0, clock.Sub(u.opened)), Idle: max(0, time.Duration(now-u.lastRead.Load())),
+	}
+	owner := u.owner.Load()
+	if owner != nil {
+		info.Client, info.State = owner.n, UpstreamSession
+	}
+	u.mu.Lock()
+	info.Queue = u.out.LenLocked()
+	info.Blocked = u.blockedReason
+	u.mu.Unlock()
+	if p := u.pool; p != nil {
+		p.mu.Lock()
+		info.Channels = u.load
+		info.Lane = u.lane.String()
+		if u.load == 0 && owner == nil {
+			info.State = UpstreamIdle
+		}
+		if u.retired {
+			info.State = UpstreamRetired
+		}
+		p.mu.Unlock()
+	}
+	switch {
+	case u.suspect.Load():
+		info.State = UpstreamSuspect
+	case u.blocked.Load():
+		info.State = UpstreamBlocked
+	default:
+		info.Blocked = ""
+	}
+	return info
+}
+
+// allUpstreams are those that are open, by number.
+func (s *Server) allUpstreams() []*upstream {
+	s.mu.Lock()
+	all := make([]*upstream, 0, len(s.upstreams))
+	for u := range s.upstreams {
+		all = append(all, u)
+	}
+	s.mu.Unlock()
+	slices.SortFunc(all, func(a, b *upstream) int { return cmp.Compare(a.n, b.n) })
+	return all
+}
+
+func (l lane) String() string {
+	switch l {
+	case lanePublish:
+		return "publish"
+	case laneRead:
+		return "read"
+	}
+	return ""
+}
+
+// Kick closes clients with 320, as an administrator's act: the one of that ID, or where id is
+// 0 all of that user (which a handshake that is not over has not). It returns how many heard it.
+func (s *Server) Kick(id uint64, user string) int {
+	if id == 0 && user == "" {
+		return 0
+	}
+	which := s.clients.appendTo(nil, func(c *client) bool {
+		if id != 0 {
+			return c.n == id
+		}
+		return c.named.Load() && c.user == user
+	})
+	n := 0
+	for _, c := range which {
+		if c.phase.Load() != phaseClosing {
+			c.shut(errKicked, false)
+			n++
+		}
+	}
+	return n
+}
+
+var errKicked = amqp.Errorf(amqp.ConnectionForced, 0, "closed by the administrator")

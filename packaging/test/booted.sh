@@ -3,6 +3,16 @@
 
 CACHE=${AMQPROXYSVC_TEST_CACHE:-/var/cache/amqproxysvc-test}
 
+# drop_root DIR: removes a root, and first what is mounted below it: deleting through a mount
+# of /proc or /sys would reach this machine.
+drop_root() {
+    local at
+    while read -r _ at _; do
+        [[ $at != "$1"/* ]] || umount -l "$at"
+    done < <(tac /proc/self/mounts)
+    rm -rf --one-file-system "$1"
+}
+
 # base_root SUITE NAME PACKAGES: prints the tar of a minimal root, made once.
 base_root() {
     local suite=$1 tar=$CACHE/$2.tar packages=$3 new
@@ -10,17 +20,22 @@ base_root() {
     (
         flock -w 1200 9 || die "waited 20 minutes for $tar.lock"
         [ ! -s "$tar" ] || exit 0
+        # What a killed one left, which may still be mounted into: the lock says that nobody is at it.
+        for new in "$CACHE/$2".??????; do
+            [ ! -d "$new" ] || drop_root "$new" || die "cannot remove $new"
+        done
         need debootstrap=debootstrap >&2
         say "debootstrap $suite (once)"
         new=$(mktemp -d "$CACHE/$2.XXXXXX")
         chmod 755 "$new" # the root directory: its users must get in
         nice debootstrap --variant=minbase --include="$packages" "$suite" "$new" \
             ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"} >"$tar.log" 2>&1 ||
-            { tail -n 20 "$tar.log" >&2; rm -rf --one-file-system "$new"; die "debootstrap $suite failed, see $tar.log"; }
+            { tail -n 20 "$tar.log" >&2; drop_root "$new"; die "debootstrap $suite failed, see $tar.log"; }
         rm -rf "$new"/var/cache/apt/archives/*.deb "$new"/var/lib/apt/lists/*
         # In this place "set -e" is not in force.
-        tar -C "$new" --numeric-owner -cf "$tar.new" . || { rm -rf "$new" "$tar.new"; die "could not write $tar.new"; }
-        rm -rf "$new" "$tar.log"
+        tar -C "$new" --numeric-owner -cf "$tar.new" . || { drop_root "$new"; rm -f "$tar.new"; die "could not write $tar.new"; }
+        drop_root "$new"
+        rm -f "$tar.log"
         mv "$tar.new" "$tar"
     ) 9>"$tar.lock" || return 1
     echo "$tar"

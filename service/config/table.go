@@ -172,7 +172,7 @@ var Table = []Setting{
 		Help: "Clients that have logged in, or are about to, at a time; others wait for wait_timeout in the order in which they came. 0: no bound but that of descriptors: clients and connections to the broker leave an eighth of LimitNOFILE (at least 32, at most 1024) for everything else, and who comes then is closed at once.",
 		at:   func(s *Settings, _ *Listener) any { return &s.Engine.MaxClients }},
 	{Section: "client", Key: "max_handshakes", Kind: KindInt, Max: 10_000_000, Live: true,
-		Help: "Connections that have not logged in yet, at a time; half of these may come from one address (IPv6: /64). More are closed at once, before anything is done for them. 0: no bound.",
+		Help: "Connections that have not logged in yet, at a time; half of these may come from one address (IPv6: /64), and a balancer in front is one address. More are closed at once, before anything is done for them. 0: no bound.",
 		at:   func(s *Settings, _ *Listener) any { return &s.Engine.MaxHandshakes }},
 	{Section: "client", Key: "max_message_size", Kind: KindSize, Min: 1, Max: 1 << 40, Live: true,
 		Help: "Largest body of a published message. A larger one is refused before its body is read.",

@@ -1,18 +1,53 @@
 //go:build linux
 
 // The operations chapter, as a new user would follow it: every command in it, in order, on
-// a freshly booted machine with a network of its own.
+// a freshly booted machine with a network of its own. Then what other pages have root do.
 
 package main
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
-	"strings"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/proxytest/console"
 )
 
 const chapter = "service/OPERATIONS.md"
+
+// pages are the others, in an order in which each leaves what the next needs; before puts
+// there what the page's reader has.
+var pages = []struct {
+	path   string
+	before func(s *step, m *machine)
+}{
+	{"README.md", func(s *step, m *machine) { built(s, m, "/root/dist/bin/amqproxysvc") }},
+	{"service/TROUBLESHOOTING.md", func(s *step, m *machine) {
+		inMachine(s, m, "echo GET / HTTP/1.1 >/dev/tcp/127.0.0.1/5673")
+	}},
+	{"service/RECIPES.md", func(s *step, m *machine) {
+		inMachine(s, m, `printf '[Service]\nExecStart=/bin/sleep 1000\n[Install]\nWantedBy=multi-user.target\n' >/etc/systemd/system/amqproxy.service
+systemctl daemon-reload && systemctl enable --quiet --now amqproxy`)
+	}},
+	{"packaging/INSTALL.md", func(s *step, m *machine) {
+		built(s, m, "/root/amqproxysvc")
+		inMachine(s, m, "amqproxysvc uninstall --purge")
+	}},
+}
+
+// built puts the program into the machine, where a page has it.
+func built(s *step, m *machine, path string) {
+	prog, err := os.ReadFile(filepath.Join(s.bed.bin, "amqproxysvc"))
+	s.check(err)
+	s.check(os.MkdirAll(filepath.Dir(m.path(path)), 0o755))
+	s.check(os.WriteFile(m.path(path), prog, 0o755))
+}
+
+func inMachine(s *step, m *machine, script string) {
+	if out, err := m.run(s.bed.ctx, "bash", "-c", script); err != nil {
+		s.fail("%s: %w: %s", script, err, out)
+	}
+}
 
 func operationsBed(b *bed) {
 	var m *machine
@@ -23,59 +58,47 @@ func operationsBed(b *bed) {
 		m.private = true
 		b.cleanup(m.halt)
 		s.check(m.boot(b.ctx))
-		prog, err := os.ReadFile(filepath.Join(b.bin, "amqproxysvc"))
-		s.check(err)
-		s.check(os.WriteFile(m.path("/usr/local/bin/amqproxysvc"), prog, 0o755))
-		// What the package ca-certificates brings, and the root lacks.
+		built(s, m, "/usr/local/bin/amqproxysvc")
+		// What the packages ca-certificates and sudo bring, and the root lacks.
 		const bundle = "/etc/ssl/certs/ca-certificates.crt"
 		certs, err := os.ReadFile(bundle)
 		s.check(err)
 		s.check(os.MkdirAll(filepath.Dir(m.path(bundle)), 0o755))
 		s.check(os.WriteFile(m.path(bundle), certs, 0o644))
+		s.check(os.WriteFile(m.path("/usr/local/bin/sudo"), []byte("#!/bin/sh\nexec \"$@\"\n"), 0o755))
 	})
-	text, err := os.ReadFile(chapter)
+	b.follow(m, chapter)
+	for _, p := range pages {
+		b.step("before "+p.path, func(s *step) { p.before(s, m) })
+		b.follow(m, p.path)
+	}
+}
+
+// follow runs what a page has root do, in its order.
+func (b *bed) follow(m *machine, page string) {
+	blocks, err := console.Read(page)
 	if err != nil {
 		panic(bedFailed{err})
 	}
-	for _, c := range commandsOf(string(text)) {
-		b.step("# "+c.line, func(s *step) {
-			out, err := m.run(b.ctx, "sh", "-c", c.line)
-			if err != nil {
-				s.fail("%w: %s", err, out)
-			}
-			if !c.output.MatchString(strings.TrimSpace(out)) {
-				s.fail("the chapter promises\n%s\nit says\n%s", c.promised, out)
-			}
-		})
-	}
-}
-
-type documented struct {
-	line     string
-	promised string
-	output   *regexp.Regexp
-}
-
-// commandsOf finds the lines that begin with "# " in console blocks, each with the output
-// that follows it: … stands for anything, a line of its own for any lines.
-func commandsOf(text string) (all []documented) {
-	inside := false
-	for line := range strings.Lines(text) {
-		line = strings.TrimRight(line, "\n")
-		switch {
-		case strings.HasPrefix(line, "```"):
-			inside = line == "```console"
-		case !inside:
-		case strings.HasPrefix(line, "# "):
-			all = append(all, documented{line: line[2:]})
-		default:
-			c := &all[len(all)-1]
-			c.promised += line + "\n"
+	n := 0
+	for _, block := range blocks {
+		if block.Untried != "" || !block.Root {
+			continue
+		}
+		for _, c := range block.Commands {
+			n++
+			b.step(fmt.Sprintf("%s:%d # %s", page, block.Line, c.Line), func(s *step) {
+				out, err := m.run(b.ctx, "sh", "-c", "cd /root && "+c.Line)
+				if err != nil {
+					s.fail("%w: %s", err, out)
+				}
+				if !c.Matches(out) {
+					s.fail("the page promises\n%s\nit says\n%s", c.Promised, out)
+				}
+			})
 		}
 	}
-	for i := range all {
-		pattern := regexp.QuoteMeta(strings.TrimSpace(all[i].promised))
-		all[i].output = regexp.MustCompile(`(?s)^` + strings.ReplaceAll(pattern, "…", ".*") + `$`)
+	if n == 0 {
+		b.step(page+" has commands for root", func(s *step) { s.fail("none was found") })
 	}
-	return all
 }

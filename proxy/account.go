@@ -150,7 +150,7 @@ type loginFlight = wait.Flight[*amqp.Error]
 func (s *Server) strangersTurn(c *client, gone <-chan struct{}, user string) (*turn, *amqp.Error) {
 	ctx, cancel := context.WithTimeout(s.ctx, s.cfg().WaitTimeout)
 	defer cancel()
-	t, err := s.strangers.enter(ctx, gone, hostOf(c.conn.RemoteAddr().String()), user)
+	t, err := s.strangers.enter(ctx, gone, hostOf(c.address()), user)
 	switch {
 	case err == nil:
 		return t, nil

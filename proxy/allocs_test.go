@@ -69,8 +69,8 @@ func halvesOn(t testing.TB, cfg Config, near, far net.Conn) (*client, *upstream)
 	u.rd = amqp.NewReader(4<<10, 131072)
 	u.tune.FrameMax, u.ids.limit = 131072, 100
 	p.ups = append(p.ups, u)
-	c := &client{s: s, env: &s.env, conn: near, raw: rawConn(near), lst: &Listener{Mode: PoolAuto}, account: a, pool: p,
-		frameMax: 131072, gone: make(chan struct{}), runSeq: 1}
+	c := &client{s: s, env: &s.env, account: a, pool: p, frameMax: 131072, gone: make(chan struct{}), runSeq: 1}
+	c.accepted(near, &listener{Listener: Listener{Mode: PoolAuto}})
 	c.out.Init(&c.mu, near, &s.coarse, nil)
 	c.rd.Init(make([]byte, clientBuffer), 131072)
 	c.phase.Store(phaseRunning)

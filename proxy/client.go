@@ -11,7 +11,6 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
@@ -52,9 +51,7 @@ type client struct {
 	s         *Server
 	env       *env
 	n         uint64
-	conn      net.Conn
-	raw       syscall.RawConn // of conn, where it can be read and written without waiting; else nil
-	lst       *Listener
+	peer      // but for the address that a balancer tells
 	account   *account
 	pool      *pool
 	user      string
@@ -200,7 +197,7 @@ func (c *client) log(level slog.Level, msg string, args ...any) {
 	if !c.env.log.Enabled(bg, level) {
 		return
 	}
-	args = append([]any{"client", c.n, "address", c.conn.RemoteAddr().String()}, args...)
+	args = append([]any{"client", c.n, "address", c.address().String()}, args...)
 	if c.user != "" {
 		args = append(args, "user", c.user)
 	}
@@ -262,27 +259,33 @@ func (c *client) releaseChannels() {
 }
 
 func (c *client) closeSocket() {
+	if c.closes() {
+		c.hangUp(c.env.spawn)
+	}
+}
+
+// cutOff is closeSocket for who broke the rules: as with RabbitMQ the connection is reset.
+func (c *client) cutOff() {
+	c.closes()
+	c.reset()
+}
+
+// closes has gone closed. True: the socket is still to be.
+func (c *client) closes() bool {
 	c.mu.Lock()
 	first := !c.goneOnce
 	c.goneOnce = true
 	c.mu.Unlock()
 	if first {
 		close(c.gone)
-		_ = c.conn.Close()
 	}
-}
-
-// cutOff is closeSocket for who broke the rules: as with RabbitMQ the connection is reset, so
-// that what the client still sends fails at once instead of going nowhere.
-func (c *client) cutOff() {
-	abrupt(c.conn)
-	c.closeSocket()
+	return first
 }
 
 // broken ends the client after a failed write.
 func (c *client) broken(err error) {
 	// Not log: amid the handshake, what the client has told of itself is its reader's.
-	c.env.log.Debug("writing to the client failed", "client", c.n, "address", c.conn.RemoteAddr().String(), "error", err)
+	c.env.log.Debug("writing to the client failed", "client", c.n, "address", c.address().String(), "error", err)
 	c.closeSocket()
 }
 

@@ -4,7 +4,6 @@ package proxy
 
 import (
 	"log/slog"
-	"net"
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
@@ -56,7 +55,7 @@ func (c *client) tend() {
 		// Waiting for the broker's verdict is not the client's fault, but bounded all the same.
 		// What it has told of itself is still its reader's, which log would read.
 		c.env.log.Info("client closed: its handshake took too long", "client", c.n,
-			"address", c.conn.RemoteAddr().String(), "handshake_timeout", c.env.cfg().HandshakeTimeout)
+			"address", c.address().String(), "handshake_timeout", c.env.cfg().HandshakeTimeout)
 		c.cutOff()
 		return
 	}
@@ -117,9 +116,7 @@ func (c *client) ownsUpstream() bool { return c.hasSession.Load() }
 // kernel also looks whether its peer is still there: clients without heartbeats may die unseen.
 func (c *client) rest() {
 	if c.reading.Load() && c.rested.CompareAndSwap(false, true) {
-		if t, ok := c.conn.(*net.TCPConn); ok {
-			_ = t.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 15 * time.Second, Count: 4})
-		}
+		c.keepAlive()
 		_ = c.conn.SetReadDeadline(time.Unix(1, 0))
 	}
 }

@@ -31,25 +31,6 @@ type limits struct {
 // metrics, the self-check and files.
 func spareSockets(all int) int { return min(max(all/8, 32), 1024) }
 
-// addressOf is what counts as one address: an IPv4 one, or an IPv6 network of one site.
-func addressOf(conn net.Conn) (netip.Prefix, bool) {
-	t, ok := conn.RemoteAddr().(*net.TCPAddr)
-	if !ok {
-		return netip.Prefix{}, false
-	}
-	a, ok := netip.AddrFromSlice(t.IP)
-	if !ok {
-		return netip.Prefix{}, false
-	}
-	a = a.Unmap()
-	bits := 32
-	if a.Is6() {
-		bits = 64
-	}
-	p, err := a.Prefix(bits)
-	return p, err == nil
-}
-
 // begin counts a handshake. Not "": there is no place for it, for this reason. An address may have
 // half of the places, so that others can log in beside it.
 func (l *limits) begin(from netip.Prefix, known bool, most, sockets int) (why string) {
@@ -86,7 +67,7 @@ func (l *limits) over(from netip.Prefix, known bool) {
 }
 
 // turnedAway notes a client for which there was no place, at most once a second.
-func (s *Server) turnedAway(conn net.Conn, why string) {
+func (s *Server) turnedAway(from net.Addr, why string) {
 	s.n.turnedAway.Add(1)
 	l := &s.limits
 	l.mu.Lock()
@@ -97,7 +78,7 @@ func (s *Server) turnedAway(conn net.Conn, why string) {
 	under := l.handshakes
 	l.mu.Unlock()
 	if say {
-		s.log.Warn("clients turned away: no place for their handshake", "setting", why, "address", conn.RemoteAddr().String(),
+		s.log.Warn("clients turned away: no place for their handshake", "setting", why, "address", from.String(),
 			"max_handshakes", s.cfg().MaxHandshakes, "handshakes", under, "turned_away", s.n.turnedAway.Load())
 	}
 }
@@ -108,7 +89,7 @@ func (c *client) handshakeOver() {
 		return
 	}
 	c.shaking = false
-	from, known := addressOf(c.conn)
+	from, known := c.network()
 	c.s.limits.over(from, known)
 }
 

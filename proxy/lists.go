@@ -118,7 +118,7 @@ func (s *Server) ListClients() []ClientInfo {
 
 func (c *client) info(now int64) ClientInfo {
 	info := ClientInfo{
-		ID: c.n, Address: c.conn.RemoteAddr().String(), State: ClientConnecting,
+		ID: c.n, Address: c.address().String(), State: ClientConnecting,
 		Session: c.hasSession.Load(), Channels: int(c.chansN.Load()),
 		In: c.received.Load(), Out: uint64(c.out.Written.Load()),
 		Age: time.Duration(now - c.started), Idle: time.Duration(now - c.lastRead.Load()),

@@ -113,7 +113,8 @@ func BenchmarkListClients(b *testing.B) {
 	s.coarse.Store(1)
 	conn, _ := net.Pipe()
 	for n := range uint64(10_000) {
-		c := &client{s: s, env: &s.env, n: n, conn: conn}
+		c := &client{s: s, env: &s.env, n: n}
+		c.accepted(conn, nil)
 		c.phase.Store(phaseRunning)
 		s.clients.add(c, func() bool { return true })
 	}

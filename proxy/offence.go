@@ -4,7 +4,6 @@
 package proxy
 
 import (
-	"net"
 	"strconv"
 	"strings"
 	"time"
@@ -30,11 +29,7 @@ type offences struct {
 }
 
 func (c *client) offender() offender {
-	host, _, err := net.SplitHostPort(c.conn.RemoteAddr().String())
-	if err != nil {
-		host = c.conn.RemoteAddr().String()
-	}
-	return offender{host, c.user}
+	return offender{c.host(), c.user}
 }
 
 // hasOffended tells whether the client, or one like it, must have a session.
@@ -103,7 +98,7 @@ func (u *upstream) blame(e *amqp.Error) {
 		u.blamed.Store(true) // one line is enough for what concerns one client
 	}
 	if c != nil {
-		attrs = append(attrs, "client", c.n, "address", c.conn.RemoteAddr().String(), "name", c.name())
+		attrs = append(attrs, "client", c.n, "address", c.address().String(), "name", c.name())
 	}
 	s.log.Error("broker closed a connection for an error of a client", attrs...)
 }

@@ -37,7 +37,8 @@ func TestLongestQueueGoesFirst(t *testing.T) {
 	waits := func(n uint64, u *upstream, size int) *client {
 		near, far := net.Pipe()
 		t.Cleanup(func() { near.Close(); far.Close() })
-		c := &client{s: s, env: &s.env, n: n, conn: near, gone: make(chan struct{}), fedBy: u}
+		c := &client{s: s, env: &s.env, n: n, gone: make(chan struct{}), fedBy: u}
+		c.accepted(near, nil)
 		c.out.Init(&c.mu, near, &s.coarse, nil)
 		c.phase.Store(phaseRunning)
 		s.clients.add(c, func() bool { return true })

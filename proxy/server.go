@@ -4,14 +4,10 @@ package proxy
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"log/slog"
 	"math"
 	"net"
-	"net/netip"
 	"os"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -52,7 +48,7 @@ type Server struct {
 	limited   atomic.Bool  // channelLimits is not empty
 
 	mu              sync.Mutex // guards all below
-	listeners       []net.Listener
+	listeners       []*listener
 	accepting       bool
 	upstreams       map[*upstream]struct{}
 	offenders       map[offender]int64 // until when, coarse clock
@@ -120,111 +116,23 @@ func (s *Server) setConfig(cfg Config) (moved bool) {
 // with the first error and nothing bound. An inherited listener (socket activation)
 // serves in place of the configured address with the same index; a nil entry is bound anew.
 func (s *Server) Start(inherited []net.Listener) error {
-	cfg := s.cfg()
-	var bound []net.Listener
-	for i, l := range cfg.Listeners {
-		var ln net.Listener
-		if i < len(inherited) {
-			ln = inherited[i]
-		}
-		if ln == nil {
-			var err error
-			if ln, err = listenConfig.Listen(bg, ListenNetwork(l.Address), l.Address); err != nil {
-				for _, b := range bound {
-					_ = b.Close()
-				}
-				return fmt.Errorf("cannot listen on %s: %w", l.Address, err)
-			}
-		}
-		bound = append(bound, ln)
+	bound, err := bind(s.cfg().Listeners, inherited)
+	if err != nil {
+		return err
 	}
 	s.coarse.Store(1)
 	s.mu.Lock()
 	s.listeners, s.accepting = bound, true
 	s.mu.Unlock()
 	s.spawn(s.janitor)
-	for i, ln := range bound {
-		lst := cfg.Listeners[i]
+	for _, l := range bound {
 		s.acceptors.Add(1)
 		s.spawn(func() {
 			defer s.acceptors.Done()
-			s.accept(ln, &lst)
+			s.accept(l)
 		})
 	}
 	return nil
-}
-
-// ListenNetwork is the network to listen on at HOST:PORT: for an IPv4 address that of IPv4
-// alone, as 0.0.0.0 would be all IPv6 addresses too in Go's "tcp".
-func ListenNetwork(address string) string {
-	if a, err := netip.ParseAddrPort(address); err == nil && a.Addr().Is4() {
-		return "tcp4"
-	}
-	return "tcp"
-}
-
-// listenConfig leaves TCP keep-alive to client.rest: most clients are gone before it could
-// matter, and it is four system calls.
-var listenConfig = net.ListenConfig{KeepAlive: -1}
-
-// accept takes clients until the listener ends.
-func (s *Server) accept(ln net.Listener, lst *Listener) {
-	for pause := time.Duration(0); ; {
-		conn, err := ln.Accept()
-		if err == nil {
-			pause = 0
-			s.admit(conn, lst)
-			continue
-		}
-		s.mu.Lock()
-		on := s.accepting
-		s.mu.Unlock()
-		if !on {
-			return
-		}
-		if errors.Is(err, net.ErrClosed) {
-			s.end(fmt.Errorf("listener %s: %w", ln.Addr(), err))
-			return
-		}
-		// Out of descriptors, most often: clients that leave make room.
-		pause = min(max(2*pause, 5*time.Millisecond), time.Second)
-		s.log.Warn("cannot accept clients", "listener", ln.Addr().String(), "error", err, "retry_in", pause)
-		select {
-		case <-time.After(pause):
-		case <-s.ctx.Done():
-			return
-		}
-	}
-}
-
-// admit starts a client, if there is a place for it.
-func (s *Server) admit(conn net.Conn, lst *Listener) {
-	from, known := addressOf(conn)
-	s.mu.Lock()
-	ups := len(s.upstreams)
-	s.mu.Unlock()
-	if why := s.limits.begin(from, known, s.cfg().MaxHandshakes, s.clients.len()+ups); why != "" {
-		s.turnedAway(conn, why)
-		_ = conn.Close()
-		return
-	}
-	c := &client{s: s, env: &s.env, shaking: true, conn: conn, raw: rawConn(conn), lst: lst, gone: make(chan struct{}), runSeq: 1}
-	c.n = s.n.clientsTotal.Add(1)
-	c.started = s.now()
-	c.lastRead.Store(c.started)
-	c.run.init(&c.few)
-	c.chans.few = c.few.chans[:0]
-	c.out.Init(&c.mu, conn, &s.coarse, c.broken)
-	c.rd.Init(make([]byte, clientBuffer), handshakeFrame)
-	c.rd.MaxBuffer = handshakeFrame + amqp.FrameOverhead // whoever it is, no more before open-ok
-	// A client that was accepted just before the listener closed is drained with the others:
-	// with socket activation the next process would have served it.
-	if !s.clients.add(c, s.owners.add) {
-		s.limits.over(from, known)
-		_ = conn.Close()
-		return
-	}
-	go c.serve()
 }
 
 func (s *Server) clientGone(c *client) {
@@ -286,24 +194,6 @@ func (s *Server) allPools() []*pool {
 	return all
 }
 
-// Listeners are the bound listeners, in the order of the configuration.
-func (s *Server) Listeners() []net.Listener {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return slices.Clone(s.listeners)
-}
-
-// Addrs are the bound addresses in the order of Config.Listeners.
-func (s *Server) Addrs() []net.Addr {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	addrs := make([]net.Addr, len(s.listeners))
-	for i, ln := range s.listeners {
-		addrs[i] = ln.Addr()
-	}
-	return addrs
-}
-
 // Reload takes a new configuration for what comes after; clients stay connected.
 // It names the settings that changed but take effect only after a restart.
 // On an error nothing has changed.
@@ -312,15 +202,7 @@ func (s *Server) Reload(cfg Config) (needRestart []string, err error) {
 		return nil, err
 	}
 	old := s.cfg()
-	if len(cfg.Listeners) != len(old.Listeners) {
-		needRestart = append(needRestart, "listeners")
-	} else {
-		for i := range cfg.Listeners {
-			if cfg.Listeners[i] != old.Listeners[i] {
-				needRestart = append(needRestart, fmt.Sprintf("listener %d", i+1))
-			}
-		}
-	}
+	needRestart = changedListeners(old.Listeners, cfg.Listeners)
 	cfg.Listeners = old.Listeners
 	if s.setConfig(cfg) {
 		// What stands is used up; what comes goes to the new broker. What is being opened
@@ -368,9 +250,7 @@ func (s *Server) stopAccepting() <-chan struct{} {
 	s.accepting = false
 	listeners := s.listeners
 	s.mu.Unlock()
-	for _, ln := range listeners {
-		_ = ln.Close()
-	}
+	closeAll(listeners)
 	s.acceptors.Wait() // those they accepted last are among the clients now
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -437,9 +317,7 @@ func (s *Server) end(err error) {
 	s.stop()
 	s.broker.Close()
 	s.dropSpares(math.MaxInt)
-	for _, ln := range listeners {
-		_ = ln.Close()
-	}
+	closeAll(listeners)
 	for _, u := range ups {
 		u.fail(errStopping, false)
 	}

@@ -10,7 +10,7 @@ import (
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
-	"net/netip"
+	"net"
 	"sync"
 	"time"
 
@@ -166,17 +166,15 @@ type turn struct {
 }
 
 // hostOf is what of a client's address counts as one source: an IPv6 host has a /64.
-func hostOf(address string) string {
-	a, err := netip.ParseAddrPort(address)
-	if err != nil {
-		return address
+func hostOf(addr net.Addr) string {
+	p, ok := networkOf(addr)
+	switch {
+	case !ok:
+		return addr.String()
+	case p.Addr().Is4():
+		return p.Addr().String()
 	}
-	ip := a.Addr().Unmap().WithZone("")
-	if ip.Is6() {
-		p, _ := ip.Prefix(64)
-		return p.String()
-	}
-	return ip.String()
+	return p.String()
 }
 
 // enter waits for a stranger's turn, at most until ctx ends or gone is closed.

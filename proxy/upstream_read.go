@@ -509,6 +509,6 @@ func (s *Server) lateError(u *upstream, ch *channel, e *amqp.Error) {
 	s.n.lateErrors.Add(1)
 	c := ch.c
 	s.log.Warn("late error for a channel that was closed already", "client", c.n,
-		"address", c.conn.RemoteAddr().String(), "name", c.name(), "user", c.user, "vhost", u.vhost(),
+		"address", c.address().String(), "name", c.name(), "user", c.user, "vhost", u.vhost(),
 		"upstream", u.n, "code", e.Code, "reason", e.Text, "method", e.Method.String())
 }

@@ -1,0 +1,165 @@
+// A listener: an address on which clients are accepted, and what it does with each before the
+// client's own goroutine takes over.
+
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+)
+
+// listener is a bound one. Its configuration is that of the start, but for what is live.
+type listener struct {
+	Listener
+	ln net.Listener
+}
+
+// sameAs reports whether a listener of the old configuration can go on as one of the new.
+func (l *Listener) sameAs(v *Listener) bool {
+	return l.Address == v.Address && l.Mode == v.Mode && l.MatchProperties == v.MatchProperties
+}
+
+// changedListeners names the listeners that a reload cannot change.
+func changedListeners(old, next []Listener) (names []string) {
+	if len(old) != len(next) {
+		return []string{"listeners"}
+	}
+	for i := range next {
+		if !next[i].sameAs(&old[i]) {
+			names = append(names, fmt.Sprintf("listener %d", i+1))
+		}
+	}
+	return names
+}
+
+// listenConfig leaves TCP keep-alive to client.rest: most clients are gone before it could
+// matter, and it is four system calls.
+var listenConfig = net.ListenConfig{KeepAlive: -1}
+
+// ListenNetwork is the network to listen on at HOST:PORT: for an IPv4 address that of IPv4
+// alone, as 0.0.0.0 would be all IPv6 addresses too in Go's "tcp".
+func ListenNetwork(address string) string {
+	if a, err := netip.ParseAddrPort(address); err == nil && a.Addr().Is4() {
+		return "tcp4"
+	}
+	return "tcp"
+}
+
+// bind binds every listener of the configuration, or none. An inherited one takes the place of
+// that with the same index.
+func bind(listeners []Listener, inherited []net.Listener) ([]*listener, error) {
+	var bound []*listener
+	for i, l := range listeners {
+		var ln net.Listener
+		if i < len(inherited) {
+			ln = inherited[i]
+		}
+		if ln == nil {
+			var err error
+			if ln, err = listenConfig.Listen(context.Background(), ListenNetwork(l.Address), l.Address); err != nil {
+				for _, b := range bound {
+					_ = b.ln.Close()
+				}
+				return nil, fmt.Errorf("cannot listen on %s: %w", l.Address, err)
+			}
+		}
+		bound = append(bound, &listener{Listener: l, ln: ln})
+	}
+	return bound, nil
+}
+
+// accept takes clients until the listener ends.
+func (s *Server) accept(l *listener) {
+	for pause := time.Duration(0); ; {
+		sock, err := l.ln.Accept()
+		if err == nil {
+			pause = 0
+			s.admit(sock, l)
+			continue
+		}
+		s.mu.Lock()
+		on := s.accepting
+		s.mu.Unlock()
+		if !on {
+			return
+		}
+		if errors.Is(err, net.ErrClosed) {
+			s.end(fmt.Errorf("listener %s: %w", l.ln.Addr(), err))
+			return
+		}
+		// Out of descriptors, most often: clients that leave make room.
+		pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+		s.log.Warn("cannot accept clients", "listener", l.ln.Addr().String(), "error", err, "retry_in", pause)
+		select {
+		case <-time.After(pause):
+		case <-s.ctx.Done():
+			return
+		}
+	}
+}
+
+// admit starts a client, if there is a place for it.
+func (s *Server) admit(sock net.Conn, l *listener) {
+	from, known := networkOf(sock.RemoteAddr())
+	s.mu.Lock()
+	ups := len(s.upstreams)
+	s.mu.Unlock()
+	if why := s.limits.begin(from, known, s.cfg().MaxHandshakes, s.clients.len()+ups); why != "" {
+		s.turnedAway(sock.RemoteAddr(), why)
+		_ = sock.Close()
+		return
+	}
+	c := &client{s: s, env: &s.env, shaking: true, gone: make(chan struct{}), runSeq: 1}
+	c.accepted(sock, l)
+	c.n = s.n.clientsTotal.Add(1)
+	c.started = s.now()
+	c.lastRead.Store(c.started)
+	c.run.init(&c.few)
+	c.chans.few = c.few.chans[:0]
+	c.out.Init(&c.mu, c.conn, &s.coarse, c.broken)
+	c.rd.Init(make([]byte, clientBuffer), handshakeFrame)
+	c.rd.MaxBuffer = handshakeFrame + amqp.FrameOverhead // whoever it is, no more before open-ok
+	// A client that was accepted just before the listener closed is drained with the others:
+	// with socket activation the next process would have served it.
+	if !s.clients.add(c, s.owners.add) {
+		s.limits.over(from, known)
+		_ = sock.Close()
+		return
+	}
+	go c.serve()
+}
+
+// Listeners are the bound listeners, in the order of the configuration.
+func (s *Server) Listeners() []net.Listener {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := make([]net.Listener, len(s.listeners))
+	for i, l := range s.listeners {
+		all[i] = l.ln
+	}
+	return all
+}
+
+// Addrs are the bound addresses in the order of Config.Listeners.
+func (s *Server) Addrs() []net.Addr {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	addrs := make([]net.Addr, len(s.listeners))
+	for i, l := range s.listeners {
+		addrs[i] = l.ln.Addr()
+	}
+	return addrs
+}
+
+// closeAll closes listeners, bound or not.
+func closeAll(listeners []*listener) {
+	for _, l := range listeners {
+		_ = l.ln.Close()
+	}
+}

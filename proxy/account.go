@@ -16,43 +16,46 @@ import (
 	"github.com/amqproxysvc/amqproxysvc/proxy/wait"
 )
 
-type accountKey = broker.Credential
-
-// account is a user and secret; its pools are its vhosts.
+// account is a login that the broker is asked about; its pools are its vhosts.
 type account struct {
-	key accountKey
+	login login
 	// info is that of the newest handshake of this account.
 	info atomic.Pointer[broker.Info]
 	// props are the client-properties of the newest client that had other ones.
 	props atomic.Pointer[[]byte]
+	// standing is the broker's verdict on user and secret.
+	standing standing
+	logins   atomic.Int32 // of clients; and once more when its secret was accepted before
 
 	// Guarded by Server.logins.
-	refs   int // clients, and pools
-	known  bool
+	refs   int // clients
 	flight *loginFlight
 	spare  *upstream // logged in, no vhost opened
 	pools  map[string]*pool
-
-	logins   atomic.Int32 // of clients; and once more when its secret was accepted before
-	verified atomic.Int64 // when the broker last accepted it, coarse clock
 }
 
-// trustedLocked tells whether the account may be believed without asking the broker
-// first: it was accepted within ttl, or a connection of its own still stands, whose pool
+// loginFlight is one login that many may wait for, and the verdict on it.
+type loginFlight = wait.Flight[verdict]
+
+// again reports whether who came at the given time shall try once more after a flight that began
+// then has failed: it was under way when they came, and they have waited for less than half of it,
+// for a place or the broker.
+func (v verdict) again(came, began time.Time) bool {
+	return v.ruling == away && v.words.Code == amqp.ConnectionForced && time.Since(came) < time.Since(began)/2
+}
+
+// servedLocked reports whether the account may be believed without asking the broker
+// first: it was accepted within auth_ttl, or a connection of its own still stands, whose pool
 // then has it verified again behind the login, unless that has failed for too long.
-func (a *account) trustedLocked(now int64, ttl time.Duration) bool {
-	if !a.known {
-		return false
-	}
-	if now-a.verified.Load() <= int64(ttl) {
+func (a *account) servedLocked(now int64, ttl time.Duration) bool {
+	switch a.standing.trust(now, ttl) {
+	case fresh:
 		return true
-	}
-	if now-a.verified.Load() > int64(ttl+recheckFor) {
-		return false
-	}
-	for _, p := range a.pools {
-		if p.usable() {
-			return true
+	case stale:
+		for _, p := range a.pools {
+			if p.usable() {
+				return true
+			}
 		}
 	}
 	return false
@@ -61,12 +64,12 @@ func (a *account) trustedLocked(now int64, ttl time.Duration) bool {
 // logins holds the accounts.
 type logins struct {
 	mu       sync.Mutex
-	accounts map[accountKey]*account
+	accounts map[login]*account
 }
 
 // authenticate is the verdict on user and secret, before a vhost is named: known from a
 // login that the broker accepted, otherwise asked now. The account counts the caller.
-func (s *Server) authenticate(c *client, key accountKey, props []byte) (*account, *amqp.Error) {
+func (s *Server) authenticate(c *client, who login, props []byte) (*account, *amqp.Error) {
 	l := &s.logins
 	came := time.Now()
 	id := loginID{}
@@ -74,8 +77,8 @@ func (s *Server) authenticate(c *client, key accountKey, props []byte) (*account
 	var gone <-chan struct{}
 	for {
 		l.mu.Lock()
-		a := l.accounts[key]
-		if a != nil && a.trustedLocked(s.now(), s.cfg().AuthTTL) {
+		a := l.accounts[who]
+		if a != nil && a.servedLocked(s.now(), s.cfg().AuthTTL) {
 			a.refs++
 			a.logins.Add(1)
 			l.mu.Unlock()
@@ -86,7 +89,7 @@ func (s *Server) authenticate(c *client, key accountKey, props []byte) (*account
 		}
 		if gone == nil {
 			l.mu.Unlock()
-			id = s.strangers.id(key)
+			id = s.strangers.id(who)
 			c.props = bytes.Clone(c.props) // what is read now comes into the same buffer
 			var stop func()
 			gone, stop = c.watch()
@@ -113,16 +116,16 @@ func (s *Server) authenticate(c *client, key accountKey, props []byte) (*account
 			if !known && t == nil {
 				l.mu.Unlock()
 				var e *amqp.Error
-				if t, e = s.strangersTurn(c, gone, key.User); e != nil {
+				if t, e = s.strangersTurn(c, gone, who.user); e != nil {
 					return nil, e
 				}
 				continue
 			}
 			if a == nil {
-				a = &account{key: key, pools: make(map[string]*pool)}
-				l.accounts[key] = a
+				a = &account{login: who, pools: make(map[string]*pool)}
+				l.accounts[who] = a
 			}
-			f = wait.NewFlight[*amqp.Error](s.ctx)
+			f = wait.NewFlight[verdict](s.ctx)
 			a.flight = f
 			seat = f.Join()
 			mine := t
@@ -130,21 +133,18 @@ func (s *Server) authenticate(c *client, key accountKey, props []byte) (*account
 			s.spawn(func() { s.verify(a, f, id, known, mine, props) })
 		}
 		l.mu.Unlock()
-		e, err := f.Wait(seat, gone)
+		v, err := f.Wait(seat, gone)
 		if err != nil {
-			e = errGone
+			v = verdictOf(errGone)
 		}
-		if e != nil && (err != nil || !again(e, came, f.Began)) {
+		if v.ruling != accepted && !v.again(came, f.Began) {
 			if t != nil {
 				t.leave(err != nil)
 			}
-			return nil, e
+			return nil, v.words
 		}
 	}
 }
-
-// loginFlight is one login that many may wait for, and its verdict.
-type loginFlight = wait.Flight[*amqp.Error]
 
 // strangersTurn waits until a stranger may ask the broker.
 func (s *Server) strangersTurn(c *client, gone <-chan struct{}, user string) (*turn, *amqp.Error) {
@@ -169,38 +169,39 @@ func (s *Server) verify(a *account, f *loginFlight, id loginID, known bool, t *t
 	var u *upstream
 	var e *amqp.Error
 	if known {
-		u, e = s.login(a.key, props)
+		u, e = s.logIn(a.login, props)
 	} else {
 		if props != nil && !broker.Announces(props, broker.FailureClose) {
 			props = nil // the broker would keep its verdict back for seconds
 		}
-		u, e = s.dial(f.Context(), broker.Strangers, a.key, props)
+		u, e = s.dial(f.Context(), broker.Strangers, a.login, props)
 	}
+	v := verdictOf(e)
 	var info *broker.Info
 	switch {
-	case e == nil:
+	case v.ruling == accepted:
 		info = u.link.Info
 		s.accepted(a, id)
 		if !known && !s.gate.try() {
 			u.link.Close() // the vhost is opened on another one, when there is a place
 			u = nil
 		}
-	case refusedSecret(e):
+	case v.ofSecret():
 		s.strangers.refuse(id, e)
 	}
 	if t != nil {
-		t.leave(e == errGone || e != nil && refusedSecret(e))
+		t.leave(e == errGone || v.ofSecret())
 	}
 	l := &s.logins
 	l.mu.Lock()
 	if a.flight == f {
 		a.flight = nil
 	}
-	if e == nil && s.ctx.Err() != nil {
-		e = errStopping
+	if v.ruling == accepted && s.ctx.Err() != nil {
+		v = verdictOf(errStopping)
 	}
 	moved := u != nil && u.stale()
-	if u != nil && (e != nil || moved) {
+	if u != nil && (v.ruling != accepted || moved) {
 		s.endSpare(u) // who waits asks the new broker
 		u = nil
 	}
@@ -211,28 +212,29 @@ func (s *Server) verify(a *account, f *loginFlight, id loginID, known bool, t *t
 		u.link.Wait()
 		a.spare, u.account = u, a
 	}
-	if e == nil && !moved && l.accounts[a.key] == a {
-		a.known = true
-		a.info.Store(info)
-		a.verified.Store(s.now())
+	if !moved && l.accounts[a.login] == a {
+		a.standing.hear(v, s.now())
+		if v.ruling == accepted {
+			a.info.Store(info)
+		}
 	}
-	if e != nil || moved {
+	if v.ruling != accepted || moved {
 		s.tidyLocked(a) // else whoever waits takes it, or dropSpare looks
 	}
 	l.mu.Unlock()
-	f.Land(e)
-	if e == nil {
+	f.Land(v)
+	if v.ruling == accepted {
 		// Whoever logged in may never name a vhost.
 		time.AfterFunc(s.cfg().HandshakeTimeout, func() { s.dropSpare(a, u) })
 	}
 }
 
-// login is the first half of an upstream's handshake, with its place at the bound.
-func (s *Server) login(key accountKey, props []byte) (*upstream, *amqp.Error) {
+// logIn is the first half of an upstream's handshake, with its place at the bound.
+func (s *Server) logIn(who login, props []byte) (*upstream, *amqp.Error) {
 	if err := s.gate.take(nil, false, false); err != nil {
 		return nil, err
 	}
-	u, err := s.dial(s.ctx, broker.Known, key, props)
+	u, err := s.dial(s.ctx, broker.Known, who, props)
 	if err != nil {
 		s.gate.give()
 		return nil, err
@@ -292,8 +294,8 @@ func (s *Server) takeSpare(a *account, props []byte) *upstream {
 
 // tidyLocked forgets an account of which nothing is left.
 func (s *Server) tidyLocked(a *account) {
-	if a.refs == 0 && len(a.pools) == 0 && a.flight == nil && a.spare == nil && s.logins.accounts[a.key] == a {
-		delete(s.logins.accounts, a.key)
+	if a.refs == 0 && len(a.pools) == 0 && a.flight == nil && a.spare == nil && s.logins.accounts[a.login] == a {
+		delete(s.logins.accounts, a.login)
 	}
 }
 
@@ -302,7 +304,7 @@ func (s *Server) distrust() {
 	l := &s.logins
 	l.mu.Lock()
 	for _, a := range l.accounts {
-		a.known = false
+		a.standing.withdraw()
 	}
 	l.mu.Unlock()
 	s.strangers.forget()
@@ -323,8 +325,8 @@ func (s *Server) poolOf(a *account, vhost string) *pool {
 	defer l.mu.Unlock()
 	p := a.pools[vhost]
 	if p == nil {
-		p = &pool{s: s, env: &s.env, id: identity{a.key.User, vhost}, account: a}
-		if l.accounts[a.key] == a {
+		p = &pool{s: s, env: &s.env, id: identity{a.login.user, vhost}, account: a}
+		if l.accounts[a.login] == a {
 			a.pools[vhost] = p
 		} else {
 			// Refused since the client's login: it may go on if the broker lets it, but
@@ -340,20 +342,20 @@ func (s *Server) poolOf(a *account, vhost string) *pool {
 }
 
 // forget takes a pool that the broker refuses out of reach of new logins.
-func (s *Server) forget(p *pool, e *amqp.Error) {
+func (s *Server) forget(p *pool, v verdict) {
 	l := &s.logins
 	l.mu.Lock()
 	a := p.account
 	var all []*pool
-	if refusedSecret(e) {
-		a.known = false
-		s.strangers.refuse(s.strangers.id(a.key), e)
+	if v.ofSecret() {
+		a.standing.hear(v, s.now())
+		s.strangers.refuse(s.strangers.id(a.login), v.words)
 		for _, x := range a.pools {
 			all = append(all, x)
 		}
 		clear(a.pools)
-		if l.accounts[a.key] == a {
-			delete(l.accounts, a.key)
+		if l.accounts[a.login] == a {
+			delete(l.accounts, a.login)
 		}
 	} else {
 		if a.pools[p.id.vhost] == p { // else it is forgotten already
@@ -365,43 +367,5 @@ func (s *Server) forget(p *pool, e *amqp.Error) {
 	l.mu.Unlock()
 	for _, x := range all {
 		x.forget()
-	}
-}
-
-// admitted is the verdict on the identity: open-ok may be sent when it is nil.
-// With a session, the client's own upstream has been opened or taken.
-func (s *Server) admitted(c *client, p *pool) *amqp.Error {
-	came := time.Now()
-	for {
-		p.mu.Lock()
-		warm := p.verified != 0 && p.usableLocked()
-		if warm && !p.overdueLocked() {
-			if p.recheckDueLocked() {
-				p.env.spawn(func() { _ = p.recheck() })
-			}
-			p.mu.Unlock()
-			s.n.reuseHits.Add(1)
-			p.reused.Add(1)
-			return nil
-		}
-		f := p.login
-		if f == nil {
-			f = newFlight()
-			p.login = f
-			if warm {
-				p.env.spawn(func() { p.recheckFirst(f) })
-			} else {
-				p.env.spawn(func() { p.firstLogin(f) })
-			}
-		}
-		p.mu.Unlock()
-		select {
-		case <-f.done:
-			if f.err == nil || !f.again(came) {
-				return f.err
-			}
-		case <-c.gone:
-			return errGone
-		}
 	}
 }

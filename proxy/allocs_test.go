@@ -61,7 +61,7 @@ func halvesOn(t testing.TB, cfg Config, near, far net.Conn) (*client, *upstream)
 		t.Fatal(err)
 	}
 	s.coarse.Store(1)
-	a := &account{pools: map[string]*pool{}}
+	a := &account{login: login{sends: asSent{}}, pools: map[string]*pool{}}
 	a.info.Store(&broker.Info{Confirms: true})
 	p := &pool{s: s, env: &s.env, account: a}
 	u := &upstream{s: s, env: &s.env, conn: far, account: a, pool: p, done: make(chan struct{})}

@@ -65,7 +65,7 @@ func (p *pool) awaitIdle(c *client) {
 				return
 			}
 		}
-		changed := p.changedLocked()
+		changed := p.changed.WaitLocked()
 		p.mu.Unlock()
 		select {
 		case <-changed:

@@ -51,8 +51,6 @@ func (c *client) handshake() bool {
 	return ok && c.open(f)
 }
 
-const mechanisms = "PLAIN AMQPLAIN"
-
 // protocolHeader reads the first eight bytes.
 func (c *client) protocolHeader() error {
 	for {
@@ -233,20 +231,24 @@ func (c *client) startOk(f amqp.Frame) bool {
 		cancelNotify:     broker.Announces(c.props, "consumer_cancel_notify"),
 		blocked:          broker.Announces(c.props, "connection.blocked"),
 	}
-	key, ok, known := parseResponse(mechanism, response)
+	said, ok, known := parseResponse(mechanism, response)
 	if !known {
 		c.end0(amqp.Errorf(amqp.CommandInvalid, amqp.ConnectionStartOk,
-			"unknown authentication mechanism '%s', this proxy takes %s", mechanism, mechanisms))
+			"unknown authentication mechanism '%s', this proxy takes %s", mechanism, c.s.auth.mechanisms()))
 		return false
 	}
 	if !ok { // RabbitMQ closes without a word; here it is refused like a wrong password, which libraries understand
 		c.refuseLogin(broker.RefusedLogin(mechanism))
 		return false
 	}
-	c.user = key.User
+	who, e := c.s.auth.identify(c.s.ctx, said)
+	if e != nil {
+		c.refuseLogin(e)
+		return false
+	}
+	c.user = who.user
 	var props []byte
-	c.isSession = c.lst.Mode == PoolSession || (c.lst.Mode == PoolAuto && isBearerToken(string(key.Secret))) ||
-		c.s.hasOffended(c)
+	c.isSession = c.lst.Mode == PoolSession || c.lst.Mode == PoolAuto && who.sends.renewed() || c.s.hasOffended(c)
 	if c.isSession {
 		c.props = bytes.Clone(c.props)
 		props = c.props
@@ -255,16 +257,16 @@ func (c *client) startOk(f amqp.Frame) bool {
 		c.refuseLogin(e)
 		return false
 	}
-	account, e := c.s.authenticate(c, key, props)
+	account, e := c.s.authenticate(c, who, props)
 	if e != nil {
-		if refusedSecret(e) && strings.Contains(e.Text, "refused using authentication mechanism") {
+		if verdictOf(e).ofSecret() && strings.Contains(e.Text, "refused using authentication mechanism") {
 			e = broker.RefusedLogin(mechanism) // the client's, where the proxy may have used another
 		}
 		c.refuseLogin(e)
 		return false
 	}
 	c.account = account
-	c.user = account.key.User
+	c.user = account.login.user // one copy of it
 	c.keepProperties()
 	return true
 }
@@ -302,39 +304,6 @@ func (c *client) refuseLogin(e *amqp.Error) {
 	c.end0(e)
 }
 
-// parseResponse reads a SASL response as RabbitMQ does. known: the mechanism is one of ours; ok: it decodes.
-func parseResponse(mechanism string, response []byte) (key accountKey, ok, known bool) {
-	switch mechanism {
-	case "PLAIN": // RFC 4616: authzid NUL authcid NUL passwd; RabbitMQ takes no authzid, and no NUL in the password
-		user, secret, ok := bytes.Cut(bytes.TrimPrefix(response, []byte{0}), []byte{0})
-		if !ok || response[0] != 0 || bytes.IndexByte(secret, 0) >= 0 {
-			return key, false, true
-		}
-		return accountKey{User: string(user), Secret: broker.Secret(secret)}, true, true
-	case "AMQPLAIN":
-		if amqp.CheckTable(response) != "" {
-			return key, false, true
-		}
-		userType, user, ok1 := amqp.Lookup(response, "LOGIN")
-		secretType, secret, ok2 := amqp.Lookup(response, "PASSWORD")
-		if !ok1 || !ok2 || !isText(userType) || !isText(secretType) || userType == 'x' && secretType == 'x' ||
-			bytes.IndexByte(user, 0) >= 0 || bytes.IndexByte(secret, 0) >= 0 {
-			return key, false, true
-		}
-		return accountKey{User: string(user), Secret: broker.Secret(secret)}, true, true
-	}
-	return key, false, false
-}
-
-// isText tells whether a field's type is a long string or a byte array.
-func isText(typ byte) bool { return typ == 'S' || typ == 'x' }
-
-// isBearerToken tells whether a secret looks like a JSON Web Token (RFC 7519): three parts
-// in base64url, the first a JSON object.
-func isBearerToken(secret string) bool {
-	return strings.HasPrefix(secret, "eyJ") && strings.Count(secret, ".") == 2
-}
-
 // tuneOk checks what the client settled on, as RabbitMQ does.
 func (c *client) tuneOk(f amqp.Frame, offer amqp.Tune) bool {
 	t, _ := amqp.ParseTune(f)
@@ -361,12 +330,7 @@ func (c *client) tuneOk(f amqp.Frame, offer amqp.Tune) bool {
 func (c *client) open(f amqp.Frame) bool {
 	a := amqp.ReadArgs(f)
 	c.pool = c.s.poolOf(c.account, string(a.Str()))
-	var e *amqp.Error
-	if c.isSession {
-		e = c.admittedSession()
-	} else {
-		e = c.s.admitted(c, c.pool)
-	}
+	e := c.admitted()
 	if e == errGone {
 		return false
 	}

@@ -99,7 +99,7 @@ func (u *upstream) takeOver(c *client) (ok, again bool, changed <-chan struct{})
 		bound++
 	}
 	if u.load != bound {
-		return false, true, p.changedLocked()
+		return false, true, p.changed.WaitLocked()
 	}
 	u.owner.Store(c)
 	u.dropKeptLocked(func(*keptSeat) bool { return true })

@@ -136,7 +136,7 @@ func (c *client) awaitID(u *upstream) bool {
 	defer timer.Stop()
 	for {
 		c.pool.mu.Lock()
-		changed := c.pool.changedLocked()
+		changed := c.pool.changed.WaitLocked()
 		free := u.load+u.lost+int(u.keptIDs.Load()) < int(u.ids.limit)
 		c.pool.mu.Unlock()
 		if free {

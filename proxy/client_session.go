@@ -41,7 +41,7 @@ func (c *client) becomeSession() *amqp.Error {
 		}
 		var e *amqp.Error
 		u, e = c.openSession()
-		if e != nil && limitReached(e) {
+		if e != nil && verdictOf(e).ruling == full {
 			// The connection that the client leaves is what its own may take the place of.
 			c.move(nil, slices.Collect(c.chans.all())...)
 			c.pool.awaitIdle(c)
@@ -75,39 +75,6 @@ func (c *client) adopt(u *upstream) {
 	c.pool.mu.Lock()
 	c.pool.addLocked(u)
 	c.pool.mu.Unlock()
-}
-
-// admittedSession is the verdict for a client that is a session from its start.
-func (c *client) admittedSession() *amqp.Error {
-	p := c.pool
-	p.mu.Lock()
-	overdue := p.overdueLocked()
-	p.mu.Unlock()
-	var u *upstream
-	if !overdue {
-		u = p.idleSession(c)
-	}
-	if u != nil {
-		c.session = u
-		c.hasSession.Store(true)
-		p.mu.Lock()
-		if p.recheckDueLocked() {
-			c.env.spawn(func() { _ = p.recheck() })
-		}
-		p.mu.Unlock()
-		c.env.n.reuseHits.Add(1)
-		p.reused.Add(1)
-		return nil
-	}
-	u, e := p.openSpare(c.props)
-	switch {
-	case u != nil:
-		c.adopt(u)
-	case e == nil:
-		u, e = c.openSession()
-	}
-	c.session = u
-	return e
 }
 
 // move frees channels from the upstreams they are bound to, those that hold nothing there;

@@ -13,11 +13,11 @@ import (
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
 )
 
-// verdict is what is known of a feature.
-type verdict = int32
+// permission is what is known of a feature.
+type permission = int32
 
 const (
-	unknown verdict = iota
+	unasked permission = iota
 	permitted
 	denied
 )
@@ -25,22 +25,22 @@ const (
 // transients is whether the broker lets queues be transient and not exclusive. It is learned
 // from its answers, and forgotten when it may have been started anew.
 type transients struct {
-	verdict atomic.Int32 // verdict; written under mu
+	is atomic.Int32 // permission; written under mu
 
 	mu     sync.Mutex // a leaf
 	words  *amqp.Error
 	until  int64         // the denial is believed, coarse clock
 	asked  int64         // when somebody went to ask
-	answer chan struct{} // closed by the verdict
+	answer chan struct{} // closed when it is known
 }
 
-func (t *transients) settle(v verdict, words *amqp.Error, until int64) {
-	if v == permitted && t.verdict.Load() == permitted {
+func (t *transients) settle(v permission, words *amqp.Error, until int64) {
+	if v == permitted && t.is.Load() == permitted {
 		return
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.verdict.Store(v)
+	t.is.Store(v)
 	t.words, t.until = words, until
 	if t.answer != nil {
 		close(t.answer)
@@ -51,19 +51,19 @@ func (t *transients) settle(v verdict, words *amqp.Error, until int64) {
 // forget is for a broker that may have been started anew, with other settings.
 func (t *transients) forget() {
 	t.mu.Lock()
-	t.verdict.CompareAndSwap(permitted, unknown)
+	t.is.CompareAndSwap(permitted, unasked)
 	t.mu.Unlock()
 }
 
 // denial is what the broker said when it denied the feature, or nil.
 func (t *transients) denial(now int64) *amqp.Error {
-	if t.verdict.Load() != denied {
+	if t.is.Load() != denied {
 		return nil
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if now >= t.until {
-		t.verdict.CompareAndSwap(denied, unknown) // it may be permitted by now: somebody asks again
+		t.is.CompareAndSwap(denied, unasked) // it may be permitted by now: somebody asks again
 		return nil
 	}
 	return t.words
@@ -73,7 +73,7 @@ func (t *transients) denial(now int64) *amqp.Error {
 func (t *transients) ask(now int64, patience time.Duration) <-chan struct{} {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.verdict.Load() != unknown { // it came meanwhile
+	if t.is.Load() != unasked { // it came meanwhile
 		known := make(chan struct{})
 		close(known)
 		return known
@@ -103,7 +103,7 @@ func isTransient(bits byte) bool {
 // as it is not known to be permitted. True: it is to be passed on.
 func (c *client) transient(ch *channel, f amqp.Frame, wait bool) bool {
 	t := &c.s.transients
-	for t.verdict.Load() != permitted {
+	for t.is.Load() != permitted {
 		if words := t.denial(c.env.now()); words != nil {
 			c.env.n.firewallCloses.Add(1)
 			return c.die(words)

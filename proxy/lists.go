@@ -158,7 +158,7 @@ func (s *Server) ListUpstreams() []UpstreamInfo {
 
 func (u *upstream) info(now int64, clock time.Time) UpstreamInfo {
 	info := UpstreamInfo{
-		ID: u.n, Broker: u.conn.RemoteAddr().String(), User: u.account.key.User, VHost: u.vhost(),
+		ID: u.n, Broker: u.conn.RemoteAddr().String(), User: u.account.login.user, VHost: u.vhost(),
 		State: UpstreamShared, Kept: int(u.keptN.Load()), In: u.received.Load(), Out: uint64(u.out.Written.Load()),
 		Age: max(0, clock.Sub(u.opened)), Idle: max(0, time.Duration(now-u.lastRead.Load())),
 	}

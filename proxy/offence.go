@@ -69,11 +69,11 @@ func (u *upstream) blame(e *amqp.Error) {
 		return
 	}
 	s := u.s
-	attrs := []any{"upstream", u.n, "user", u.account.key.User, "vhost", u.vhost(),
+	attrs := []any{"upstream", u.n, "user", u.account.login.user, "vhost", u.vhost(),
 		"code", e.Code, "reason", e.Text, "method", e.Method.String()}
 	if n, ok := channelLimit(e); ok {
 		s.mu.Lock()
-		s.channelLimits[u.account.key.User] = learned{n, s.now() + int64(offenceTime)}
+		s.channelLimits[u.account.login.user] = learned{n, s.now() + int64(offenceTime)}
 		s.limited.Store(true)
 		s.mu.Unlock()
 	}

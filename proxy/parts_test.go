@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/broker"
 	"github.com/amqproxysvc/amqproxysvc/proxy/proxytest"
 )
 
@@ -154,9 +155,9 @@ func TestParseResponse(t *testing.T) {
 		{"PLAIN", "\x00u", false, true}, {"AMQPLAIN", string(table), true, true}, {"AMQPLAIN", string(table[:9]), false, true},
 		{"AMQPLAIN", "", false, true}, {"AMQPLAIN", string(table[:len(table)/2]), false, true}, {"EXTERNAL", "", false, false},
 	} {
-		key, ok, known := parseResponse(tc.mechanism, []byte(tc.response))
-		if ok != tc.ok || known != tc.known || (ok && (key.User != "u" || key.Secret != "p")) {
-			t.Errorf("%s %q: got %+v, %v, %v", tc.mechanism, tc.response, key, ok, known)
+		c, ok, known := parseResponse(tc.mechanism, []byte(tc.response))
+		if ok != tc.ok || known != tc.known || (ok && (c.user != "u" || c.secret != broker.NewSecret("p"))) {
+			t.Errorf("%s %q: got %+v, %v, %v", tc.mechanism, tc.response, c, ok, known)
 		}
 	}
 }
@@ -165,7 +166,7 @@ func TestParseResponse(t *testing.T) {
 func TestWhatWasLearnedIsForgotten(t *testing.T) {
 	c, u, _ := halves(t)
 	s := c.s
-	u.account.key.User = "u"
+	u.account.login.user = "u"
 	p := &pool{s: s, env: &s.env, id: identity{user: "u"}, account: u.account}
 	u.senders[amqp.ChannelOpen.Index()].Store(c)
 	u.blame(&amqp.Error{Code: amqp.NotAllowed, Method: amqp.ChannelOpen,

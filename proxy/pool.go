@@ -11,29 +11,11 @@ import (
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/wait"
 )
 
 // identity names what an upstream may be reused by; the secret is its account's.
 type identity struct{ user, vhost string }
-
-// flight is something that is done once while many wait for it.
-type flight struct {
-	began time.Time
-	done  chan struct{}
-	err   *amqp.Error // read after done
-}
-
-func newFlight() *flight { return &flight{began: time.Now(), done: make(chan struct{})} }
-
-// again tells whether who came at the given time shall try once more after the flight has
-// failed: it was under way then, and they have waited for less than half of it, for a place or
-// the broker.
-func (f *flight) again(came time.Time) bool { return again(f.err, came, f.began) }
-
-// again is for a flight that failed with e and began then.
-func again(e *amqp.Error, came, began time.Time) bool {
-	return e.Code == amqp.ConnectionForced && time.Since(came) < time.Since(began)/2
-}
 
 type pool struct {
 	s       *Server
@@ -41,37 +23,20 @@ type pool struct {
 	id      identity
 	account *account
 	closes  pendingCloses
+	// standing is the broker's verdict on the identity.
+	standing standing
 
 	logins, reused atomic.Uint64 // see PoolStats
 
-	mu         sync.Mutex // guards all below and the pool's part of its upstreams
-	ups        []*upstream
-	opening    int // upstreams that are being opened
-	clients    int
-	waiting    int   // channels that wait for a place
-	verified   int64 // when the broker last accepted the identity, coarse clock; 0: never
-	rechecking bool
-	// While it cannot be verified anew: when to try next, and whether the log has told.
-	recheckFrom   int64
-	recheckFailed bool
-	forgotten     bool // the broker refused it: no new logins
-	login         *flight
-	dialling      *flight
-	changed       chan struct{} // closed when a place may have come free
-}
-
-func (p *pool) changedLocked() <-chan struct{} {
-	if p.changed == nil {
-		p.changed = make(chan struct{})
-	}
-	return p.changed
-}
-
-func (p *pool) notifyLocked() {
-	if p.changed != nil {
-		close(p.changed)
-		p.changed = nil
-	}
+	mu        sync.Mutex // guards all below and the pool's part of its upstreams
+	ups       []*upstream
+	opening   int // upstreams that are being opened
+	clients   int
+	waiting   int  // channels that wait for a place
+	forgotten bool // the broker refused it: no new logins
+	login     *loginFlight
+	dialling  *loginFlight
+	changed   wait.Signal // a place may have come free
 }
 
 // try gives a channel a place that is there, on upstream u if that is not nil and has one.
@@ -164,15 +129,15 @@ func (p *pool) acquire(c *client, l lane) (*upstream, *amqp.Error) {
 		}
 		f := p.dialling
 		if f == nil {
-			f = newFlight()
+			f = wait.NewFlight[verdict](p.env.ctx)
 			p.dialling = f
 			p.env.spawn(func() { p.dialShared(f) })
 		}
-		changed := p.changedLocked()
+		changed := p.changed.WaitLocked()
 		p.waiting++
 		p.mu.Unlock()
 		select {
-		case <-f.done:
+		case <-f.Landed():
 			p.noLongerWaiting()
 		case <-changed:
 			p.noLongerWaiting()
@@ -184,17 +149,18 @@ func (p *pool) acquire(c *client, l lane) (*upstream, *amqp.Error) {
 			return nil, amqp.Errorf(amqp.ConnectionForced, 0, "no place on a connection to the broker within %v", timeout)
 		}
 		select {
-		case <-f.done:
-			if f.err == nil {
+		case <-f.Landed():
+			v := f.Result()
+			if v.ruling == accepted {
 				continue
 			}
 			if u := p.tryAnyLane(); u != nil {
 				return u, nil
 			}
-			if f.again(came) {
+			if v.again(came, f.Began) {
 				continue
 			}
-			return nil, f.err
+			return nil, v.words
 		default:
 		}
 	}
@@ -209,16 +175,15 @@ func (p *pool) noLongerWaiting() {
 var errGone = amqp.Errorf(amqp.ConnectionForced, 0, "the client is gone")
 
 // dialShared opens one more shared upstream.
-func (p *pool) dialShared(f *flight) {
+func (p *pool) dialShared(f *loginFlight) {
 	u, err := p.s.openUpstream(p, nil, false)
 	p.mu.Lock()
 	if err == nil {
 		p.addLocked(u)
 	}
-	f.err = err
 	p.dialling = nil
-	close(f.done) // before the others are woken: they look for an error
-	p.notifyLocked()
+	f.Land(verdictOf(err)) // before the others are woken: they look for an error
+	p.changed.FireLocked()
 	p.mu.Unlock()
 }
 
@@ -226,12 +191,12 @@ func (p *pool) dialShared(f *flight) {
 func (p *pool) addLocked(u *upstream) {
 	p.arrivedLocked(u)
 	p.ups = append(p.ups, u)
-	p.recheckedLocked()
+	p.heard(nil)
 	u.idleFrom = p.env.clock()
 	// Reload sets before it retires: what it has not found here is seen to be stale now.
 	u.retired = u.stale()
 	u.start(p)
-	p.notifyLocked()
+	p.changed.FireLocked()
 }
 
 // arrivedLocked ends the count of an upstream as one that is being opened.
@@ -246,7 +211,7 @@ func (p *pool) arrivedLocked(u *upstream) {
 func (p *pool) stayedAway() {
 	p.mu.Lock()
 	p.opening--
-	p.notifyLocked()
+	p.changed.FireLocked()
 	p.mu.Unlock()
 	p.s.gate.pokeIfWaiting()
 }
@@ -257,7 +222,7 @@ func (p *pool) remove(u *upstream) {
 	if i := slices.Index(p.ups, u); i >= 0 {
 		p.ups = slices.Delete(p.ups, i, i+1)
 	}
-	p.notifyLocked()
+	p.changed.FireLocked()
 	p.mu.Unlock()
 }
 
@@ -271,7 +236,7 @@ func (p *pool) release(u *upstream) {
 		u.idleFrom = p.env.clock()
 		end = u.retired && u.owner.Load() == nil
 	}
-	p.notifyLocked()
+	p.changed.FireLocked()
 	p.mu.Unlock()
 	if end {
 		u.close("retired")
@@ -315,7 +280,7 @@ func (p *pool) giveBack(u *upstream) {
 	u.owner.Store(nil)
 	u.idleFrom = p.env.clock()
 	end := u.retired && u.load == 0
-	p.notifyLocked()
+	p.changed.FireLocked()
 	p.mu.Unlock()
 	if end {
 		u.close("retired")
@@ -350,7 +315,7 @@ func (p *pool) tend(now time.Time) (empty bool) {
 	}
 	empty = p.emptyLocked()
 	if p.waiting > 0 {
-		p.notifyLocked() // a crowded upstream may have room again, which nobody tells
+		p.changed.FireLocked() // a crowded upstream may have room again, which nobody tells
 	}
 	p.mu.Unlock()
 	for _, u := range ends {
@@ -360,7 +325,7 @@ func (p *pool) tend(now time.Time) (empty bool) {
 }
 
 func (p *pool) emptyLocked() bool {
-	return len(p.ups) == 0 && p.clients == 0 && p.login == nil && p.dialling == nil && !p.rechecking
+	return len(p.ups) == 0 && p.clients == 0 && p.login == nil && p.dialling == nil && !p.standing.isRechecking()
 }
 
 // oldestIdle is the upstream that has been idle longest and since when, or nil.

@@ -1,4 +1,4 @@
-// How a pool comes by its upstreams: the first login, the recheck behind later ones, the refusal.
+// The verdict on an identity, and what it does: the first login, the recheck behind later ones, the refusal.
 
 package proxy
 
@@ -6,25 +6,21 @@ import (
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/wait"
 )
 
 // firstLogin opens the pool's first upstream, on the connection that verified the account if it is there.
-func (p *pool) firstLogin(f *flight) {
+func (p *pool) firstLogin() *amqp.Error {
 	u, err := p.openSpare(nil)
 	if u == nil && err == nil {
 		u, err = p.s.openUpstream(p, nil, false)
 	}
-	p.mu.Lock()
 	if err == nil {
+		p.mu.Lock()
 		p.addLocked(u)
+		p.mu.Unlock()
 	}
-	f.err = err
-	p.login = nil
-	p.mu.Unlock()
-	if err != nil && refuses(err) {
-		p.s.forget(p, err)
-	}
-	close(f.done)
+	return err
 }
 
 // openSpare opens the vhost on the account's spare connection, see takeSpare. Nil and nil: there is none that works.
@@ -45,7 +41,7 @@ func (p *pool) openSpare(props []byte) (*upstream, *amqp.Error) {
 	p.stayedAway()
 	u.link.Close()
 	p.s.gate.give()
-	if answered(err) && !limitReached(err) {
+	if v := p.heard(err); v.ruling == refused || v.ruling == throttled {
 		return nil, err
 	}
 	return nil, nil // at a limit there may be room to be made; or it may have died while it waited: dial anew
@@ -66,92 +62,146 @@ func (p *pool) usableLocked() bool {
 	return false
 }
 
-// recheckFor is how long, beyond auth_ttl, an identity is served that could not be verified
-// anew: for want of a place or a broker, or because that throttles. Then its logins wait for the verdict.
-const recheckFor = 10 * time.Minute
-
-// overdueLocked tells whether the identity has gone unverified for too long to be served on.
-func (p *pool) overdueLocked() bool {
-	return p.env.now()-p.verified > int64(p.env.cfg().AuthTTL+recheckFor)
+// admitted is the verdict on the identity: open-ok may be sent when it is nil. A client that is a
+// session from its start has its own upstream then.
+func (c *client) admitted() *amqp.Error {
+	p := c.pool
+	came := time.Now()
+	for {
+		if p.standing.trust(p.env.now(), p.env.cfg().AuthTTL) >= stale && c.served() {
+			p.recheckBehind()
+			p.env.n.reuseHits.Add(1)
+			p.reused.Add(1)
+			return nil
+		}
+		if c.isSession {
+			return c.openOwn()
+		}
+		f := p.flight()
+		select {
+		case <-f.Landed():
+			if v := f.Result(); !v.again(came, f.Began) {
+				return v.words
+			}
+		case <-c.gone:
+			return errGone
+		}
+	}
 }
 
-// recheckDueLocked tells whether the caller shall spawn a recheck behind its login.
-func (p *pool) recheckDueLocked() bool {
-	now := p.env.now()
-	if p.rechecking || now-p.verified <= int64(p.env.cfg().AuthTTL) || now < p.recheckFrom {
+// served reports whether an upstream stands that the client can use at once.
+func (c *client) served() bool {
+	if !c.isSession {
+		return c.pool.usable()
+	}
+	u := c.pool.idleSession(c)
+	if u == nil {
 		return false
 	}
-	p.rechecking = true
+	c.session = u
+	c.hasSession.Store(true)
 	return true
 }
 
-// recheckFirst is a recheck that logins wait for.
-func (p *pool) recheckFirst(f *flight) {
-	err := p.recheck()
-	p.mu.Lock()
-	f.err = err
-	p.login = nil
-	p.mu.Unlock()
-	close(f.done)
+// openOwn opens the upstream of a client that is a session from its start.
+func (c *client) openOwn() *amqp.Error {
+	u, e := c.pool.openSpare(c.props)
+	switch {
+	case u != nil:
+		c.adopt(u)
+	case e == nil:
+		u, e = c.openSession()
+	}
+	c.session = u
+	return e
 }
 
-// recheck verifies the identity anew, behind a login that was served already. The error is why it is not.
+// flight is the login that many wait for, begun where there is none.
+func (p *pool) flight() *loginFlight {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.login == nil {
+		f := wait.NewFlight[verdict](p.env.ctx)
+		p.login = f
+		ask := p.firstLogin
+		if p.usableLocked() && p.standing.trust(p.env.now(), p.env.cfg().AuthTTL) != untrusted {
+			ask = p.recheck
+		}
+		p.env.spawn(func() {
+			v := verdictOf(ask())
+			p.mu.Lock()
+			p.login = nil
+			p.mu.Unlock()
+			f.Land(v)
+		})
+	}
+	return p.login
+}
+
+// heard takes the broker's word on the identity, whoever asked for it. Any lock may be held for an
+// acceptance, nil.
+func (p *pool) heard(e *amqp.Error) verdict {
+	v := verdictOf(e)
+	revoked := p.standing.hear(v, p.env.now())
+	switch v.ruling {
+	case accepted, full:
+		p.account.standing.renew(p.env.now())
+	case refused:
+		if revoked {
+			p.env.log.Warn("identity refused by the broker, no longer served", "user", p.id.user, "vhost", p.id.vhost,
+				"code", e.Code, "reason", e.Text)
+		}
+		p.s.forget(p, v)
+	}
+	return v
+}
+
+// recheckBehind has the identity verified anew, if it is time, behind a login that was served.
+func (p *pool) recheckBehind() {
+	if p.standing.recheckDue(p.env.now(), p.env.cfg().AuthTTL) {
+		p.env.spawn(func() { _ = p.recheck() })
+	}
+}
+
+// recheck verifies the identity anew. The error is why it is not.
 func (p *pool) recheck() *amqp.Error {
 	u, err := p.s.openUpstream(p, nil, true)
-	if err != nil && refuses(err) {
-		p.mu.Lock()
-		p.rechecking = false
-		p.mu.Unlock()
-		p.env.log.Warn("identity refused by the broker, no longer served", "user", p.id.user, "vhost", p.id.vhost,
-			"code", err.Code, "reason", err.Text)
-		p.s.forget(p, err)
-		return err
-	}
-	spare, told := false, false
+	v := verdictOf(err)
+	now, cfg := p.env.now(), p.env.cfg()
+	spare := false
 	p.mu.Lock()
-	p.rechecking = false
 	switch {
-	case err != nil && limitReached(err):
-		p.recheckedLocked() // told after user and secret were found right
-		err = nil
-	case err != nil:
-		p.recheckFrom = p.env.now() + int64(p.env.cfg().RetryDelay)
-		told, p.recheckFailed = !p.recheckFailed, true
+	case v.ruling != accepted:
 	case p.usableLocked():
-		p.arrivedLocked(u)
-		p.recheckedLocked()
-		u.start(p)
 		spare = true
+		p.arrivedLocked(u)
+		p.heard(nil)
+		u.start(p)
 	default:
 		p.addLocked(u) // the place for it was made by closing the last one
 	}
-	left := time.Duration(p.verified) + p.env.cfg().AuthTTL + recheckFor - time.Duration(p.env.now())
+	tell, left := p.standing.rechecked(v, now+int64(cfg.RetryDelay), now, cfg.AuthTTL)
 	p.mu.Unlock()
-	if err != nil && p.s.ctx.Err() == nil {
+	switch {
+	case spare:
+		u.close("verified")
+	case v.ruling == full:
+		return nil // told after user and secret were found right
+	case v.ruling == throttled, v.ruling == away:
 		p.env.n.rechecksFailed.Add(1)
-		if told {
+		if tell {
 			p.env.log.Warn("identity could not be verified anew, served from its last login for now", "user", p.id.user,
-				"vhost", p.id.vhost, "code", err.Code, "reason", err.Text, "at_most", max(0, left).Round(time.Second))
+				"vhost", p.id.vhost, "code", err.Code, "reason", err.Text, "at_most", left.Round(time.Second))
 		}
 	}
-	if spare {
-		u.close("verified")
-	}
 	return err
-}
-
-// recheckedLocked notes that the broker has accepted user and secret.
-func (p *pool) recheckedLocked() {
-	p.recheckFailed, p.recheckFrom = false, 0
-	p.verified = p.env.now()
-	p.account.verified.Store(p.verified)
 }
 
 // forget is called when the broker refuses the identity: who is connected stays, nobody
 // new comes in unless the broker accepts them.
 func (p *pool) forget() {
 	p.mu.Lock()
-	p.forgotten, p.verified = true, 0
+	p.forgotten = true
 	p.mu.Unlock()
 	p.leaveForgotten()
 }

@@ -440,7 +440,7 @@ func TestForgottenAmidALogin(t *testing.T) {
 		a := r.client(proxytest.ClientConfig{})
 		b := r.connect(proxytest.ClientConfig{})
 		r.must(b.Start())
-		r.s.forget(r.s.allPools()[0], amqp.Errorf(amqp.AccessRefused, 0, "for a moment"))
+		r.s.forget(r.s.allPools()[0], verdictOf(amqp.Errorf(amqp.AccessRefused, 0, "for a moment")))
 		r.must(b.TuneOk())
 		r.must(b.Open())
 		if n := r.s.Stats().Identities; n != 2 {

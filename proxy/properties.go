@@ -47,7 +47,7 @@ func (s *Server) startFrame(info *broker.Info) []byte {
 	if g := s.greeting.Load(); g != nil && (g.of == info || bytes.Equal(g.of.Properties, info.Properties)) {
 		return g.frame
 	}
-	g := &greeting{info, amqp.AppendStart(nil, s.withProxy(info.Properties), mechanisms, "en_US")}
+	g := &greeting{info, amqp.AppendStart(nil, s.withProxy(info.Properties), s.auth.mechanisms(), "en_US")}
 	s.greeting.Store(g)
 	return g.frame
 }

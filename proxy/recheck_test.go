@@ -44,6 +44,9 @@ func TestRecheckWithoutAPlace(t *testing.T) {
 			if n := strings.Count(r.log(), "could not be verified anew"); n != 1 {
 				t.Errorf("the log tells of it %d times, want once", n)
 			}
+			if p := r.s.Stats().Pools[0]; p.Verdict != "away" || !strings.Contains(p.Reason, "max_upstreams = 1") || time.Since(p.Heard) > recheckFor {
+				t.Errorf("the pool tells of the verdict %q, %q, heard %v ago", p.Verdict, p.Reason, time.Since(p.Heard))
+			}
 			if in.count(isMethod(amqp.ConnectionClose)) != 0 {
 				t.Error("who was connected has been closed")
 			}

@@ -74,16 +74,16 @@ func (s *Server) accepted(a *account, id loginID) {
 		a.logins.Add(1) // it has come before, and comes again
 		return
 	}
-	if !s.rotation.add(a.key.User) {
+	if !s.rotation.add(a.login.user) {
 		return
 	}
 	remedy := "let the application keep its password or token until shortly before it expires"
-	if signedUser(a.key.User) {
+	if signedUser(a.login.user) {
 		remedy = "its name is that of an AccessKey of Alibaba Cloud, whose passwords are signed anew at each login: " +
 			"create a static username and password for the instance and let the application use these"
 	}
 	s.log.Warn("a user's password changes at each login, so that no connection to the broker can be reused",
-		"user", a.key.User, "passwords", secretsFree+1, "within", secretsWithin, "remedy", remedy)
+		"user", a.login.user, "passwords", secretsFree+1, "within", secretsWithin, "remedy", remedy)
 }
 
 // signedUser tells whether a user name is one of ApsaraMQ's whose passwords are signatures.

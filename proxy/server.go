@@ -35,6 +35,7 @@ type Server struct {
 	broker *broker.Broker
 	// noBroker stands in before the first handshake with the broker: RabbitMQ's values.
 	noBroker   *broker.Info
+	auth       authenticator
 	strangers  *strangers
 	rotation   rotation
 	selfChecks sync.Map // the addresses of SelfCheck's connections, which are greeted without a broker
@@ -92,7 +93,8 @@ func New(cfg Config) (*Server, error) {
 	s.ctx, s.stop = context.WithCancel(bg)
 	s.gate.s, s.gate.env = s, &s.env
 	s.queues.full = make(chan struct{}, 1)
-	s.logins.accounts = make(map[accountKey]*account)
+	s.logins.accounts = make(map[login]*account)
+	s.auth = brokerDecides{}
 	s.strangers = newStrangers()
 	s.broker = broker.New(s.ctx, s.log, s.spawn, broker.Config{})
 	s.setConfig(cfg)

@@ -80,6 +80,10 @@ type PoolStats struct {
 	// connection to the broker was there. They count from the pool's making: one that nobody
 	// has used for idle_timeout is forgotten.
 	Logins, Reused uint64
+	// Verdict is what the broker last decided when the identity logged in: accepted, refused, full,
+	// throttled, or away where it said nothing. Reason is its text, unless it accepted; Heard is when.
+	Verdict, Reason string
+	Heard           time.Time
 }
 
 // counters are the server's own; Stats is made of them.
@@ -166,6 +170,12 @@ func (p *pool) stats() PoolStats {
 	defer p.mu.Unlock()
 	st := PoolStats{User: p.id.user, VHost: p.id.vhost, Clients: p.clients, Upstreams: len(p.ups), Waiting: p.waiting,
 		Logins: p.logins.Load(), Reused: p.reused.Load()}
+	if v, at := p.standing.latest(); at != 0 {
+		st.Verdict, st.Heard = v.String(), p.env.began.Add(time.Duration(at))
+		if v.words != nil {
+			st.Reason = v.words.Text
+		}
+	}
 	for _, u := range p.ups {
 		st.Channels += u.load
 		switch {

@@ -10,6 +10,7 @@ import (
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
+	"io"
 	"net"
 	"sync"
 	"time"
@@ -76,12 +77,13 @@ func newStrangers() *strangers {
 	return s
 }
 
-// id is that of a credential, or of a credential and a vhost.
-func (s *strangers) id(key accountKey, vhost ...string) (id loginID) {
+// id is that of a login, or of a login and a vhost.
+func (s *strangers) id(who login, vhost ...string) (id loginID) {
 	h := hmac.New(sha256.New, s.key[:])
-	for _, part := range append([]string{key.User, string(key.Secret)}, vhost...) {
-		_, _ = h.Write([]byte(part))
-		_, _ = h.Write([]byte{0}) // none of them has a NUL that counts: a broker takes none
+	_, _ = io.WriteString(h, who.user+"\x00")
+	who.sends.digest(h)
+	for _, v := range vhost {
+		_, _ = io.WriteString(h, v+"\x00")
 	}
 	h.Sum(id[:0])
 	return id

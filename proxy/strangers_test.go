@@ -162,15 +162,19 @@ func TestStrangersEvictNobody(t *testing.T) {
 // The hash stands for one credential only, and nobody known is forgotten by few others.
 func TestWhoIsKnown(t *testing.T) {
 	s := newStrangers()
-	a := s.id(accountKey{User: "u", Secret: "p"})
-	if a == s.id(accountKey{User: "up", Secret: ""}) || a == s.id(accountKey{User: "u", Secret: "p"}, "/") || a == newStrangers().id(accountKey{User: "u", Secret: "p"}) {
+	who := func(user, secret string) login {
+		w, _ := brokerDecides{}.identify(bg, claim{"PLAIN", user, broker.NewSecret(secret)})
+		return w
+	}
+	a := s.id(who("u", "p"))
+	if a == s.id(who("up", "")) || a == s.id(who("u", "p"), "/") || a == newStrangers().id(who("u", "p")) {
 		t.Error("two credentials, one id")
 	}
 	if s.known(a) || s.accept(a) || !s.accept(a) || !s.known(a) {
 		t.Error("accepted is not known")
 	}
 	for i := range acceptedMost / 2 {
-		s.accept(s.id(accountKey{User: fmt.Sprint(i)}))
+		s.accept(s.id(who(fmt.Sprint(i), "")))
 	}
 	if !s.known(a) {
 		t.Error("forgotten by others")

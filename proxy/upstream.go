@@ -457,7 +457,7 @@ func (u *upstream) fail(e *amqp.Error, lost bool) {
 		if u.blamed.Load() {
 			level = slog.LevelDebug
 		}
-		u.env.log.Log(bg, level, "upstream lost", "upstream", u.n, "user", u.account.key.User, "vhost", u.vhost(),
+		u.env.log.Log(bg, level, "upstream lost", "upstream", u.n, "user", u.account.login.user, "vhost", u.vhost(),
 			"code", e.Code, "reason", e.Text, "clients", len(told))
 	}
 	for _, c := range told {

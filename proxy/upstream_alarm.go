@@ -8,7 +8,7 @@ func (u *upstream) alarm(reason string) {
 	u.blockedReason = reason
 	u.blocked.Store(true)
 	u.mu.Unlock()
-	u.env.log.Warn("broker blocks publishers", "upstream", u.n, "user", u.account.key.User,
+	u.env.log.Warn("broker blocks publishers", "upstream", u.n, "user", u.account.login.user,
 		"vhost", u.vhost(), "reason", reason)
 	if t := u.table.Load(); t != nil {
 		for i := range *t {

@@ -19,7 +19,11 @@ func (c *Config) brokerConfig() broker.Config {
 }
 
 // dial connects to the broker and logs in; props nil: with the proxy's own client-properties.
-func (s *Server) dial(ctx context.Context, lane broker.Lane, key accountKey, props []byte) (*upstream, *amqp.Error) {
+func (s *Server) dial(ctx context.Context, lane broker.Lane, who login, props []byte) (*upstream, *amqp.Error) {
+	key, err := who.sends.next(ctx)
+	if err != nil {
+		return nil, s.forClients(err)
+	}
 	u := &upstream{s: s, env: &s.env, opened: s.clock(), done: make(chan struct{}), props: props}
 	u.n = s.n.upstreamSeq.Add(1)
 	sent := props
@@ -40,10 +44,10 @@ func (s *Server) dial(ctx context.Context, lane broker.Lane, key accountKey, pro
 }
 
 // fitsStartOk reports whether a login with these client-properties is no longer than the broker takes.
-func (s *Server) fitsStartOk(props []byte, key accountKey) bool {
+func (s *Server) fitsStartOk(props []byte, key broker.Credential) bool {
 	const rest = 64 // the frame, mechanism and locale
 	info := s.broker.Info()
-	return info == nil || info.FirstFrame() == 0 || len(props)+len(key.User)+len(key.Secret)+rest <= info.FirstFrame()
+	return info == nil || info.FirstFrame() == 0 || len(props)+len(key.User)+len(key.Secret.Reveal())+rest <= info.FirstFrame()
 }
 
 // forClients is what a client may hear of an error of the broker's or the way to it.
@@ -105,15 +109,17 @@ func (u *upstream) start(p *pool) {
 // beyond: it is for a moment and may be one more than the pool's bound.
 func (s *Server) openUpstream(p *pool, props []byte, beyond bool) (*upstream, *amqp.Error) {
 	if err := s.gate.take(p, props != nil, beyond); err != nil {
+		p.heard(err)
 		return nil, err
 	}
 	u, err := s.dialOpen(p, props)
-	if err != nil && limitReached(err) && !beyond && s.makeRoom(p, err) {
+	if err != nil && verdictOf(err).ruling == full && !beyond && s.makeRoom(p, err) {
 		u, err = s.dialOpen(p, props)
 	}
 	if err != nil {
 		p.stayedAway()
 		s.gate.give()
+		p.heard(err)
 		return nil, err
 	}
 	u.arriving = true
@@ -124,7 +130,7 @@ func (s *Server) openUpstream(p *pool, props []byte, beyond bool) (*upstream, *a
 
 // dialOpen is dial and open.
 func (s *Server) dialOpen(p *pool, props []byte) (*upstream, *amqp.Error) {
-	u, err := s.dial(s.ctx, broker.Known, p.account.key, props)
+	u, err := s.dial(s.ctx, broker.Known, p.account.login, props)
 	if err != nil {
 		return nil, err
 	}

@@ -25,7 +25,7 @@ type delivery struct {
 
 // read runs until the upstream ends; its goroutine is the upstream's owner.
 func (u *upstream) read() {
-	u.env.log.Info("upstream opened", "upstream", u.n, "user", u.account.key.User, "vhost", u.vhost())
+	u.env.log.Info("upstream opened", "upstream", u.n, "user", u.account.login.user, "vhost", u.vhost())
 	defer u.s.readerGone(u)
 	defer u.rd.Release()
 	var ackNow func()

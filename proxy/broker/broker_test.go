@@ -3,6 +3,7 @@ package broker
 import (
 	"context"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -84,7 +85,7 @@ func in(f func() error) <-chan error {
 
 func (r *rig) login(l Lane, user string) <-chan error {
 	return in(func() error {
-		k, err := r.b.Login(ctx, l, Credential{user, "s3cret"}, props())
+		k, err := r.b.Login(ctx, l, Credential{user, NewSecret("s3cret")}, props())
 		if err != nil {
 			return err
 		}
@@ -147,7 +148,7 @@ func TestRefusedByTheEndOfTheSocket(t *testing.T) {
 					p = props()
 				}
 				done := in(func() error {
-					_, err := r.b.Login(ctx, Known, Credential{"u", "x"}, p)
+					_, err := r.b.Login(ctx, Known, Credential{"u", NewSecret("x")}, p)
 					return err
 				})
 				peer := r.sc.Accept()
@@ -255,7 +256,7 @@ func TestNobodyWaits(t *testing.T) {
 		for range 2 * slowInARow {
 			c, cancel := context.WithCancel(ctx)
 			done := in(func() error {
-				_, err := r.b.Login(c, Strangers, Credential{"u", "x"}, props())
+				_, err := r.b.Login(c, Strangers, Credential{"u", NewSecret("x")}, props())
 				return err
 			})
 			synctest.Wait()
@@ -424,7 +425,7 @@ func TestTargets(t *testing.T) {
 func TestStartOkTooLarge(t *testing.T) {
 	withBroker(t, func(r *rig) {
 		done := in(func() error {
-			_, err := r.b.Login(ctx, Strangers, Credential{"u", Secret(strings.Repeat("p", 4096))}, props())
+			_, err := r.b.Login(ctx, Strangers, Credential{"u", NewSecret(strings.Repeat("p", 4096))}, props())
 			return err
 		})
 		p := r.sc.Accept()
@@ -438,14 +439,42 @@ func TestStartOkTooLarge(t *testing.T) {
 }
 
 func TestSecretIsNotPrinted(t *testing.T) {
-	c := Credential{"u", "hunter2"}
+	c := Credential{"u", NewSecret("hunter2")}
+	// Fields that fmt cannot ask are printed as they are.
+	hidden := struct {
+		s Secret
+		c Credential
+		p *Credential
+		m map[Credential]*Secret
+	}{c.Secret, c, &c, map[Credential]*Secret{c: &c.Secret}}
 	var out strings.Builder
-	slog.New(slog.NewTextHandler(&out, nil)).Info("x", "c", c, "s", c.Secret, "p", &c)
-	slog.New(slog.NewJSONHandler(&out, nil)).Info("x", "c", c, "s", c.Secret, "p", &c)
-	for _, f := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d"} {
-		out.WriteString(fmt.Sprintf(f+f+f, c, c.Secret, &c))
+	for _, h := range []slog.Handler{slog.NewTextHandler(&out, nil), slog.NewJSONHandler(&out, nil)} {
+		slog.New(h).Info("x", "c", c, "s", c.Secret, "p", &c, "h", hidden, "e", fmt.Errorf("no: %v", hidden))
 	}
-	if strings.Contains(out.String(), "hunter") || strings.Contains(out.String(), fmt.Sprintf("%x", "hunter")) {
-		t.Error(out.String())
+	for _, f := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d"} {
+		out.WriteString(fmt.Sprintf(f+f+f+f+f, c, c.Secret, &c, hidden, &hidden))
+	}
+	for _, v := range []any{c, c.Secret, &c, map[string]Secret{"k": c.Secret}} {
+		b, err := json.Marshal(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out.Write(b)
+	}
+	out.WriteString(c.Secret.String() + c.Secret.GoString() + c.Secret.LogValue().String())
+	for _, leak := range []string{"hunter", fmt.Sprintf("%x", "hunter"), fmt.Sprint([]byte("hunter"))[1:20]} {
+		if strings.Contains(out.String(), leak) {
+			t.Errorf("%q is in\n%s", leak, out.String())
+		}
+	}
+	if !strings.Contains(out.String(), redacted) || c.Secret.Reveal() != "hunter2" {
+		t.Error("nothing is printed, or nothing is kept")
+	}
+}
+
+// Secrets are keys of maps: equal ones are the same.
+func TestSecretsCompare(t *testing.T) {
+	if NewSecret("a") != NewSecret(string([]byte{'a'})) || NewSecret("a") == NewSecret("b") || NewSecret("") != (Secret{}) || (Secret{}).Reveal() != "" {
+		t.Error("equal secrets differ, or different ones do not")
 	}
 }

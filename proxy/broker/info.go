@@ -1,4 +1,4 @@
-// What a broker tells of itself, and who logs in to it.
+// What a broker tells of itself.
 
 package broker
 
@@ -10,22 +10,6 @@ import (
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
 )
-
-// Secret is a password or token. It formats as [redacted], however it is printed.
-type Secret string
-
-func (Secret) String() string               { return "[redacted]" }
-func (Secret) GoString() string             { return "[redacted]" }
-func (Secret) MarshalText() ([]byte, error) { return []byte("[redacted]"), nil }
-
-// Format covers the verbs that would not ask String.
-func (Secret) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte("[redacted]")) }
-
-// Credential is what the broker is sent at a login.
-type Credential struct {
-	User   string
-	Secret Secret
-}
 
 // Info is what a broker's handshake told of it.
 type Info struct {

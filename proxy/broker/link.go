@@ -133,10 +133,10 @@ func (k *Link) next() (amqp.Frame, error) {
 func (k *Link) logIn(ctx context.Context, c Credential, props []byte) error {
 	var verdict *amqp.Error
 	err := k.within(ctx, func() error {
-		mechanism, response := "PLAIN", []byte("\x00"+c.User+"\x00"+string(c.Secret))
+		mechanism, response := "PLAIN", []byte("\x00"+c.User+"\x00"+c.Secret.Reveal())
 		if !hasWord(k.Info.Mechanisms, mechanism) && hasWord(k.Info.Mechanisms, "AMQPLAIN") {
 			mechanism = "AMQPLAIN"
-			response = amqp.AppendStringField(amqp.AppendStringField(nil, "LOGIN", c.User), "PASSWORD", string(c.Secret))
+			response = amqp.AppendStringField(amqp.AppendStringField(nil, "LOGIN", c.User), "PASSWORD", c.Secret.Reveal())
 		}
 		startOk := amqp.AppendStartOk(nil, props, mechanism, response, "en_US")
 		if most := k.Info.FirstFrame(); most > 0 && len(startOk) > most {

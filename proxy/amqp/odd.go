@@ -70,20 +70,17 @@ func LateTimes(table []byte) bool {
 	return false
 }
 
-// lateTime measures a value and looks for such a time in it; n is 0 where it is none.
+// lateTime measures a value of a table that has been checked, and looks for such a time in
+// it; n is 0 where it is none. What is nested is walked once, not again at each level.
 func lateTime(b []byte) (n int, late bool) {
 	const year10000 = 253402300800
-	n, why := checkValue(b, 0)
-	if why != "" {
-		return 0, false
-	}
-	switch b[0] {
-	case 'T':
-		t := binary.BigEndian.Uint64(b[1:])
-		return n, t >= year10000
-	case 'F':
-		return n, LateTimes(b[5:n])
-	case 'A':
+	if len(b) > 4 && (b[0] == 'F' || b[0] == 'A') {
+		if n = longLen(b[1:], 5); n > len(b) {
+			return 0, false
+		}
+		if b[0] == 'F' {
+			return n, LateTimes(b[5:n])
+		}
 		for v := b[5:n]; len(v) > 0; {
 			k, late := lateTime(v)
 			if late || k == 0 {
@@ -91,6 +88,11 @@ func lateTime(b []byte) (n int, late bool) {
 			}
 			v = v[k:]
 		}
+		return n, false
 	}
-	return n, false
+	n, why := checkValue(b, 0)
+	if why != "" {
+		return 0, false
+	}
+	return n, b[0] == 'T' && binary.BigEndian.Uint64(b[1:]) >= year10000
 }

@@ -327,7 +327,7 @@ func TestLavinDeepTable(t *testing.T) {
 		return table
 	}
 	ways(t, proxytest.BrokerConfig{Flavour: proxytest.LavinMQ}, nil, func(w *way) error {
-		for n, good := range map[int]bool{60: true, 100: w.via == straight} {
+		for n, good := range map[int]bool{60: true, 120: true, 200: w.via == straight} {
 			c, err := w.client()
 			if err != nil {
 				return err

@@ -97,7 +97,7 @@ func exceptionOf(name string) (exception, bool) {
 		strings.Contains(name, "reply-to of a term that is no pid") {
 		return exception{`connection.close(ch 0) 541 by 0.0 "INTERNAL_ERROR"`, ignored}, true
 	}
-	if strings.HasSuffix(name, " deep") && !strings.Contains(name, "64") {
+	if strings.HasSuffix(name, "000 tables deep") || strings.HasSuffix(name, "000 arrays deep") {
 		by := "60.40"
 		switch {
 		case strings.Contains(name, "exchange.declare"):

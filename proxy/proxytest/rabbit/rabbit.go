@@ -61,6 +61,7 @@ type Broker struct {
 	NoProc  error  // why /proc is not there although WithProc asked for it
 
 	seesProc bool
+	settings string // more of rabbitmq.conf
 
 	root   string // a directory to change the root to, or ""
 	dir    string // private directory, as this process sees it
@@ -126,6 +127,9 @@ type Option func(*Broker)
 // monitor does not run and the management plugin does not start. Where mounting is not
 // allowed the broker starts all the same; NoProc then says why.
 func WithProc(b *Broker) { b.seesProc = true }
+
+// WithSettings adds lines to the broker's rabbitmq.conf.
+func WithSettings(lines string) Option { return func(b *Broker) { b.settings = lines } }
 
 // Start starts a broker and waits until it answers AMQP on both ports.
 func Start(v Version, options ...Option) (_ *Broker, err error) {
@@ -246,7 +250,7 @@ disk_free_limit.absolute = 10MB
 log.file = rabbit.log
 log.file.level = info
 log.connection.level = warning
-`, b.Port, b.TLSPort, b.inner)
+`, b.Port, b.TLSPort, b.inner) + b.settings
 	files := map[string]string{
 		"rabbitmq.conf":   conf,
 		"enabled_plugins": "[].\n",

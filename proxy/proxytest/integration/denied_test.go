@@ -1,0 +1,107 @@
+// RabbitMQ 4.3 that refuses a deprecated feature, as its operator may tell it to and newer
+// versions are to do by themselves: what uses it is a hard error, which is the user's alone.
+
+//go:build linux
+
+package integration
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	wire "github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/proxytest"
+	"github.com/amqproxysvc/amqproxysvc/proxy/proxytest/rabbit"
+)
+
+// A plain declare of a transient queue ends its client's connection in the broker's words, and
+// nobody else's, not even the first time; nor is anybody kept apart for it.
+func TestDeniedTransientQueues(t *testing.T) {
+	if err := rabbit.Available(rabbit.V43); err != nil {
+		rabbit.Skip(t, err)
+	}
+	b, err := rabbit.Start(rabbit.V43, rabbit.WithSettings("deprecated_features.permit.transient_nonexcl_queues = false\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(b.Close)
+
+	const tenants, offenders = 10, 5
+	words := "" // the broker's
+	for _, via := range []string{"straight", "auto", "shared", "session"} {
+		t.Run(via, func(t *testing.T) {
+			addr := b.Addr()
+			if via != "straight" {
+				addr = startProxy(t, true, b.URL(), fmt.Sprintf("[[listener]]\npool_mode = %q\n", via)).addr
+			}
+			connect := func() *proxytest.Client {
+				t.Helper()
+				c, err := proxytest.Dial(proxytest.ClientConfig{Addr: addr, Timeout: patience})
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { c.Abort() })
+				if err := c.OpenChannel(1); err != nil {
+					t.Fatal(err)
+				}
+				return c
+			}
+			work := func(c *proxytest.Client) error {
+				return errors.Join(c.Publish(1, "", "kept", []byte("x")), c.WaitConfirms(1))
+			}
+			var at []*proxytest.Client
+			for range tenants {
+				c := connect()
+				_, err := c.DeclareQueue(1, "kept", proxytest.Durable)
+				if err := errors.Join(err, c.Confirm(1), work(c)); err != nil {
+					t.Fatal(err)
+				}
+				at = append(at, c)
+			}
+			closed := 0
+			for i := range offenders {
+				c := connect()
+				if i%2 == 1 { // one whose channel cannot move
+					if err := errors.Join(c.Confirm(1), work(c)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				_, err := c.DeclareQueue(1, "passing", 0)
+				var e *wire.Error
+				if !errors.As(err, &e) || e.Code != wire.InternalError || !strings.Contains(e.Text, "`transient_nonexcl_queues`") {
+					t.Fatalf("the declare of a transient queue: %v, want 541 with the broker's words", err)
+				}
+				if words == "" {
+					words = e.Text
+				}
+				if e.Text != words {
+					t.Errorf("said %q, straight %q", e.Text, words)
+				}
+				for i, c := range at {
+					if c == nil {
+						continue
+					}
+					if err := work(c); err != nil {
+						t.Errorf("tenant %d: %v", i, err)
+						closed++
+						at[i] = nil
+					}
+				}
+			}
+			t.Logf("FIGURE RabbitMQ %s with transient queues denied, %s: %d declares of one closed %d of %d other tenants",
+				rabbit.V43, via, offenders, closed, tenants)
+			// What is allowed still is, and those who have declared one are not kept apart.
+			c := connect()
+			if _, err := c.DeclareQueue(1, "kept", proxytest.Durable); err != nil {
+				t.Error(err)
+			}
+			if via == "auto" || via == "shared" {
+				if n := connections(t, b, 0); n > 3 { // the tenants', one that asked
+					t.Errorf("%d connections at the broker for %d clients", n, tenants+1)
+				}
+			}
+		})
+	}
+}

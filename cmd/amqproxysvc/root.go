@@ -85,7 +85,10 @@ Settings are taken from the command line, then the environment, then the file gi
 	}
 	for _, c := range allCommands(root)[1:] {
 		usageArgs(c)
+		c.InitDefaultHelpFlag()
+		c.Flags().Lookup("help").Usage = "Show this help"
 	}
+	fitHelp(root)
 	return root
 }
 

@@ -129,7 +129,7 @@ func installCommand() *cobra.Command {
 		Long: "Install the program as a service of systemd or Windows. A commented configuration is written where there is\n" +
 			"none, with the settings given here. When a step fails, what was done is taken back.",
 		Example: "  amqproxysvc install --upstream amqps://broker.example.com --start\n" +
-			"  amqproxysvc install --name amqproxysvc-eu -p 5674 --http-port 15674 --upstream amqps://eu.example.com",
+			"  amqproxysvc install --name eu -p 5674 -b 15674 --upstream amqps://eu.example",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			src, err := flags.source(nil, nil)

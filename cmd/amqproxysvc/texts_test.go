@@ -122,6 +122,31 @@ func TestDropIn(t *testing.T) {
 	}
 }
 
+// No line of any help is wider than a window of 80 columns, and all of the text is there.
+func TestHelpFits(t *testing.T) {
+	for _, c := range allCommands(newRootCommand()) {
+		args := append(strings.Fields(c.CommandPath())[1:], "--help")
+		if args[0] == "help" {
+			continue
+		}
+		help := stdoutOf(t, args...)
+		for line := range strings.Lines(help) {
+			if n := len([]rune(strings.TrimRight(line, "\n"))); n > helpWidth {
+				t.Errorf("%v: a line of %d columns: %s", args, n, line)
+			}
+		}
+		for _, text := range []string{c.Long, c.Short} {
+			if text == "" {
+				continue
+			}
+			if all := strings.Join(strings.Fields(help), " "); !strings.Contains(all, strings.Join(strings.Fields(text), " ")) {
+				t.Errorf("%v: the help lacks %q, it is\n%s", args, text, help)
+			}
+			break
+		}
+	}
+}
+
 func TestHelpAndCompletion(t *testing.T) {
 	help := stdoutOf(t, "--help")
 	for _, want := range []string{"amqproxysvc [flags] [AMQP_URL]", "-l, --listen ADDRESS", "-p, --port PORT", "(default 5673)", "check-config", "import-config"} {

@@ -26,11 +26,11 @@ func fitHelp(root *cobra.Command) {
 		}
 		return helpWidth
 	}
-	cobra.AddTemplateFunc("fitFlags", func(fs *pflag.FlagSet) string { return fs.FlagUsagesWrapped(width()) })
+	cobra.AddTemplateFunc("fitFlags", func(fs *pflag.FlagSet) string { return fitFlags(fs, width()) })
 	cobra.AddTemplateFunc("fitText", func(text string) string { return fitText(text, width()) })
 	cobra.AddTemplateFunc("fitShort", func(padding int, text string) string {
 		indent := strings.Repeat(" ", padding+3)
-		return strings.TrimSpace(terminal.Wrap(indent+text, max(width(), padding+23), indent))
+		return strings.TrimSpace(terminal.Wrap(text, max(width(), padding+23), indent))
 	})
 	usage := strings.NewReplacer(
 		".LocalFlags.FlagUsages", "fitFlags .LocalFlags",
@@ -44,6 +44,19 @@ func fitHelp(root *cobra.Command) {
 {{end}}{{if or .Runnable .HasSubCommands}}{{.UsageString}}{{end}}{{if not .HasParent}}
 Documents: ` + manualAt + `
 {{end}}`)
+}
+
+// fitFlags explains flags, in a narrow window each below its name: pflag breaks no line then.
+func fitFlags(fs *pflag.FlagSet, width int) string {
+	if width >= 70 {
+		return fs.FlagUsagesWrapped(width)
+	}
+	var b strings.Builder
+	for line := range strings.Lines(fs.FlagUsages()) {
+		flag, text, _ := strings.Cut(strings.TrimSpace(line), "   ")
+		b.WriteString("  " + flag + "\n" + terminal.Wrap(text, width, "      "))
+	}
+	return b.String()
 }
 
 // fitText breaks a text's paragraphs anew; lines that are indented stay as they are.

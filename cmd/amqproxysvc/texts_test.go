@@ -147,6 +147,20 @@ func TestHelpFits(t *testing.T) {
 	}
 }
 
+func TestHelpInANarrowWindow(t *testing.T) {
+	fs := newRootCommand().LocalFlags()
+	narrow := fitFlags(fs, 39)
+	for line := range strings.Lines(narrow) {
+		if n := len(strings.TrimRight(line, "\n")); n > 39 {
+			t.Errorf("a line of %d columns: %s", n, line)
+		}
+	}
+	words := func(text string) string { return strings.Join(strings.Fields(text), " ") }
+	if words(narrow) != words(fitFlags(fs, helpWidth)) {
+		t.Errorf("the narrow help says something else:\n%s", narrow)
+	}
+}
+
 func TestHelpAndCompletion(t *testing.T) {
 	help := stdoutOf(t, "--help")
 	for _, want := range []string{"amqproxysvc [flags] [AMQP_URL]", "-l, --listen ADDRESS", "-p, --port PORT", "(default 5673)", "check-config", "import-config"} {

@@ -238,3 +238,32 @@ func (s *Server) Kick(id uint64, user string) int {
 }
 
 var errKicked = amqp.Errorf(amqp.ConnectionForced, 0, "closed by the administrator")
+
+// Reconnect retires connections to the broker: they take no new channels and end with their
+// last one, while what comes opens new ones. The one of that ID, those of a user, or where
+// neither is given all. Sessions stay as long as their client. It returns how many it retired.
+func (s *Server) Reconnect(id uint64, user string) int {
+	n := 0
+	for _, p := range s.allPools() {
+		if user != "" && p.id.user != user {
+			continue
+		}
+		var ends []*upstream
+		p.mu.Lock()
+		for _, u := range p.ups {
+			if u.retired || id != 0 && u.n != id {
+				continue
+			}
+			u.retired = true
+			n++
+			if u.load == 0 && u.owner.Load() == nil {
+				ends = append(ends, u)
+			}
+		}
+		p.mu.Unlock()
+		for _, u := range ends {
+			u.close("retired")
+		}
+	}
+	return n
+}

@@ -115,7 +115,7 @@ func TestBadCommandLine(t *testing.T) {
 func TestNearestCommand(t *testing.T) {
 	commands := subcommandNames(newRootCommand())
 	for word, want := range map[string]string{
-		"statu": "status", "stat": "status", "stats": "status", "stauts": "status", "sttaus": "status", "star": "start", "strat": "start",
+		"statu": "status", "stat": "stats", "stauts": "status", "sttaus": "status", "star": "start", "strat": "start",
 		"sotp": "stop", "re": "reload", "relaod": "reload", "restrat": "restart", "unistall": "uninstall", "check": "check-config",
 		"broker": "", "x": "", "amqp://h": "",
 	} {

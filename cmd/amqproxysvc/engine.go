@@ -19,6 +19,7 @@ import (
 	"github.com/amqproxysvc/amqproxysvc/proxy/admin"
 	"github.com/amqproxysvc/amqproxysvc/service"
 	"github.com/amqproxysvc/amqproxysvc/service/config"
+	"github.com/amqproxysvc/amqproxysvc/service/control"
 	"github.com/amqproxysvc/amqproxysvc/service/logging"
 )
 
@@ -35,6 +36,10 @@ type proxyServer interface {
 	Ready(ctx context.Context) error
 	SelfCheck(ctx context.Context) error
 	Stats() proxy.Stats
+	ListClients() []proxy.ClientInfo
+	ListUpstreams() []proxy.UpstreamInfo
+	Kick(id uint64, user string) int
+	Reconnect(id uint64, user string) int
 }
 
 var newServer = func(cfg proxy.Config) (proxyServer, error) { return proxy.New(cfg) }
@@ -51,8 +56,13 @@ type engine struct {
 	adminSet  config.HTTP // what admin was started with
 	draining  atomic.Bool
 
-	mu       sync.Mutex
-	settings config.Settings // in force
+	name    string          // of the service's instance
+	managed bool            // a service manager started the process
+	control *control.Server // nil: there is no admin channel
+
+	mu        sync.Mutex
+	settings  config.Settings    // in force
+	explained []config.Explained // the same, with where each comes from
 }
 
 var _ service.Engine = (*engine)(nil)
@@ -70,7 +80,7 @@ func openEngine(src config.Source, logOpts logging.Options) (*engine, error) {
 		return nil, service.ConfigError(err)
 	}
 	logger := log.Logger()
-	e := &engine{src: src, log: log, settings: settings, adminSet: settings.HTTP}
+	e := &engine{src: src, log: log, settings: settings, explained: config.Explain(src, &settings), adminSet: settings.HTTP}
 	cfg, err := settings.ProxyConfig(programVersion(), logger)
 	if err == nil {
 		e.server, err = newServer(cfg)
@@ -106,10 +116,17 @@ func (e *engine) Start(_ context.Context, inherited []net.Listener) error {
 		}
 		httpListener = ln
 	}
+	if err := e.openControl(); err != nil {
+		if httpListener != nil {
+			_ = httpListener.Close()
+		}
+		return err
+	}
 	if err := e.server.Start(inherited); err != nil {
 		if httpListener != nil {
 			_ = httpListener.Close()
 		}
+		e.closeControl()
 		return bindError(err, "listener.address, listener.port")
 	}
 	e.mu.Lock()
@@ -206,8 +223,11 @@ func (e *engine) Reload(context.Context) (needRestart []string, err error) {
 	if settings.HTTP.Pprof != e.adminSet.Pprof {
 		needRestart = append(needRestart, "http.pprof")
 	}
+	if settings.Admin != old.Admin {
+		needRestart = append(needRestart, "admin.socket")
+	}
 	e.mu.Lock()
-	e.settings = settings
+	e.settings, e.explained = settings, config.Explain(e.src, &settings)
 	e.mu.Unlock()
 	if e.admin != nil {
 		e.admin.Forget() // what was known of the broker before
@@ -234,6 +254,7 @@ func (e *engine) Drain(ctx context.Context) error {
 		defer cancel()
 		err = errors.Join(err, e.admin.Shutdown(httpCtx))
 	}
+	e.closeControl()
 	return err
 }
 

@@ -46,6 +46,7 @@ func runProxy(ctx context.Context, src config.Source, o runOptions) error {
 			if openErr != nil {
 				return nil, openErr // not made itself: a nil *engine is no nil Engine
 			}
+			made.name, made.managed = o.Name, o.Managed
 			return made, nil
 		},
 		Ready: func(service.Engine) {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -56,6 +57,9 @@ type fakeServer struct {
 	need      []string
 	stuck     bool // Shutdown ends only by Close
 	ready     error
+
+	list []proxy.ClientInfo
+	ups  []proxy.UpstreamInfo
 }
 
 func newFake(cfg proxy.Config) *fakeServer {
@@ -155,6 +159,13 @@ func (f *fakeServer) SelfCheck(context.Context) error { return nil }
 func (f *fakeServer) Stats() proxy.Stats {
 	return proxy.Stats{Clients: int(f.clients.Load()), Upstreams: 1}
 }
+
+func (f *fakeServer) ListClients() []proxy.ClientInfo     { return f.list }
+func (f *fakeServer) ListUpstreams() []proxy.UpstreamInfo { return f.ups }
+func (f *fakeServer) Kick(id uint64, user string) int {
+	return len(slices.DeleteFunc(slices.Clone(f.list), func(c proxy.ClientInfo) bool { return c.ID != id && (id != 0 || c.User != user) }))
+}
+func (f *fakeServer) Reconnect(uint64, string) int { return len(f.ups) }
 
 // useFake puts the fake in the engine's place for one test.
 func useFake(t *testing.T, prepare func(*fakeServer)) *fakeServer {

@@ -58,6 +58,7 @@ Settings are taken from the command line, then the environment, then the file gi
 
 	root.AddCommand(checkConfigCommand(), importConfigCommand(), sampleConfigCommand(), versionCommand(), manCommand(), healthcheckCommand())
 	root.AddCommand(serviceCommands()...)
+	root.AddCommand(lookCommands()...)
 	for _, command := range systemCommands {
 		root.AddCommand(command())
 	}
@@ -273,9 +274,13 @@ func nearestCommand(word string, commands []string) string {
 	if best != "" {
 		return best
 	}
-	bestDistance := 2 + len(word)/4
+	bestDistance := 2 * (2 + len(word)/4)
 	for _, c := range commands {
-		if n := config.Distance(word, c); n < bestDistance {
+		n := 2 * config.Distance(word, c)
+		if len(c) == len(word) {
+			n-- // letters that changed places, rather than one too many
+		}
+		if n < bestDistance {
 			best, bestDistance = c, n
 		}
 	}

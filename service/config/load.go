@@ -131,6 +131,9 @@ func (s *Settings) check() (problems []string) {
 	if (s.TLS.CertFile == "") != (s.TLS.KeyFile == "") {
 		bad("tls.cert_file and tls.key_file go together, only one of them is set")
 	}
+	if at := s.Admin.Socket; at != "" && at != "off" && !socketPath(at) {
+		bad("admin.socket is %q, allowed is off, or %s", at, socketPathAllowed)
+	}
 	bound := []Listener{{Address: s.HTTP.Address, Port: s.HTTP.Port}}
 	for i, l := range s.Listeners {
 		for j, other := range bound {

@@ -23,6 +23,7 @@ type Settings struct {
 	Broker    Broker
 	TLS       TLS
 	HTTP      HTTP
+	Admin     Admin
 	Log       Log
 	// TermTimeout bounds the end of a drain, after clients were told to close; -1: no bound.
 	TermTimeout time.Duration
@@ -78,6 +79,11 @@ func (h HTTP) HostPort() string {
 		return ""
 	}
 	return hostPort(h.Address, h.Port)
+}
+
+// Admin is where the admin channel is.
+type Admin struct {
+	Socket string // "": the service's own place, "off": nowhere
 }
 
 // Log is where the log goes and how it looks.

@@ -80,6 +80,7 @@ var Sections = []Section{
 	{"pool", "Pools", "Connections to the broker, and how they are shared. A pool holds those of one user, password and vhost."},
 	{"client", "Clients", "What one client, and all of them, may take. In use at a time is at most message_buffer + client_queues + 256 KiB for each client (4 KiB while it is idle) + 16 KiB for each of max_handshakes + 1 MiB for each connection to the broker, 40 MiB for the program itself, and up to as much again before Go's collector has cleaned up, which the environment variable GOMEMLIMIT bounds."},
 	{"http", "Metrics and health", "/metrics for Prometheus, /healthz (the process lives) and /readyz (the broker can be reached)."},
+	{"admin", "Admin channel", "Where the commands that look at a running proxy and act on it reach it: clients, pools, upstreams, stats, top, config, kick, reconnect."},
 	{"log", "Logging", "Log lines go to the terminal, the journal or the Windows event log, and to a file when one is set."},
 }
 
@@ -208,6 +209,10 @@ var Table = []Setting{
 	{Section: "http", Key: "pprof", Kind: KindBool,
 		Help: "Serve Go's profiles under /debug/pprof/ too, to look into the proxy itself.",
 		at:   func(s *Settings, _ *Listener) any { return &s.HTTP.Pprof }},
+
+	{Section: "admin", Key: "socket", Kind: KindText,
+		Help: "Full path of a Unix socket, or on Windows the name of a pipe (\\\\.\\pipe\\NAME). Empty: the place of a service that the system manages, /run/NAME/control.sock or \\\\.\\pipe\\amqproxysvc-NAME; in the foreground none. off: none. Root, administrators and the service's own user may act; the service's group may look.",
+		at:   func(s *Settings, _ *Listener) any { return &s.Admin.Socket }},
 
 	{Section: "log", Key: "level", Kind: KindChoice, Values: []string{"debug", "info", "warn", "error"}, Env: "LOG_LEVEL", Live: true,
 		Help: "The least important lines that are logged. -d on the command line is short for debug.",

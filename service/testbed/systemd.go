@@ -232,6 +232,25 @@ func (l *life) running() {
 		s.contains(l.sh(s, prog, "status"), "running, pid ", "clients    1", "127.0.0.1:"+strconv.Itoa(l.port), l.broker.Addr())
 		s.note("%s", l.show(s, "StatusText"))
 	})
+	l.step("the admin channel: root acts, the group looks, a stranger is kept out", func(s *step) {
+		c := s.start("hold", l.port)
+		defer c.stop() // it is cut, and says so
+		s.until("the client is listed", 5*time.Second, func() bool { return strings.Contains(l.sh(s, prog, "clients"), "guest") })
+		s.contains(l.sh(s, prog, "pools"), "REUSE", "guest")
+		as := func(user string, group ...string) []string {
+			return append([]string{"setpriv", "--reuid", user, "--regid", "nogroup"}, append(group, prog)...)
+		}
+		member := as("nobody", "--groups", unit)
+		s.contains(l.sh(s, append(member, "clients", "--json")...), `"user": "guest"`)
+		s.contains(l.fails(s, 1, append(member, "kick", "--user", "guest")...), "kick is for root")
+		s.contains(l.fails(s, 1, append(as("nobody", "--clear-groups"), "clients")...), "permission denied")
+		s.contains(l.sh(s, prog, "clients"), "guest")
+		s.contains(l.sh(s, prog, "config"), config+":")
+		s.contains(l.sh(s, prog, "kick", "--user", "guest"), "1 client closed")
+		s.contains(l.journal(s, time.Now().Add(-10*time.Second)), "admin command", "uid 0")
+		s.contains(l.sh(s, prog, "reconnect"), "retired")
+		s.traffic(l.port, 5)
+	})
 	l.step("kill -9: back within 3 s", func(s *step) {
 		pid := l.pid(s)
 		l.sh(s, "systemctl", "kill", "--kill-who=main", "--signal=SIGKILL", unit)

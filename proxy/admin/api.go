@@ -1,0 +1,208 @@
+// What the admin channel answers: JSON of one schema, whose names stay. Times are seconds,
+// sizes octets.
+
+package admin
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy"
+)
+
+// Schema is the version of every answer's layout: fields may be added within one, none is
+// taken away or changes its meaning.
+const Schema = 1
+
+// Clients is the answer to `clients`.
+type Clients struct {
+	Schema  int      `json:"schema"`
+	Total   int      `json:"total"` // how many there are that match; Clients may be cut to a limit
+	Clients []Client `json:"clients"`
+}
+
+// Client is one client.
+type Client struct {
+	ID        uint64   `json:"id"`
+	User      string   `json:"user"`
+	VHost     string   `json:"vhost"`
+	Address   string   `json:"address"`
+	Name      string   `json:"name"`  // connection_name
+	State     string   `json:"state"` // connecting, waiting, running, blocked, closing
+	Mode      string   `json:"mode"`  // shared, session
+	Channels  int      `json:"channels"`
+	Bound     int      `json:"bound"`     // channels at the broker, those that are being closed included
+	Upstreams []uint64 `json:"upstreams"` // IDs of the connections to the broker that carry them
+	In        uint64   `json:"in_bytes"`
+	Out       uint64   `json:"out_bytes"`
+	Queue     int      `json:"queue_bytes"` // what waits to be sent to it
+	Age       float64  `json:"age_seconds"`
+	Idle      float64  `json:"idle_seconds"`    // since it last sent something
+	Waiting   float64  `json:"waiting_seconds"` // for a place on a connection to the broker
+}
+
+// Upstreams is the answer to `upstreams`.
+type Upstreams struct {
+	Schema    int        `json:"schema"`
+	Upstreams []Upstream `json:"upstreams"`
+}
+
+// Upstream is one connection to the broker.
+type Upstream struct {
+	ID       uint64  `json:"id"`
+	Broker   string  `json:"broker"`
+	User     string  `json:"user"`
+	VHost    string  `json:"vhost"`
+	State    string  `json:"state"`            // shared, session, idle, retired, suspect, blocked
+	Lane     string  `json:"lane"`             // publish, read, or "": nobody's yet
+	Client   uint64  `json:"client,omitempty"` // whose session it is
+	Channels int     `json:"channels"`
+	Kept     int     `json:"kept_channels"` // for the next clients
+	In       uint64  `json:"in_bytes"`
+	Out      uint64  `json:"out_bytes"`
+	Queue    int     `json:"queue_bytes"`
+	Age      float64 `json:"age_seconds"`
+	Idle     float64 `json:"idle_seconds"`
+	Blocked  string  `json:"blocked_reason,omitempty"`
+}
+
+// Pools is the answer to `pools`.
+type Pools struct {
+	Schema int    `json:"schema"`
+	Pools  []Pool `json:"pools"`
+}
+
+// Pool is what is held for one user, password and vhost: a user with two passwords has two.
+type Pool struct {
+	User      string  `json:"user"`
+	VHost     string  `json:"vhost"`
+	Clients   int     `json:"clients"`
+	Waiting   int     `json:"waiting_clients"`
+	MaxWait   float64 `json:"max_wait_seconds"` // of those that wait now
+	Upstreams int     `json:"upstreams"`
+	Idle      int     `json:"idle_upstreams"`
+	Sessions  int     `json:"session_upstreams"`
+	Channels  int     `json:"channels"`
+	Logins    uint64  `json:"logins"` // since the pool was made
+	Reused    uint64  `json:"reused"` // of these, served by a connection that was there
+}
+
+// Stats is the answer to `stats`: the counters that tell the most, all of them are in /metrics.
+type Stats struct {
+	Schema           int     `json:"schema"`
+	Version          string  `json:"version"`
+	Uptime           float64 `json:"uptime_seconds"`
+	BrokerUp         bool    `json:"broker_up"`
+	BrokerReason     string  `json:"broker_reason,omitempty"`
+	UpstreamsBlocked int     `json:"blocked_upstreams"`
+	Clients          int     `json:"clients"`
+	Waiting          int     `json:"waiting_clients"`
+	LongestWait      float64 `json:"longest_wait_seconds"`
+	Channels         int     `json:"channels"`
+	Upstreams        int     `json:"upstreams"`
+	Kept             int     `json:"kept_channels"`
+	ClientsTotal     uint64  `json:"clients_total"`
+	UpstreamsTotal   uint64  `json:"upstreams_total"`
+	LoginsOK         uint64  `json:"logins_ok"`
+	LoginsRefused    uint64  `json:"logins_refused"`
+	LoginsFailed     uint64  `json:"logins_failed"`
+	Reused           uint64  `json:"logins_reused"`
+	ChannelsOpened   uint64  `json:"channels_opened"`
+	ChannelsReused   uint64  `json:"channels_reused"`
+	UpstreamsLost    uint64  `json:"upstreams_lost"`
+	FromClients      uint64  `json:"received_from_clients_bytes"`
+	ToClients        uint64  `json:"sent_to_clients_bytes"`
+	FromUpstreams    uint64  `json:"received_from_upstreams_bytes"`
+	ToUpstreams      uint64  `json:"sent_to_upstreams_bytes"`
+}
+
+// Config is the answer to `config`.
+type Config struct {
+	Schema   int       `json:"schema"`
+	Settings []Setting `json:"settings"`
+}
+
+// Setting is one setting in force.
+type Setting struct {
+	Name   string `json:"name"`
+	Value  string `json:"value"`  // as it would stand in the settings file
+	Origin string `json:"origin"` // "default", "FILE:LINE", "environment NAME", "command line FLAG"
+}
+
+// Done is the answer to what changes something.
+type Done struct {
+	Schema int `json:"schema"`
+	Count  int `json:"count"` // how many clients or upstreams it fell on
+}
+
+// Failure is the answer to what could not be done.
+type Failure struct {
+	Schema int    `json:"schema"`
+	Error  string `json:"error"`
+}
+
+func seconds(d time.Duration) float64 { return d.Round(time.Millisecond).Seconds() }
+
+func clientOf(c proxy.ClientInfo) Client {
+	mode := "shared"
+	if c.Session {
+		mode = "session"
+	}
+	on := c.Upstreams
+	if on == nil {
+		on = []uint64{}
+	}
+	return Client{
+		ID: c.ID, User: c.User, VHost: c.VHost, Address: c.Address, Name: c.Name, State: string(c.State), Mode: mode,
+		Channels: c.Channels, Bound: c.Bound, Upstreams: on, In: c.In, Out: c.Out, Queue: c.Queue,
+		Age: seconds(c.Age), Idle: seconds(c.Idle), Waiting: seconds(c.Waiting),
+	}
+}
+
+func upstreamOf(u proxy.UpstreamInfo) Upstream {
+	return Upstream{
+		ID: u.ID, Broker: u.Broker, User: u.User, VHost: u.VHost, State: string(u.State), Lane: u.Lane, Client: u.Client,
+		Channels: u.Channels, Kept: u.Kept, In: u.In, Out: u.Out, Queue: u.Queue,
+		Age: seconds(u.Age), Idle: seconds(u.Idle), Blocked: u.Blocked,
+	}
+}
+
+// poolsOf puts those of one name beside each other, the longest wait first.
+func poolsOf(pools []proxy.PoolStats, clients []proxy.ClientInfo) []Pool {
+	type name struct{ user, vhost string }
+	longest := map[name]time.Duration{}
+	for _, c := range clients {
+		if c.Waiting > 0 {
+			longest[name{c.User, c.VHost}] = max(c.Waiting, longest[name{c.User, c.VHost}])
+		}
+	}
+	all := make([]Pool, 0, len(pools))
+	for _, p := range pools {
+		one := Pool{
+			User: p.User, VHost: p.VHost, Clients: p.Clients, Waiting: p.Waiting, Upstreams: p.Upstreams, Idle: p.Idle,
+			Sessions: p.Sessions, Channels: p.Channels, Logins: p.Logins, Reused: p.Reused,
+		}
+		if p.Waiting > 0 {
+			one.MaxWait = seconds(longest[name{p.User, p.VHost}])
+		}
+		all = append(all, one)
+	}
+	slices.SortStableFunc(all, func(a, b Pool) int {
+		return cmp.Or(cmp.Compare(b.MaxWait, a.MaxWait), cmp.Compare(a.User, b.User), cmp.Compare(a.VHost, b.VHost), cmp.Compare(b.Clients, a.Clients))
+	})
+	return all
+}
+
+func statsOf(s proxy.Stats, version string) Stats {
+	return Stats{
+		Schema: Schema, Version: version, Uptime: seconds(time.Since(s.Started)),
+		BrokerUp: s.BrokerUp, BrokerReason: s.BrokerReason, UpstreamsBlocked: s.UpstreamsBlocked,
+		Clients: s.Clients, Waiting: s.Waiting, LongestWait: seconds(s.LongestWait), Channels: s.Channels,
+		Upstreams: s.Upstreams, Kept: s.Kept, ClientsTotal: s.ClientsTotal, UpstreamsTotal: s.UpstreamsTotal,
+		LoginsOK: s.LoginsOK, LoginsRefused: s.LoginsRefused, LoginsFailed: s.LoginsFailed, Reused: s.ReuseHits,
+		ChannelsOpened: s.ChannelsOpened, ChannelsReused: s.ChannelsReused, UpstreamsLost: s.UpstreamsLost,
+		FromClients: s.BytesFromClients, ToClients: s.BytesToClients,
+		FromUpstreams: s.BytesFromUpstreams, ToUpstreams: s.BytesToUpstreams,
+	}
+}

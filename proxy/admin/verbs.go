@@ -1,0 +1,253 @@
+// The admin channel's verbs: a table of what can be asked and done, and who may. It is HTTP
+// over a socket that only this machine's users reach; who asks is known from the socket.
+
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy"
+)
+
+// Role is what somebody may do.
+type Role int
+
+const (
+	// Look may read.
+	Look Role = iota
+	// Change may act on clients and connections, too.
+	Change
+)
+
+// Peer is who asks.
+type Peer struct {
+	Role Role
+	Name string // for the log: "uid 0"
+}
+
+type peerKey struct{}
+
+// WithPeer notes who is at the other end of a connection; to be set once for each, as
+// http.Server.ConnContext. Without it nobody is answered.
+func WithPeer(ctx context.Context, p Peer) context.Context {
+	return context.WithValue(ctx, peerKey{}, p)
+}
+
+// Lister is the engine as far as the admin channel needs it.
+type Lister interface {
+	Stats() proxy.Stats
+	ListClients() []proxy.ClientInfo
+	ListUpstreams() []proxy.UpstreamInfo
+	// Kick closes a client by ID, or with ID 0 those of a user, and says how many.
+	Kick(id uint64, user string) int
+	// Reconnect has connections to the broker take no new channels and end with their last.
+	Reconnect(id uint64, user string) int
+	// Settings are those in force, in the order of their page.
+	Settings() []Setting
+}
+
+// Verb is one thing that can be asked or done.
+type Verb struct {
+	Name   string // its path is /v1/Name
+	Method string
+	Role   Role
+	Params []string // what its query may hold
+
+	run func(v *verbs, q url.Values) (any, error)
+}
+
+// Verbs are all there are.
+var Verbs = []Verb{
+	{"clients", http.MethodGet, Look, []string{"user", "vhost", "address", "state", "limit"}, (*verbs).clients},
+	{"upstreams", http.MethodGet, Look, []string{"user", "vhost", "state"}, (*verbs).upstreams},
+	{"pools", http.MethodGet, Look, []string{"user", "vhost"}, (*verbs).pools},
+	{"stats", http.MethodGet, Look, nil, (*verbs).stats},
+	{"config", http.MethodGet, Look, nil, (*verbs).config},
+	{"kick", http.MethodPost, Change, []string{"client", "user"}, (*verbs).kick},
+	{"reconnect", http.MethodPost, Change, []string{"upstream", "user"}, (*verbs).reconnect},
+}
+
+type verbs struct {
+	engine  Lister
+	version string
+}
+
+// Control is the admin channel's handler.
+func Control(engine Lister, version string) http.Handler {
+	v := &verbs{engine, version}
+	mux := http.NewServeMux()
+	for i := range Verbs {
+		verb := &Verbs[i]
+		mux.HandleFunc("/v1/"+verb.Name, func(w http.ResponseWriter, req *http.Request) { v.serve(w, req, verb) })
+	}
+	mux.HandleFunc("/", func(w http.ResponseWriter, req *http.Request) {
+		fail(w, http.StatusNotFound, fmt.Sprintf("%.60q is not known; there are %s", strings.TrimPrefix(req.URL.Path, "/v1/"), strings.Join(names(), ", ")))
+	})
+	return mux
+}
+
+func names() (all []string) {
+	for _, v := range Verbs {
+		all = append(all, v.Name)
+	}
+	return all
+}
+
+func (v *verbs) serve(w http.ResponseWriter, req *http.Request, verb *Verb) {
+	peer, known := req.Context().Value(peerKey{}).(Peer)
+	switch {
+	case !known || peer.Role < verb.Role:
+		fail(w, http.StatusForbidden, verb.Name+" is for root, an administrator, or the service's own user")
+		return
+	case req.Method != verb.Method:
+		fail(w, http.StatusMethodNotAllowed, verb.Name+" takes "+verb.Method)
+		return
+	}
+	q, err := url.ParseQuery(req.URL.RawQuery)
+	if err != nil {
+		fail(w, http.StatusBadRequest, "the query cannot be read")
+		return
+	}
+	for name, values := range q {
+		if !slices.Contains(verb.Params, name) || len(values) != 1 {
+			fail(w, http.StatusBadRequest, fmt.Sprintf("%.60q is not known to %s, or given twice; it takes %s", name, verb.Name, strings.Join(verb.Params, ", ")))
+			return
+		}
+	}
+	answer, err := verb.run(v, q)
+	if err != nil {
+		fail(w, http.StatusBadRequest, err.Error())
+		return
+	}
+	if verb.Role == Change {
+		count := 0
+		if d, ok := answer.(Done); ok {
+			count = d.Count
+		}
+		slog.Info("admin command", "command", verb.Name, "arguments", clip(q.Encode()), "by", peer.Name, "count", count)
+	}
+	write(w, http.StatusOK, answer)
+}
+
+// clip keeps what somebody sent from filling the log.
+func clip(text string) string { return text[:min(len(text), 200)] }
+
+func fail(w http.ResponseWriter, code int, text string) { write(w, code, Failure{Schema, text}) }
+
+func write(w http.ResponseWriter, code int, answer any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(code)
+	_ = json.NewEncoder(w).Encode(answer) // who hung up is gone
+}
+
+// matches reports whether a value is the one asked for, if one is.
+func matches(q url.Values, name, value string) bool {
+	want, asked := q[name]
+	return !asked || want[0] == value
+}
+
+// number is a parameter that counts something; 0 when it is not given.
+func number(q url.Values, name string) (uint64, error) {
+	text := q.Get(name)
+	if !q.Has(name) {
+		return 0, nil
+	}
+	n, err := strconv.ParseUint(text, 10, 64)
+	if err != nil || n == 0 {
+		return 0, fmt.Errorf("%s is %.40q, allowed is a number, 1 or more", name, text)
+	}
+	return n, nil
+}
+
+func (v *verbs) clients(q url.Values) (any, error) {
+	limit, err := number(q, "limit")
+	if err != nil {
+		return nil, err
+	}
+	a := Clients{Schema: Schema, Clients: []Client{}}
+	for _, c := range v.engine.ListClients() {
+		host := c.Address
+		if i := strings.LastIndexByte(host, ':'); i >= 0 {
+			host = strings.Trim(host[:i], "[]")
+		}
+		if !matches(q, "user", c.User) || !matches(q, "vhost", c.VHost) || !matches(q, "state", string(c.State)) ||
+			!matches(q, "address", host) && !matches(q, "address", c.Address) {
+			continue
+		}
+		a.Total++
+		if limit == 0 || uint64(len(a.Clients)) < limit {
+			a.Clients = append(a.Clients, clientOf(c))
+		}
+	}
+	return a, nil
+}
+
+func (v *verbs) upstreams(q url.Values) (any, error) {
+	a := Upstreams{Schema: Schema, Upstreams: []Upstream{}}
+	for _, u := range v.engine.ListUpstreams() {
+		if matches(q, "user", u.User) && matches(q, "vhost", u.VHost) && matches(q, "state", string(u.State)) {
+			a.Upstreams = append(a.Upstreams, upstreamOf(u))
+		}
+	}
+	return a, nil
+}
+
+func (v *verbs) pools(q url.Values) (any, error) {
+	stats := v.engine.Stats()
+	var waiting []proxy.ClientInfo
+	if stats.Waiting > 0 || slices.ContainsFunc(stats.Pools, func(p proxy.PoolStats) bool { return p.Waiting > 0 }) {
+		waiting = v.engine.ListClients()
+	}
+	a := Pools{Schema: Schema, Pools: []Pool{}}
+	for _, p := range poolsOf(stats.Pools, waiting) {
+		if matches(q, "user", p.User) && matches(q, "vhost", p.VHost) {
+			a.Pools = append(a.Pools, p)
+		}
+	}
+	return a, nil
+}
+
+func (v *verbs) stats(url.Values) (any, error) { return statsOf(v.engine.Stats(), v.version), nil }
+
+func (v *verbs) config(url.Values) (any, error) {
+	return Config{Schema: Schema, Settings: v.engine.Settings()}, nil
+}
+
+func (v *verbs) kick(q url.Values) (any, error) {
+	id, err := number(q, "client")
+	if err != nil {
+		return nil, err
+	}
+	if (id != 0) == q.Has("user") {
+		return nil, fmt.Errorf("kick takes a client's ID, or a user")
+	}
+	n := v.engine.Kick(id, q.Get("user"))
+	if n == 0 && id != 0 {
+		return nil, fmt.Errorf("there is no client %d, or it is being closed already", id)
+	}
+	return Done{Schema, n}, nil
+}
+
+func (v *verbs) reconnect(q url.Values) (any, error) {
+	id, err := number(q, "upstream")
+	if err != nil {
+		return nil, err
+	}
+	if id != 0 && q.Has("user") {
+		return nil, fmt.Errorf("reconnect takes an upstream's ID, a user, or nothing for all")
+	}
+	n := v.engine.Reconnect(id, q.Get("user"))
+	if n == 0 && id != 0 {
+		return nil, fmt.Errorf("there is no upstream %d, or it is retired already", id)
+	}
+	return Done{Schema, n}, nil
+}

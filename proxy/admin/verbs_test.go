@@ -1,0 +1,140 @@
+// The admin channel's verbs: who may, what is refused, what is answered.
+
+package admin
+
+import (
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy"
+)
+
+// listed is a Lister.
+type listed struct {
+	fake
+	kicked, reconnected []any
+}
+
+func (l *listed) ListClients() []proxy.ClientInfo {
+	return []proxy.ClientInfo{
+		{ID: 1, User: "a", VHost: "/", Address: "127.0.0.1:1000", State: proxy.ClientRunning, Channels: 2, Bound: 2, Upstreams: []uint64{7}, In: 10, Out: 20, Age: 1500 * time.Millisecond},
+		{ID: 2, User: "b", VHost: "v", Address: "[::1]:1000", State: proxy.ClientWaiting, Session: true, Waiting: 3 * time.Second},
+		{ID: 3, Address: "192.0.2.1:5", State: proxy.ClientConnecting},
+	}
+}
+
+func (l *listed) ListUpstreams() []proxy.UpstreamInfo {
+	return []proxy.UpstreamInfo{{ID: 7, Broker: "192.0.2.9:5672", User: "a", VHost: "/", State: proxy.UpstreamShared, Lane: "publish", Channels: 2}}
+}
+
+func (l *listed) Kick(id uint64, user string) int {
+	l.kicked = append(l.kicked, id, user)
+	if id == 99 {
+		return 0
+	}
+	return 1
+}
+
+func (l *listed) Reconnect(id uint64, user string) int {
+	l.reconnected = append(l.reconnected, id, user)
+	return 2
+}
+
+func (l *listed) Settings() []Setting { return []Setting{{"http.port", "1", "a.toml:3"}} }
+
+// asks is one request by a peer.
+func asks(h http.Handler, method, target string, peer *Peer) (code int, body string) {
+	w := httptest.NewRecorder()
+	req := httptest.NewRequest(method, "http://admin"+target, nil)
+	if peer != nil {
+		req = req.WithContext(WithPeer(req.Context(), *peer))
+	}
+	h.ServeHTTP(w, req)
+	return w.Code, w.Body.String()
+}
+
+var looks, changes = &Peer{Look, "uid 1000"}, &Peer{Change, "uid 0"}
+
+// Every verb is for its role and those above, for its method, and for nobody unknown.
+func TestRoles(t *testing.T) {
+	query := map[string]string{"kick": "?client=1"}
+	for _, v := range Verbs {
+		for _, peer := range []*Peer{nil, looks, changes} {
+			l := &listed{}
+			target := "/v1/" + v.Name + query[v.Name]
+			code, body := asks(Control(l, "1"), v.Method, target, peer)
+			want := http.StatusForbidden
+			if peer != nil && peer.Role >= v.Role {
+				want = http.StatusOK
+			}
+			if code != want {
+				t.Errorf("%s by %+v: got %d %s, want %d", v.Name, peer, code, body, want)
+			}
+			if want == http.StatusForbidden && len(l.kicked)+len(l.reconnected) > 0 {
+				t.Errorf("%s by %+v was done", v.Name, peer)
+			}
+			var answer struct {
+				Schema int `json:"schema"`
+			}
+			if err := json.Unmarshal([]byte(body), &answer); err != nil || answer.Schema != Schema {
+				t.Errorf("%s by %+v: %q has no schema: %v", v.Name, peer, body, err)
+			}
+		}
+		other := http.MethodPost
+		if v.Method == http.MethodPost {
+			other = http.MethodGet
+		}
+		l := &listed{}
+		if code, _ := asks(Control(l, "1"), other, "/v1/"+v.Name+query[v.Name], changes); code != http.StatusMethodNotAllowed || len(l.kicked) > 0 {
+			t.Errorf("%s %s: got %d, want 405", other, v.Name, code)
+		}
+	}
+}
+
+func TestVerbs(t *testing.T) {
+	l := &listed{}
+	l.stats.Pools = []proxy.PoolStats{{User: "a", VHost: "/", Logins: 10, Reused: 9}, {User: "b", VHost: "v", Waiting: 1}}
+	h := Control(l, "1.2.3")
+	for _, c := range []struct {
+		method, target string
+		code           int
+		want           string // a part of the answer
+	}{
+		{"GET", "/v1/clients", 200, `"total":3,"clients":[{"id":1,"user":"a","vhost":"/","address":"127.0.0.1:1000","name":"","state":"running","mode":"shared","channels":2,"bound":2,"upstreams":[7],"in_bytes":10,"out_bytes":20,"queue_bytes":0,"age_seconds":1.5,`},
+		{"GET", "/v1/clients?user=b", 200, `"total":1,"clients":[{"id":2,"user":"b","vhost":"v","address":"[::1]:1000","name":"","state":"waiting","mode":"session","channels":0,"bound":0,"upstreams":[],`},
+		{"GET", "/v1/clients?address=::1", 200, `"total":1,"clients":[{"id":2,`},
+		{"GET", "/v1/clients?address=192.0.2.1:5", 200, `"total":1,"clients":[{"id":3,`},
+		{"GET", "/v1/clients?limit=1", 200, `"total":3,"clients":[{"id":1,`},
+		{"GET", "/v1/clients?user=nobody", 200, `"total":0,"clients":[]}`},
+		{"GET", "/v1/clients?limit=0", 400, `limit is \"0\", allowed is a number, 1 or more`},
+		{"GET", "/v1/clients?nonsense=1", 400, `\"nonsense\" is not known to clients`},
+		{"GET", "/v1/clients?user=a&user=b", 400, `given twice`},
+		{"GET", "/v1/clients?%zz", 400, `cannot be read`},
+		{"GET", "/v1/nonsense", 404, `\"nonsense\" is not known; there are clients, `},
+		{"GET", "/v1/upstreams?state=shared", 200, `"upstreams":[{"id":7,"broker":"192.0.2.9:5672"`},
+		{"GET", "/v1/pools", 200, `"pools":[{"user":"b","vhost":"v","clients":0,"waiting_clients":1,"max_wait_seconds":3,`},
+		{"GET", "/v1/pools?user=a", 200, `"pools":[{"user":"a","vhost":"/","clients":0,"waiting_clients":0,"max_wait_seconds":0,"upstreams":0,"idle_upstreams":0,"session_upstreams":0,"channels":0,"logins":10,"reused":9}]`},
+		{"GET", "/v1/stats", 200, `"version":"1.2.3"`},
+		{"GET", "/v1/config", 200, `"settings":[{"name":"http.port","value":"1","origin":"a.toml:3"}]`},
+		{"POST", "/v1/kick?client=1", 200, `"count":1`},
+		{"POST", "/v1/kick?user=b", 200, `"count":1`},
+		{"POST", "/v1/kick", 400, `kick takes a client's ID, or a user`},
+		{"POST", "/v1/kick?client=1&user=b", 400, `kick takes a client's ID, or a user`},
+		{"POST", "/v1/kick?client=99", 400, `there is no client 99`},
+		{"POST", "/v1/kick?client=x", 400, `client is \"x\"`},
+		{"POST", "/v1/reconnect", 200, `"count":2`},
+		{"POST", "/v1/reconnect?upstream=7&user=a", 400, `an upstream's ID, a user, or nothing`},
+	} {
+		code, body := asks(h, c.method, c.target, changes)
+		if code != c.code || !strings.Contains(body, c.want) {
+			t.Errorf("%s %s: got %d %s\nwant %d %s", c.method, c.target, code, body, c.code, c.want)
+		}
+	}
+	if got, want := len(l.kicked), 6; got != want {
+		t.Errorf("kicked %v, want three times", l.kicked)
+	}
+}

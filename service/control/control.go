@@ -1,0 +1,115 @@
+// Package control is the way to a running service for those on its machine: a Unix socket or
+// a Windows named pipe, over which HTTP is spoken, and who is at its other end. What can be
+// asked there is not its business.
+package control
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"time"
+)
+
+// Peer is who is at the other end of a connection.
+type Peer struct {
+	// Admin: root, an administrator, or the user who runs the service.
+	Admin bool
+	// Name is for the log: "uid 0".
+	Name string
+}
+
+// ErrInUse is Listen's error where another process answers.
+var ErrInUse = errors.New("another process serves it")
+
+// Server answers on one socket. Make it with New, end it with Close.
+type Server struct {
+	http *http.Server
+	ln   net.Listener
+	done chan struct{}
+}
+
+// maxConns bounds the connections held at a time: each is somebody's command.
+const maxConns = 32
+
+// New binds the socket at a path and has the handler answer there. withPeer puts who asks
+// into each connection's context. The socket is bound when it returns.
+func New(at string, handler http.Handler, withPeer func(context.Context, Peer) context.Context) (*Server, error) {
+	ln, err := listen(at)
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{ln: ln, done: make(chan struct{}), http: &http.Server{
+		Handler:           handler,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		WriteTimeout:      30 * time.Second, // who does not read holds nobody up for longer
+		IdleTimeout:       time.Minute,      // a watch asks every few seconds
+		MaxHeaderBytes:    16 << 10,
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			if b, ok := c.(*boundConn); ok {
+				c = b.Conn
+			}
+			p, err := peerOf(c)
+			if err != nil {
+				return ctx // and is answered nothing
+			}
+			return withPeer(ctx, p)
+		},
+	}}
+	go func() {
+		defer close(s.done)
+		_ = s.http.Serve(&bounded{ln, make(chan struct{}, maxConns)})
+	}()
+	return s, nil
+}
+
+// Close ends the socket and its connections.
+func (s *Server) Close() {
+	_ = s.http.Close()
+	<-s.done
+}
+
+// bounded closes at once what comes beyond the bound, so that nobody waits unanswered.
+type bounded struct {
+	net.Listener
+	held chan struct{}
+}
+
+func (b *bounded) Accept() (net.Conn, error) {
+	for {
+		c, err := b.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		select {
+		case b.held <- struct{}{}:
+			return &boundConn{Conn: c, held: b.held, closed: make(chan struct{}, 1)}, nil
+		default:
+			_ = c.Close()
+		}
+	}
+}
+
+type boundConn struct {
+	net.Conn
+	held   chan struct{}
+	closed chan struct{}
+}
+
+func (c *boundConn) Close() error {
+	select {
+	case c.closed <- struct{}{}:
+		<-c.held
+	default:
+	}
+	return c.Conn.Close()
+}
+
+// Client is an HTTP client whose every request goes to the socket at the path, whatever host
+// its URL names.
+func Client(at string) *http.Client {
+	return &http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx, at) },
+	}}
+}

@@ -1,0 +1,134 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+type key struct{}
+
+func serve(t *testing.T, at string) (*Server, error) {
+	t.Helper()
+	s, err := New(at, http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		p, _ := req.Context().Value(key{}).(Peer)
+		fmt.Fprintf(w, "%s %v", p.Name, p.Admin)
+	}), func(ctx context.Context, p Peer) context.Context { return context.WithValue(ctx, key{}, p) })
+	if err == nil {
+		t.Cleanup(s.Close)
+	}
+	return s, err
+}
+
+func get(t *testing.T, at string) (string, error) {
+	t.Helper()
+	c := Client(at)
+	defer c.CloseIdleConnections()
+	res, err := c.Get("http://x/")
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = res.Body.Close() }()
+	b, err := io.ReadAll(res.Body)
+	return string(b), err
+}
+
+func TestControl(t *testing.T) {
+	at := filepath.Join(t.TempDir(), "s.sock")
+	s, err := serve(t, at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := get(t, at); err != nil || got != fmt.Sprintf("uid %d true", os.Geteuid()) {
+		t.Errorf("got %q, %v; want this user as an admin", got, err)
+	}
+	info, err := os.Stat(at)
+	if err != nil || info.Mode().Perm() != 0o660 {
+		t.Errorf("the socket has %v, %v; want 0660", info.Mode(), err)
+	}
+	if _, err := serve(t, at); !errors.Is(err, ErrInUse) {
+		t.Errorf("a second server: %v, want ErrInUse", err)
+	}
+	if got, err := get(t, at); err != nil || got == "" {
+		t.Errorf("the first server no longer answers: %q, %v", got, err)
+	}
+	s.Close()
+	if _, err := os.Stat(at); !os.IsNotExist(err) {
+		t.Errorf("after Close the socket is there: %v", err)
+	}
+}
+
+// What a killed process left is replaced; what is no socket is left alone.
+func TestLeftBehind(t *testing.T) {
+	dir := t.TempDir()
+	at := filepath.Join(dir, "s.sock")
+	ln, err := net.Listen("unix", at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln.(*net.UnixListener).SetUnlinkOnClose(false)
+	_ = ln.Close()
+	if _, err := serve(t, at); err != nil {
+		t.Errorf("a socket that nobody serves is in the way: %v", err)
+	}
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := serve(t, file); err == nil || !strings.Contains(err.Error(), "no socket") {
+		t.Errorf("a file in the way: %v", err)
+	}
+	if b, _ := os.ReadFile(file); string(b) != "x" {
+		t.Error("the file was touched")
+	}
+}
+
+func TestPeers(t *testing.T) {
+	for uid, admin := range map[uint32]bool{0: true, uint32(os.Geteuid()): true, 65534: false} {
+		if p := peerFrom(uid); p.Admin != admin {
+			t.Errorf("uid %d: %+v", uid, p)
+		}
+	}
+}
+
+// Who holds connections and says nothing takes a bounded number of them, and those beyond are
+// closed, not left to wait; a place that comes free serves the next.
+func TestConnectionsAreBounded(t *testing.T) {
+	at := filepath.Join(t.TempDir(), "s.sock")
+	if _, err := serve(t, at); err != nil {
+		t.Fatal(err)
+	}
+	var held []net.Conn
+	for range maxConns {
+		c, err := net.Dial("unix", at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = c.Close() }()
+		held = append(held, c)
+	}
+	beyond, err := net.Dial("unix", at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = beyond.Close() }()
+	if _, err := beyond.Read(make([]byte, 1)); err == nil {
+		t.Error("a connection beyond the bound is not closed")
+	}
+	_ = held[0].Close()
+	for began := time.Now(); ; time.Sleep(time.Millisecond) {
+		if got, err := get(t, at); err == nil && got != "" {
+			break
+		} else if time.Since(began) > 10*time.Second {
+			t.Fatalf("a place came free and nobody is served: %v", err)
+		}
+	}
+}

@@ -182,9 +182,11 @@ func (s *Server) verify(a *account, f *loginFlight, id loginID, known bool, t *t
 	case v.ruling == accepted:
 		info = u.link.Info
 		s.accepted(a, id)
-		if !known && !s.gate.try() {
-			u.link.Close() // the vhost is opened on another one, when there is a place
-			u = nil
+		if !known {
+			if u.berth = s.gate.try(); u.berth == nil {
+				u.link.Close() // the vhost is opened on another one, when there is a place
+				u = nil
+			}
 		}
 	case v.ofSecret():
 		s.strangers.refuse(id, e)
@@ -202,12 +204,12 @@ func (s *Server) verify(a *account, f *loginFlight, id loginID, known bool, t *t
 	}
 	moved := u != nil && u.stale()
 	if u != nil && (v.ruling != accepted || moved) {
-		s.endSpare(u) // who waits asks the new broker
+		u.drop() // who waits asks the new broker
 		u = nil
 	}
 	if u != nil {
 		if a.spare != nil {
-			s.endSpare(a.spare)
+			a.spare.drop()
 		}
 		u.link.Wait()
 		a.spare, u.account = u, a
@@ -231,14 +233,16 @@ func (s *Server) verify(a *account, f *loginFlight, id loginID, known bool, t *t
 
 // logIn is the first half of an upstream's handshake, with its place at the bound.
 func (s *Server) logIn(who login, props []byte) (*upstream, *amqp.Error) {
-	if err := s.gate.take(nil, false, false); err != nil {
+	b, err := s.gate.take(nil, false, false)
+	if err != nil {
 		return nil, err
 	}
 	u, err := s.dial(s.ctx, broker.Known, who, props)
 	if err != nil {
-		s.gate.give()
+		b.leave()
 		return nil, err
 	}
+	u.berth = b
 	return u, nil
 }
 
@@ -248,7 +252,7 @@ func (s *Server) dropSpare(a *account, u *upstream) {
 	defer l.mu.Unlock()
 	if u != nil && a.spare == u {
 		a.spare = nil
-		s.endSpare(u)
+		u.drop()
 	}
 	s.tidyLocked(a)
 }
@@ -260,7 +264,7 @@ func (s *Server) dropSpares(n int) {
 	defer l.mu.Unlock()
 	for _, a := range l.accounts {
 		if a.spare != nil && n > 0 {
-			s.endSpare(a.spare)
+			a.spare.drop()
 			a.spare = nil
 			s.tidyLocked(a)
 			n--
@@ -268,25 +272,26 @@ func (s *Server) dropSpares(n int) {
 	}
 }
 
-// endSpare closes a connection on which no vhost was opened.
-func (s *Server) endSpare(u *upstream) {
+// drop closes a connection on which nobody serves yet.
+func (u *upstream) drop() {
 	u.link.Close()
-	s.gate.give()
+	u.berth.leave()
 }
 
-// takeSpare takes the account's spare connection if it was opened with the given
-// client-properties, nil meaning the proxy's own.
-func (s *Server) takeSpare(a *account, props []byte) *upstream {
+// takeSpare takes the spare connection of the pool's account, with a place in the pool, if it was
+// opened with the given client-properties, nil meaning the proxy's own.
+func (s *Server) takeSpare(p *pool, props []byte) *upstream {
+	a := p.account
 	l := &s.logins
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	u := a.spare
-	if u == nil {
+	if u == nil || !u.berth.join(p) {
 		return nil
 	}
 	a.spare = nil
 	if u.own != (props == nil) || (props != nil && !bytes.Equal(u.props, props)) {
-		s.endSpare(u) // it must not be what a limit of the broker's is reached by
+		u.drop() // it must not be what a limit of the broker's is reached by
 		return nil
 	}
 	return u

@@ -54,7 +54,7 @@ func (s *Server) makeRoom(p *pool, e *amqp.Error) bool {
 
 // awaitIdle waits a moment until an upstream of the pool is idle: what the caller has left is so
 // when the broker has closed its channels.
-func (p *pool) awaitIdle(c *client) {
+func (p *pool) awaitIdle(gone <-chan struct{}) {
 	timer := time.NewTimer(time.Second)
 	defer timer.Stop()
 	for {
@@ -71,7 +71,7 @@ func (p *pool) awaitIdle(c *client) {
 		case <-changed:
 		case <-timer.C:
 			return
-		case <-c.gone:
+		case <-gone:
 			return
 		}
 	}

@@ -41,8 +41,9 @@ type binding struct {
 	transients ledger.Bits         // which of them are of transient queues
 	lastQueue  string              // name of the queue last declared here
 
-	seat          // beyond this client's use
-	unplaced bool // it has no place in the pool: it was kept
+	seat        // beyond this client's use
+	kept  bool  // it was kept, and is being closed
+	place place // in the pool; a kept one has none
 
 	broker ledger.Broker // what the broker has said and owes here
 	opened atomic.Bool   // open-ok has come; written by the upstream's reader
@@ -62,13 +63,6 @@ func (b *binding) quiet() bool { return b.ch.ledger.Quiet(&b.broker) }
 func (b *binding) sending() {
 	if b.ch.ledger.Confirms {
 		b.published.Store(b.ch.ledger.Publish)
-	}
-}
-
-// leavePlace gives the place of a seat that is free back to the pool.
-func (b *binding) leavePlace() {
-	if !b.unplaced {
-		b.u.pool.release(b.u)
 	}
 }
 

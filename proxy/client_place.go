@@ -68,20 +68,21 @@ func (c *client) bind(ch *channel, l lane) *binding {
 				return nil
 			}
 		}
-		u, err := c.upstreamFor(l)
+		at, err := c.placeFor(l)
 		if err != nil {
 			c.die(err)
 			return nil
 		}
+		u := at.u
 		if u.late.Load() >= closesLate {
 			c.readYourWrites()
 		}
 		if c.run.u != nil && (c.e0 > c.s0 || c.run.u != u) {
 			c.flushRun()
 		}
-		b, prefix, failed := u.bind(ch, c.run.prefix)
+		b, prefix, failed := u.bind(ch, at, c.run.prefix)
 		if failed != nil {
-			c.pool.release(u)
+			at.leave()
 			switch {
 			case c.phase.Load() != phaseRunning:
 				return nil
@@ -104,29 +105,29 @@ func (c *client) bind(ch *channel, l lane) *binding {
 	}
 }
 
-// upstreamFor is where a channel of the client goes, with a place promised.
-func (c *client) upstreamFor(l lane) (*upstream, *amqp.Error) {
+// placeFor is where a channel of the client goes.
+func (c *client) placeFor(l lane) (place, *amqp.Error) {
 	if u := c.session; u != nil {
-		c.pool.promise(u)
-		return u, nil
+		at, _ := c.pool.promise(u, false)
+		return at, nil
 	}
 	slot := &c.publish
 	if l == laneRead {
 		slot = &c.readers
 	}
-	u := c.pool.try(*slot, l)
-	if u == nil {
+	at, ok := c.pool.try(*slot, l)
+	if !ok {
 		c.settle()
 		c.waitsFrom.Store(c.env.now())
 		var e *amqp.Error
-		u, e = c.pool.acquire(c, l)
+		at, e = c.pool.acquire(l, c.gone)
 		c.waitsFrom.Store(0)
 		if e != nil {
-			return nil, e
+			return at, e
 		}
 	}
-	*slot = u
-	return u, nil
+	*slot = at.u
+	return at, nil
 }
 
 // awaitID waits until a channel id of the session comes free. False: none did.

@@ -34,7 +34,7 @@ func (c *client) needSession(ch *channel, why amqp.Method) bool {
 // move for it.
 func (c *client) becomeSession() *amqp.Error {
 	c.settle()
-	u := c.pool.idleSession(c)
+	u := c.idleSession()
 	if u == nil {
 		if c.s.gate.full(c.pool) {
 			c.move(nil, slices.Collect(c.chans.all())...) // first: what these leave idle makes the place
@@ -44,7 +44,7 @@ func (c *client) becomeSession() *amqp.Error {
 		if e != nil && verdictOf(e).ruling == full {
 			// The connection that the client leaves is what its own may take the place of.
 			c.move(nil, slices.Collect(c.chans.all())...)
-			c.pool.awaitIdle(c)
+			c.pool.awaitIdle(c.gone)
 			u, e = c.openSession()
 		}
 		if e != nil {
@@ -55,6 +55,11 @@ func (c *client) becomeSession() *amqp.Error {
 	c.hasSession.Store(true)
 	c.move(u, slices.Collect(c.chans.all())...)
 	return nil
+}
+
+// idleSession takes a connection that was somebody's session.
+func (c *client) idleSession() *upstream {
+	return c.pool.idleSession(c, c.lst.Mode == PoolSession && c.lst.MatchProperties)
 }
 
 // openSession opens an upstream with the client's own properties.

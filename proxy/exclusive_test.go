@@ -115,13 +115,14 @@ func TestPromisedPlaceKeepsAnUpstreamShared(t *testing.T) {
 	withBroker(t, proxytest.BrokerConfig{}, nil, func(r *rig) {
 		a := stuck(r, proxytest.ClientConfig{})
 		p := r.s.allPools()[0]
-		u := p.try(nil, lanePublish)
-		if u == nil {
+		at, ok := p.try(nil, lanePublish)
+		if !ok {
 			t.Fatal("no place")
 		}
 		_, err := a.DeclareQueue(1, "private", proxytest.Exclusive)
 		r.hears(err, amqp.PreconditionFailed, "exclusive")
-		p.release(u)
+		at.leave()
+		at.leave() // once
 		r.must(a.Close())
 	})
 }

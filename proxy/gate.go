@@ -33,41 +33,42 @@ type placeWanted struct {
 	bound   int
 }
 
-// take waits for a place in all and, when p is not nil, in the pool (beyond: whatever its bound). At a bound an idle
-// upstream of whomever is closed to make one; for a session in the pool, a shared one too.
-func (g *gate) take(p *pool, session, beyond bool) *amqp.Error {
+// take waits for a place in all and, when p is not nil, in the pool (beyond: whatever its bound). At the bound
+// in all an idle upstream of any pool is closed to make one; at the pool's one that was a session, or for a session any.
+func (g *gate) take(p *pool, session, beyond bool) (*berth, *amqp.Error) {
 	w := &placeWanted{p: p, session: session, beyond: beyond, look: make(chan struct{}, 1)}
 	g.mu.Lock()
 	place := g.line.JoinLocked(w)
 	g.serveLocked()
 	g.mu.Unlock()
+	b := &berth{g: g, p: p, opening: p != nil}
 	select {
 	case <-place.Served():
-		return nil
+		return b, nil
 	default:
 	}
 	timer := time.NewTimer(g.env.cfg().WaitTimeout)
 	defer timer.Stop()
-	var e *amqp.Error
-	for e == nil {
+	for {
 		g.makePlace(w)
 		select {
 		case <-place.Served():
-			return nil
+			return b, nil
 		case <-w.look:
 		case <-timer.C:
 			if g.leave(place) {
 				g.env.log.Warn("no place for a connection to the broker", "setting", w.setting, "bound", w.bound)
-				e = amqp.Errorf(amqp.ConnectionForced, 0,
+				return nil, amqp.Errorf(amqp.ConnectionForced, 0,
 					"no connection to the broker is free: %s = %d are in use", w.setting, w.bound)
 			}
+			return b, nil
 		case <-g.env.ctx.Done():
 			if g.leave(place) {
-				e = errStopping
+				return nil, errStopping
 			}
+			return b, nil
 		}
 	}
-	return e
 }
 
 // leave ends a wait. False: it has been served, and the place is the caller's.
@@ -149,15 +150,18 @@ func (g *gate) full(p *pool) bool {
 	return cfg.MaxUpstreams > 0 && used >= cfg.MaxUpstreams || most > 0 && mine >= most
 }
 
-// try takes a place in all if one is free and nobody came before who can use it.
-func (g *gate) try() bool {
+// try takes a place in all if one is free and nobody came before who can use it. Nil: there is none.
+func (g *gate) try() *berth {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	place := g.line.JoinLocked(&placeWanted{look: make(chan struct{}, 1)})
 	g.serveLocked()
 	served := !g.line.LeaveLocked(place)
 	g.waiters.Store(int32(g.line.LenLocked()))
-	return served
+	if !served {
+		return nil
+	}
+	return &berth{g: g}
 }
 
 func (g *gate) give() {

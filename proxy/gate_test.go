@@ -26,7 +26,7 @@ func gateOf(t *testing.T, most, perIdentity int) (*gate, *Config) {
 func takers(t *testing.T, g *gate, p *pool, from, n int, got chan int) {
 	for i := range n {
 		go func() {
-			if e := g.take(p, false, false); e != nil {
+			if _, e := g.take(p, false, false); e != nil {
 				t.Errorf("taker %d: %v", from+i, e)
 			}
 			got <- from + i
@@ -48,12 +48,12 @@ func TestGateServesInTurn(t *testing.T) {
 		if n, longest := g.waiting(); n != 4 || longest != time.Second {
 			t.Errorf("%d wait, the first for %v; want 4, 1s", n, longest)
 		}
-		if g.try() {
+		if g.try() != nil {
 			t.Error("there was a place with none free")
 		}
 		for want := 2; want < 4; want++ {
 			g.give()
-			if g.try() {
+			if g.try() != nil {
 				t.Error("who only tries overtook those who wait")
 			}
 			synctest.Wait()
@@ -84,13 +84,13 @@ func TestGateByIdentity(t *testing.T) {
 		<-got
 		waited := make(chan *amqp.Error, 1)
 		began := time.Now()
-		go func() { waited <- g.take(a, false, false) }()
+		go func() { _, e := g.take(a, false, false); waited <- e }()
 		synctest.Wait()
 		takers(t, g, b, 1, 1, got)
 		if len(got) != 1 {
 			t.Error("one identity's bound holds up another")
 		}
-		if e := g.take(a, false, true); e != nil {
+		if _, e := g.take(a, false, true); e != nil {
 			t.Errorf("beyond the bound: %v", e)
 		}
 		a.waiting = 3
@@ -104,4 +104,34 @@ func TestGateByIdentity(t *testing.T) {
 			t.Errorf("%d wait, %d used, %d and %d of the two", n, g.used, a.opening, b.opening)
 		}
 	})
+}
+
+// A berth is given back once, and in all that it counts in.
+func TestBerthIsLeftOnce(t *testing.T) {
+	g, _ := gateOf(t, 3, 1)
+	p := &pool{s: g.s, env: g.env}
+	spare := g.try() // a login whose vhost is not named yet
+	if spare == nil || !spare.join(p) || g.used != 1 || p.opening != 1 {
+		t.Fatalf("%d used, %d on their way", g.used, p.opening)
+	}
+	other := g.try()
+	if other.join(p) {
+		t.Error("a place beyond the pool's bound")
+	}
+	for range 2 {
+		spare.leave()
+		if g.used != 1 || p.opening != 0 {
+			t.Errorf("after one has left %d are used, %d on their way", g.used, p.opening)
+		}
+	}
+	if !other.join(p) {
+		t.Error("there is no place in the pool")
+	}
+	p.mu.Lock()
+	other.arrivedLocked()
+	p.mu.Unlock()
+	other.leave()
+	if g.used != 0 || p.opening != 0 {
+		t.Errorf("in the end %d are used, %d on their way", g.used, p.opening)
+	}
 }

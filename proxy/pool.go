@@ -39,23 +39,23 @@ type pool struct {
 	changed   wait.Signal // a place may have come free
 }
 
-// try gives a channel a place that is there, on upstream u if that is not nil and has one.
-func (p *pool) try(u *upstream, l lane) *upstream {
+// try gives a channel a place that is there, on upstream u if that is not nil and has one. False: there is none.
+func (p *pool) try(u *upstream, l lane) (place, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.tryLocked(u, l)
 }
 
-func (p *pool) tryLocked(u *upstream, l lane) *upstream {
+func (p *pool) tryLocked(u *upstream, l lane) (place, bool) {
 	if u != nil && p.fitsLocked(u, l) {
-		return u.takenLocked(l)
+		return u.placeLocked(l), true
 	}
 	for _, u := range p.ups {
 		if p.fitsLocked(u, l) {
-			return u.takenLocked(l)
+			return u.placeLocked(l), true
 		}
 	}
-	return nil
+	return place{}, false
 }
 
 func (p *pool) fitsLocked(u *upstream, l lane) bool {
@@ -85,15 +85,15 @@ func (p *pool) roomLocked(u *upstream) bool {
 
 // tryAnyLane takes a place beside readers or publishers, where no upstream more can be had:
 // the user's limit of connections is reached, say, or the password has been changed.
-func (p *pool) tryAnyLane() *upstream {
+func (p *pool) tryAnyLane() (place, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, u := range p.ups {
 		if p.roomLocked(u) {
-			return u.takenLocked(laneNone)
+			return u.placeLocked(laneNone), true
 		}
 	}
-	return nil
+	return place{}, false
 }
 
 func (p *pool) publishersBlockedLocked() bool {
@@ -105,27 +105,27 @@ func (p *pool) publishersBlockedLocked() bool {
 	return false
 }
 
-// acquire is try, opening an upstream or waiting for a place when there is none.
-func (p *pool) acquire(c *client, l lane) (*upstream, *amqp.Error) {
+// acquire is try, opening an upstream or waiting for a place when there is none, until gone is closed.
+func (p *pool) acquire(l lane, gone <-chan struct{}) (place, *amqp.Error) {
 	timeout := p.env.cfg().WaitTimeout + p.env.cfg().ConnectTimeout
 	timer := time.NewTimer(timeout)
 	defer timer.Stop()
 	came := time.Now()
 	for {
-		if u := p.try(nil, l); u != nil {
-			return u, nil
+		if pl, ok := p.try(nil, l); ok {
+			return pl, nil
 		}
 		if p.s.gate.full(p) {
 			// Publishers and readers on one connection are better than a wait.
-			if u := p.tryAnyLane(); u != nil {
-				return u, nil
+			if pl, ok := p.tryAnyLane(); ok {
+				return pl, nil
 			}
 		}
 		p.mu.Lock()
 		// Once more, in one step with the look at who dials: he may just have come back.
-		if u := p.tryLocked(nil, l); u != nil {
+		if pl, ok := p.tryLocked(nil, l); ok {
 			p.mu.Unlock()
-			return u, nil
+			return pl, nil
 		}
 		f := p.dialling
 		if f == nil {
@@ -141,12 +141,12 @@ func (p *pool) acquire(c *client, l lane) (*upstream, *amqp.Error) {
 			p.noLongerWaiting()
 		case <-changed:
 			p.noLongerWaiting()
-		case <-c.gone:
+		case <-gone:
 			p.noLongerWaiting()
-			return nil, errGone
+			return place{}, errGone
 		case <-timer.C:
 			p.noLongerWaiting()
-			return nil, amqp.Errorf(amqp.ConnectionForced, 0, "no place on a connection to the broker within %v", timeout)
+			return place{}, amqp.Errorf(amqp.ConnectionForced, 0, "no place on a connection to the broker within %v", timeout)
 		}
 		select {
 		case <-f.Landed():
@@ -154,13 +154,13 @@ func (p *pool) acquire(c *client, l lane) (*upstream, *amqp.Error) {
 			if v.ruling == accepted {
 				continue
 			}
-			if u := p.tryAnyLane(); u != nil {
-				return u, nil
+			if pl, ok := p.tryAnyLane(); ok {
+				return pl, nil
 			}
 			if v.again(came, f.Began) {
 				continue
 			}
-			return nil, v.words
+			return place{}, v.words
 		default:
 		}
 	}
@@ -189,7 +189,7 @@ func (p *pool) dialShared(f *loginFlight) {
 
 // addLocked takes an upstream that the broker has just accepted.
 func (p *pool) addLocked(u *upstream) {
-	p.arrivedLocked(u)
+	u.berth.arrivedLocked()
 	p.ups = append(p.ups, u)
 	p.heard(nil)
 	u.idleFrom = p.env.clock()
@@ -197,23 +197,6 @@ func (p *pool) addLocked(u *upstream) {
 	u.retired = u.stale()
 	u.start(p)
 	p.changed.FireLocked()
-}
-
-// arrivedLocked ends the count of an upstream as one that is being opened.
-func (p *pool) arrivedLocked(u *upstream) {
-	if u.arriving {
-		u.arriving = false
-		p.opening--
-	}
-}
-
-// stayedAway ends the count of an upstream that could not be opened.
-func (p *pool) stayedAway() {
-	p.mu.Lock()
-	p.opening--
-	p.changed.FireLocked()
-	p.mu.Unlock()
-	p.s.gate.pokeIfWaiting()
 }
 
 // remove takes out an upstream that has ended.
@@ -226,43 +209,9 @@ func (p *pool) remove(u *upstream) {
 	p.mu.Unlock()
 }
 
-// release gives back a channel's place.
-func (p *pool) release(u *upstream) {
-	p.mu.Lock()
-	u.load--
-	end := false
-	if u.load == 0 {
-		u.lane = laneNone
-		u.idleFrom = p.env.clock()
-		end = u.retired && u.owner.Load() == nil
-	}
-	p.changed.FireLocked()
-	p.mu.Unlock()
-	if end {
-		u.close("retired")
-	}
-	p.s.gate.pokeIfWaiting()
-}
-
-// lose gives back the place of a channel whose id can never be used again.
-func (p *pool) lose(u *upstream) {
-	p.mu.Lock()
-	u.lost++
-	p.mu.Unlock()
-	p.release(u)
-}
-
-// promise gives a session's channel its place.
-func (p *pool) promise(u *upstream) {
-	p.mu.Lock()
-	u.load++
-	p.mu.Unlock()
-}
-
-// idleSession takes an upstream that was a session and is free, with the client's
-// client-properties if these are to match.
-func (p *pool) idleSession(c *client) *upstream {
-	match := c.lst.Mode == PoolSession && c.lst.MatchProperties
+// idleSession gives a client an upstream that was a session and is free, with the same
+// client-properties if match says so.
+func (p *pool) idleSession(c *client, match bool) *upstream {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, u := range p.ups {

@@ -25,22 +25,15 @@ func (p *pool) firstLogin() *amqp.Error {
 
 // openSpare opens the vhost on the account's spare connection, see takeSpare. Nil and nil: there is none that works.
 func (p *pool) openSpare(props []byte) (*upstream, *amqp.Error) {
-	if !p.arrives(p.env.cfg().MaxUpstreamsPerIdentity) {
-		return nil, nil
-	}
-	u := p.s.takeSpare(p.account, props)
+	u := p.s.takeSpare(p, props)
 	if u == nil {
-		p.stayedAway()
 		return nil, nil
 	}
 	err := u.open(p.s.ctx, p.id.vhost)
 	if err == nil {
-		u.arriving = true
 		return u, nil
 	}
-	p.stayedAway()
-	u.link.Close()
-	p.s.gate.give()
+	u.drop()
 	if v := p.heard(err); v.ruling == refused || v.ruling == throttled {
 		return nil, err
 	}
@@ -94,7 +87,7 @@ func (c *client) served() bool {
 	if !c.isSession {
 		return c.pool.usable()
 	}
-	u := c.pool.idleSession(c)
+	u := c.idleSession()
 	if u == nil {
 		return false
 	}
@@ -174,7 +167,7 @@ func (p *pool) recheck() *amqp.Error {
 	case v.ruling != accepted:
 	case p.usableLocked():
 		spare = true
-		p.arrivedLocked(u)
+		u.berth.arrivedLocked()
 		p.heard(nil)
 		u.start(p)
 	default:

@@ -45,6 +45,7 @@ type upstream struct {
 	own       bool   // these are the proxy's own
 	session   bool   // opened with a client's own properties
 	link      *broker.Link
+	berth     *berth // its place at the bounds on connections
 	tune      amqp.Tune
 	heartbeat time.Duration
 	opened    time.Time
@@ -87,7 +88,6 @@ type upstream struct {
 	lane     lane
 	load     int  // ids in use or promised
 	lost     int  // ids that are neither in use nor can be used again
-	arriving bool // counted in pool.opening
 	retired  bool // takes no new channels, ends with its last
 	idleFrom time.Time
 
@@ -135,9 +135,8 @@ func (u *upstream) setLocked(id uint16, b *binding) {
 	(*t)[id].Store(b)
 }
 
-// bind gives a channel an id here. The place was promised by the pool (load counts it).
-// The prelude that opens the channel is appended to prefix.
-func (u *upstream) bind(ch *channel, prefix []byte) (*binding, []byte, error) {
+// bind gives a channel an id here, at its place. The prelude that opens the channel is appended to prefix.
+func (u *upstream) bind(ch *channel, at place, prefix []byte) (*binding, []byte, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.failed != nil || u.closing {
@@ -153,7 +152,7 @@ func (u *upstream) bind(ch *channel, prefix []byte) (*binding, []byte, error) {
 		}
 		k = keptSeat{seat{since: u.env.now()}, id}
 	}
-	b := &binding{u: u, ch: ch, id: k.id, seat: k.seat}
+	b := &binding{u: u, ch: ch, id: k.id, seat: k.seat, place: at}
 	u.setLocked(k.id, b)
 	if u.unhalt != nil {
 		close(u.unhalt) // whoever comes now must not wait behind the sole tenant
@@ -214,16 +213,16 @@ func (u *upstream) send(r *run, gone <-chan struct{}) error {
 	}
 	u.out.AppendLocked(prefix)
 	u.out.AppendLocked(body)
-	kept := 0
+	kept := r.closes[:0]
 	for i := 0; keeps > 0 && i < len(r.closes); i++ { // behind the body, which holds no close for these
 		if x := r.closes[i]; x.by == ledger.ByKeep && u.leaveSeatLocked(x.b) {
-			kept++
+			kept = append(kept, x)
 		}
 	}
 	u.out.PassRoomLocked(upstreamHigh)
 	u.mu.Unlock()
-	for range kept {
-		u.pool.release(u)
+	for _, x := range kept {
+		x.b.place.leave()
 	}
 	u.out.Flush()
 	return nil
@@ -276,7 +275,7 @@ func (u *upstream) closeBinding(b *binding, by ledger.Cause) *upstream {
 	queued := was == bOpen && b.state != bOpen && !kept
 	u.mu.Unlock()
 	if kept {
-		u.pool.release(u)
+		b.place.leave()
 	}
 	if !queued {
 		return nil
@@ -348,7 +347,7 @@ func (u *upstream) endLocked(b *binding, by ledger.Cause) ledger.Act {
 	}
 	if next == bFree && was != bFree {
 		u.setLocked(b.id, nil)
-		if b.unplaced {
+		if b.kept {
 			u.keptClosing--
 			u.countKeptLocked()
 		}
@@ -446,7 +445,7 @@ func (u *upstream) fail(e *amqp.Error, lost bool) {
 	u.link.End(lost)
 	go func() { // with TLS it says goodbye first, and the caller may be the janitor
 		_ = u.conn.Close()
-		u.s.gate.give()
+		u.berth.leave()
 	}()
 	if lost {
 		if e.Code == amqp.ConnectionForced {

@@ -156,12 +156,7 @@ func (u *upstream) ask(now int64) bool {
 	if u.s.atChannelLimit(p) {
 		return false
 	}
-	p.mu.Lock()
-	room := u.load+u.lost < int(u.ids.limit)
-	if room {
-		u.load++
-	}
-	p.mu.Unlock()
+	at, room := p.promise(u, true)
 	if !room {
 		return false
 	}
@@ -172,7 +167,7 @@ func (u *upstream) ask(now int64) bool {
 		id, ok = u.ids.take()
 	}
 	if ok {
-		b := &binding{u: u, ch: nobody, id: id, state: bClosing, silent: true, closedAt: now}
+		b := &binding{u: u, ch: nobody, id: id, state: bClosing, silent: true, closedAt: now, place: at}
 		u.setLocked(id, b)
 		u.closingN.Add(1)
 		u.env.n.bindings.Add(1)
@@ -182,7 +177,7 @@ func (u *upstream) ask(now int64) bool {
 	}
 	u.mu.Unlock()
 	if !ok {
-		p.release(u)
+		at.leave()
 	}
 	return ok
 }

@@ -108,7 +108,8 @@ func (u *upstream) start(p *pool) {
 // openUpstream dials, logs in and opens the vhost. Places are bounded; props nil: the proxy's own.
 // beyond: it is for a moment and may be one more than the pool's bound.
 func (s *Server) openUpstream(p *pool, props []byte, beyond bool) (*upstream, *amqp.Error) {
-	if err := s.gate.take(p, props != nil, beyond); err != nil {
+	b, err := s.gate.take(p, props != nil, beyond)
+	if err != nil {
 		p.heard(err)
 		return nil, err
 	}
@@ -117,13 +118,11 @@ func (s *Server) openUpstream(p *pool, props []byte, beyond bool) (*upstream, *a
 		u, err = s.dialOpen(p, props)
 	}
 	if err != nil {
-		p.stayedAway()
-		s.gate.give()
+		b.leave()
 		p.heard(err)
 		return nil, err
 	}
-	u.arriving = true
-	u.account = p.account
+	u.berth, u.account = b, p.account
 	p.account.info.Store(u.link.Info)
 	return u, nil
 }

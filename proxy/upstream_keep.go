@@ -80,7 +80,7 @@ func (u *upstream) keepsLocked(s *seat) bool {
 	return false
 }
 
-// keepLocked puts a proven seat aside. The caller then gives its place back to the pool.
+// keepLocked puts a proven seat aside. The caller then leaves its place.
 func (u *upstream) keepLocked(b *binding) {
 	s := b.seat
 	if l := &b.ch.ledger; l.Confirms {
@@ -115,7 +115,7 @@ func (u *upstream) seatFor(used int) bool {
 
 // leaveSeatLocked ends a client's use of a seat that may serve another: it is kept when all is
 // proven, else a barrier goes out, and where there is no room it is closed. True: it is kept, and the
-// caller gives its place back to the pool.
+// caller leaves its place.
 func (u *upstream) leaveSeatLocked(b *binding) bool {
 	switch {
 	case b.state != bOpen:
@@ -155,7 +155,7 @@ func (u *upstream) proven(b *binding) {
 	}
 	u.mu.Unlock()
 	if keep {
-		u.pool.release(u)
+		b.place.leave()
 	}
 }
 
@@ -224,7 +224,7 @@ func (u *upstream) dropKeptLocked(old func(*keptSeat) bool) {
 		if !old(&k) {
 			return false
 		}
-		b := &binding{u: u, ch: nobody, id: k.id, state: ledger.SeatKept, silent: true, unplaced: true}
+		b := &binding{u: u, ch: nobody, id: k.id, state: ledger.SeatKept, silent: true, kept: true}
 		u.keptClosing++
 		u.setLocked(k.id, b)
 		u.closeLocked(b, ledger.ByProxy)

@@ -17,15 +17,6 @@ func (u *upstream) retireIdle() bool {
 	return true
 }
 
-// takenLocked counts a channel more, whose lane becomes that of an upstream that has none.
-func (u *upstream) takenLocked(l lane) *upstream {
-	if u.lane == laneNone {
-		u.lane = max(l, lanePublish)
-	}
-	u.load++
-	return u
-}
-
 // retire lets no new channels or sessions onto the upstream.
 func (u *upstream) retire() {
 	u.pool.mu.Lock()

@@ -399,7 +399,7 @@ func (u *upstream) brokerClosed(b *binding, f amqp.Frame, d *delivery) {
 	f = closeFor(f, e, b)
 	switch {
 	case act.Has(ledger.Free):
-		b.leavePlace()
+		b.place.leave()
 		if ch.c.refused(b, ledger.ByBroker, f) {
 			d.touch(ch.c)
 		} else if ch.state.Load() == chClosed && ch.cur.Load() == b {
@@ -439,7 +439,7 @@ func (u *upstream) closeAnswered(b *binding, d *delivery) {
 	if !act.Has(ledger.Free) {
 		return
 	}
-	b.leavePlace()
+	b.place.leave()
 	if act.Has(ledger.Tell) && b.ch.c.closeAnswered(b, ledger.ByAnswer) {
 		d.touch(b.ch.c)
 	}

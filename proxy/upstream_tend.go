@@ -52,7 +52,7 @@ func (u *upstream) answerOverdue(now int64) {
 	limit := int64(u.env.cfg().CloseTimeout)
 	late := int32(0)
 	var overdue []*binding
-	lost := 0
+	var lost []*binding
 	u.mu.Lock()
 	t := u.table.Load()
 	for i := range *t {
@@ -71,10 +71,7 @@ func (u *upstream) answerOverdue(now int64) {
 			overdue = append(overdue, b)
 		}
 		if act.Has(ledger.Lose) {
-			if b.unplaced {
-				continue // its id alone is lost
-			}
-			lost++
+			lost = append(lost, b)
 		}
 	}
 	u.mu.Unlock()
@@ -84,7 +81,7 @@ func (u *upstream) answerOverdue(now int64) {
 			b.ch.c.wake()
 		}
 	}
-	for range lost {
-		u.pool.lose(u)
+	for _, b := range lost {
+		b.place.lose()
 	}
 }

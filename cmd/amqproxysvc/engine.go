@@ -91,6 +91,7 @@ func openEngine(src config.Source, logOpts logging.Options) (*engine, error) {
 		return nil, err
 	}
 	slog.SetDefault(logger)
+	limitMemory(settings.MemoryLimit, systemMemoryLimit)
 	for _, w := range append(warnings, settings.Warnings()...) {
 		logger.Warn(w)
 	}
@@ -229,6 +230,7 @@ func (e *engine) Reload(context.Context) (needRestart []string, err error) {
 	e.mu.Lock()
 	e.settings, e.explained = settings, config.Explain(e.src, &settings)
 	e.mu.Unlock()
+	limitMemory(settings.MemoryLimit, systemMemoryLimit)
 	if e.admin != nil {
 		e.admin.Forget() // what was known of the broker before
 	}
@@ -238,13 +240,23 @@ func (e *engine) Reload(context.Context) (needRestart []string, err error) {
 	return needRestart, nil
 }
 
-// Drain ends everything: clients have drain_timeout to finish, then term_timeout to close.
+// Drain ends everything: clients are still accepted for drain_delay, then those that are there
+// have drain_timeout to finish, then term_timeout to close.
 // The HTTP server answers to the end, with /readyz not ready.
 func (e *engine) Drain(ctx context.Context) error {
 	e.draining.Store(true)
 	e.mu.Lock()
-	drain, term := e.settings.Engine.DrainTimeout, e.settings.TermTimeout
+	delay, drain, term := e.settings.DrainDelay, e.settings.Engine.DrainTimeout, e.settings.TermTimeout
 	e.mu.Unlock()
+	if delay > 0 {
+		timer := time.NewTimer(delay)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+		case <-e.server.Done():
+		}
+		timer.Stop()
+	}
 
 	ended := make(chan error, 1)
 	go func() { ended <- e.server.Shutdown(ctx) }()
@@ -288,7 +300,7 @@ func (e *engine) Status() service.Status {
 	st := service.Status{
 		Clients: stats.Clients, Upstreams: stats.Upstreams,
 		Broker:   service.BrokerState{AwaySince: stats.BrokerAwaySince, Reason: stats.BrokerReason, Blocked: stats.UpstreamsBlocked},
-		Upstream: e.settings.Broker.Address(), Since: e.started, DrainTimeout: e.settings.Engine.DrainTimeout,
+		Upstream: e.settings.Broker.Address(), Since: e.started, DrainTimeout: e.settings.DrainDelay + e.settings.Engine.DrainTimeout,
 	}
 	for _, a := range e.server.Addrs() {
 		st.Listening = append(st.Listening, a.String())

@@ -210,6 +210,45 @@ func TestTermTimeout(t *testing.T) {
 	}
 }
 
+// With drain_delay clients are still accepted, while /readyz says no; a second request ends it.
+func TestDrainDelay(t *testing.T) {
+	for name, c := range map[string]struct{ second, want time.Duration }{
+		"to its end":       {time.Hour, 5 * time.Second},
+		"a second request": {2 * time.Second, 2 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				fake := newFake(proxy.Config{})
+				e := &engine{server: fake, settings: config.Defaults()}
+				e.settings.DrainDelay = 5 * time.Second
+				if got := e.Status().DrainTimeout; got != 25*time.Second {
+					t.Errorf("clients may stay for %v", got)
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), c.second)
+				defer cancel()
+				began := time.Now()
+				drained := make(chan error, 1)
+				go func() { drained <- e.Drain(ctx) }()
+				synctest.Wait()
+				select {
+				case <-fake.done:
+					t.Error("it has ended already")
+				default:
+				}
+				if e.Ready(t.Context()) == nil {
+					t.Error("it says that it is ready")
+				}
+				if err := <-drained; err != nil {
+					t.Errorf("Drain: %v", err)
+				}
+				if took := time.Since(began); took != c.want {
+					t.Errorf("took %v, want %v", took, c.want)
+				}
+			})
+		})
+	}
+}
+
 func TestWarningsAreLogged(t *testing.T) {
 	useFake(t, nil)
 	var out strings.Builder

@@ -27,7 +27,17 @@ type Settings struct {
 	Log       Log
 	// TermTimeout bounds the end of a drain, after clients were told to close; -1: no bound.
 	TermTimeout time.Duration
+	// DrainDelay is how long clients are still accepted after a request to stop.
+	DrainDelay time.Duration
+	// MemoryLimit is MemoryAuto or MemoryOff.
+	MemoryLimit string
 }
+
+// Whether Go's collector is told of the memory limit that the system sets.
+const (
+	MemoryAuto = "auto"
+	MemoryOff  = "off"
+)
 
 // Listener is one [[listener]] table.
 type Listener struct {
@@ -107,6 +117,7 @@ func Defaults() Settings {
 		HTTP:        HTTP{Address: "127.0.0.1", Port: 15673},
 		Log:         Log{Level: slog.LevelInfo, Format: "text", MaxSize: 100 << 20, MaxAge: 30 * day, MaxBackups: 10, Compress: true},
 		TermTimeout: 10 * time.Second,
+		MemoryLimit: MemoryAuto,
 	}
 	for range engine.Listeners {
 		s.Listeners = append(s.Listeners, defaultListener())

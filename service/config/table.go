@@ -73,7 +73,7 @@ type Section struct {
 
 // Sections are the groups in the order of the sample file.
 var Sections = []Section{
-	{"", "Stopping", "What happens to clients when the proxy stops. These two come before every section of the file."},
+	{"", "Stopping", "What happens to clients when the proxy stops. These come before every section of the file."},
 	{"listener", "Listeners", "Where clients connect. Repeat the [[listener]] header for each address. The command line and the environment change the first one."},
 	{"upstream", "Broker", "The broker to which connections are pooled."},
 	{"tls", "TLS to the broker", "For an amqps URL. TLS 1.2 or newer; the files are read again at a reload."},
@@ -92,6 +92,9 @@ var Table = []Setting{
 	{Key: "term_timeout", Kind: KindDuration, Max: int64(day), Special: &Special{-1, "no bound"}, Env: "TERM_TIMEOUT", Flag: "term-timeout", Live: true,
 		Help: "How long the end of a stop may take, once clients were told to close. Each has a second to answer that, the broker then close_timeout; what is still open after term_timeout is cut off.",
 		at:   func(s *Settings, _ *Listener) any { return &s.TermTimeout }},
+	{Key: "drain_delay", Kind: KindDuration, Max: int64(time.Hour), Live: true,
+		Help: "How long clients are still accepted when the proxy was asked to stop, while /readyz answers 503, before drain_timeout begins: for a balancer or Kubernetes, which send clients until they have noticed. A second request to stop ends it.",
+		at:   func(s *Settings, _ *Listener) any { return &s.DrainDelay }},
 
 	{Section: "listener", Key: "address", Kind: KindHost, Env: "LISTEN_ADDRESS", Flag: "listen", Short: "l",
 		Help: "Address on which clients are accepted. 0.0.0.0 stands for all IPv4 addresses of this machine, :: for all addresses.",
@@ -187,6 +190,9 @@ var Table = []Setting{
 	{Section: "client", Key: "client_queues", Kind: KindSize, Min: 1 << 20, Max: 1 << 42, Special: &Special{0, "no bound"}, Live: true,
 		Help: "Memory for what waits to be sent to all clients together. Where it is full, the client for whom most waits is closed; one with a connection to the broker of its own is not, the broker waits for it.",
 		at:   func(s *Settings, _ *Listener) any { return &s.Engine.ClientQueues }},
+	{Section: "client", Key: "memory_limit", Kind: KindChoice, Values: []string{MemoryAuto, MemoryOff}, Live: true,
+		Help: "auto: where the system limits this process's memory (a container, a unit's MemoryMax=), Go's collector keeps it within nine tenths of that, by cleaning up more often. It refuses nobody: the bounds above do. The environment variable GOMEMLIMIT counts instead. off: the collector knows of no limit.",
+		at:   func(s *Settings, _ *Listener) any { return &s.MemoryLimit }},
 	{Section: "client", Key: "handshake_timeout", Kind: KindDuration, Min: 100 * milliNS, Max: int64(time.Hour), Live: true,
 		Help: "How long a client may take from connecting to its connection.open.",
 		at:   func(s *Settings, _ *Listener) any { return &s.Engine.HandshakeTimeout }},

@@ -158,7 +158,7 @@ func (c *client) expect(due amqp.Method) (amqp.Frame, bool) {
 		var e *amqp.Error
 		switch {
 		case errors.As(err, &e):
-			c.end0(e)
+			c.fault(due, e)
 			return nil, false
 		case f == nil:
 			if _, err := c.fill(); err != nil {
@@ -171,7 +171,11 @@ func (c *client) expect(due amqp.Method) (amqp.Frame, bool) {
 		case f.Type() == amqp.FrameHeartbeat && f.Channel() == 0:
 			continue
 		case f.Type() != amqp.FrameMethod || f.Channel() != 0:
-			c.end0(amqp.Errorf(amqp.UnexpectedFrame, 0, "type %d on channel %d during the handshake, %s was due",
+			code := uint16(amqp.UnexpectedFrame)
+			if f.Type() > amqp.FrameBody && f.Type() != amqp.FrameHeartbeat {
+				code = amqp.FrameError
+			}
+			c.fault(due, amqp.Errorf(code, 0, "type %d on channel %d during the handshake, %s was due",
 				f.Type(), f.Channel(), due))
 			return nil, false
 		}
@@ -185,15 +189,31 @@ func (c *client) expect(due amqp.Method) (amqp.Frame, bool) {
 			return nil, false
 		}
 		if m != due {
-			c.end0(amqp.Errorf(amqp.CommandInvalid, m, "%s where %s was due", m, due))
+			code := uint16(amqp.ChannelError) // as RabbitMQ has it
+			if m.Spec().Name == "" {
+				code = amqp.CommandInvalid
+			}
+			c.fault(due, amqp.Errorf(code, m, "%s where %s was due", m, due))
 			return nil, false
 		}
 		if _, e := m.Spec().CheckArgs(f.Args()); e != nil {
-			c.end0(e)
+			c.fault(due, e)
 			return nil, false
 		}
 		return f, true
 	}
+}
+
+// fault ends a client that has sent what was not due. Like RabbitMQ it says nothing until tune-ok
+// is there: who publishes on a connection that another thread of theirs recovers (bunny lets them)
+// breaks in upon the handshake, and takes a connection.close there for a refused login.
+func (c *client) fault(due amqp.Method, e *amqp.Error) {
+	if due == amqp.ConnectionOpen {
+		c.end0(e)
+		return
+	}
+	c.log(slog.LevelInfo, "client refused", "code", e.Code, "reason", e.Text)
+	c.cutOff()
 }
 
 // end0 sends connection.close during the handshake and waits a moment for its answer.

@@ -4,6 +4,7 @@
 package main
 
 import (
+	"encoding/json"
 	"go/ast"
 	"go/parser"
 	"go/token"
@@ -130,6 +131,53 @@ func TestMetricsAreDocumented(t *testing.T) {
 			if !slices.Contains(names, name) && strings.Count(name, "_") > 1 {
 				t.Errorf("%s names the metric %s, which there is not", path, name)
 			}
+		}
+	}
+}
+
+// The dashboard and the rules name metrics that there are, and runbooks that lead somewhere.
+func TestBoardAndRules(t *testing.T) {
+	const dir = top + "/packaging/monitoring/"
+	var board struct {
+		Title  string `json:"title"`
+		Panels []struct {
+			Targets []struct {
+				Expr string `json:"expr"`
+			} `json:"targets"`
+		} `json:"panels"`
+	}
+	if err := json.Unmarshal([]byte(document(t, dir+"grafana.json")), &board); err != nil {
+		t.Fatalf("grafana.json: %v", err)
+	}
+	queries := 0
+	for _, p := range board.Panels {
+		queries += len(p.Targets)
+	}
+	if board.Title != "amqproxysvc" || queries < 20 {
+		t.Errorf("the board %q has %d queries", board.Title, queries)
+	}
+	named := regexp.MustCompile(`\bamqproxysvc_[a-z_]+[a-z]`)
+	names, used := admin.Names(), map[string]bool{}
+	for _, file := range []string{"grafana.json", "amqproxysvc.rules.yml", "amqproxysvc.rules.test.yml"} {
+		for _, name := range named.FindAllString(document(t, dir+file), -1) {
+			name = strings.TrimSuffix(name, "_bucket")
+			used[name] = true
+			if !slices.Contains(names, name) {
+				t.Errorf("%s names %s, which there is not", file, name)
+			}
+		}
+	}
+	if len(used) < 20 {
+		t.Errorf("only %d metrics are used: %v", len(used), used)
+	}
+	rules := document(t, dir+"amqproxysvc.rules.yml")
+	found := regexp.MustCompile(`runbook: (\S+)#(\S+)`).FindAllStringSubmatch(rules, -1)
+	if alerts := strings.Count(rules, "- alert: "); len(found) != alerts || alerts < 10 {
+		t.Errorf("%d alerts have %d runbooks", alerts, len(found))
+	}
+	for _, m := range found {
+		if !anchors(document(t, top+"/"+m[1]))[m[2]] {
+			t.Errorf("the runbook %s#%s leads nowhere", m[1], m[2])
 		}
 	}
 }

@@ -276,6 +276,19 @@ func (w *winLife) running() {
 		}
 		s.contains(w.ok(s, "status"), "running, pid ", "clients    1", "127.0.0.1:"+strconv.Itoa(w.port), w.broker.Addr())
 	})
+	w.step("the admin channel answers over its pipe", func(s *step) {
+		c := s.start("hold", w.port)
+		defer c.stop() // it is cut, and says so
+		// Wine 8 gives the first caller the pipe's first instance, which go-winio has taken for
+		// itself so that the name is its own, and which nobody serves.
+		_, _ = w.run(s, winProg, "stats")
+		s.until("the client is listed", 10*time.Second, func() bool { return strings.Contains(w.ok(s, "clients"), "guest") })
+		s.contains(w.ok(s, "pools"), "REUSE", "guest")
+		s.contains(w.ok(s, "config"), winConfig(unit)+":")
+		s.contains(w.ok(s, "kick", "--user", "guest"), "1 client closed")
+		s.contains(w.exits(s, 3, "clients", "--name", "other"), "no proxy")
+		s.contains(w.log(s), "admin command")
+	})
 	w.step("Interrogate is answered", func(s *step) {
 		answers, _ := w.run(s, `C:\probe.exe`, unit)
 		s.contains(answers, "running 0 0")

@@ -132,7 +132,7 @@ type lateChannel struct {
 // serve runs the client from accept to its end. One goroutine at a time owns it: this
 // one, or the one that read hands it to.
 func (c *client) serve() {
-	if !c.handshake() || !c.read() {
+	if c.under != nil && !c.startTLS() || !c.handshake() || !c.read() {
 		c.end()
 	}
 }

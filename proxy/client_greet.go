@@ -13,7 +13,7 @@ func (c *client) awaitGreeting() bool {
 	if g == nil {
 		return true
 	}
-	if _, own := c.s.selfChecks.Load(c.sock.RemoteAddr().String()); own {
+	if c.s.isOwn(c.sock.RemoteAddr()) {
 		return true // the watchdog asks whether the proxy answers, not whether the broker does
 	}
 	gone, stop := c.watch()

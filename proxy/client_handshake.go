@@ -368,6 +368,7 @@ func (c *client) open(f amqp.Frame) bool {
 		c.rd.MaxFrame = broker.UnboundedFrame
 	}
 	c.rd.MaxBuffer = 0
+	c.loggedIn()
 	c.env.n.loginsOK.Add(1)
 	c.pool.logins.Add(1)
 	c.lastRead.Store(c.env.now()) // the wait for the verdict was not the client's silence

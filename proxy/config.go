@@ -36,6 +36,8 @@ type Listener struct {
 	// client-properties are equal, byte for byte, to those it was opened with. In the
 	// other modes sessions are reused by any client of their identity.
 	MatchProperties bool
+	// TLS is what clients are met with; nil: plain AMQP.
+	TLS *ServerTLS
 }
 
 // Upstream is the broker to which connections are pooled.
@@ -165,6 +167,7 @@ func (c *Config) Validate() error {
 		default:
 			bad("pool_mode", strconv.Quote(string(l.Mode)), `"auto", "shared" or "session"`)
 		}
+		errs = append(errs, l.TLS.validate(l.Address)...)
 	}
 	if c.Upstream.Host == "" {
 		bad("upstream host", `""`, "a host name or an IP address")

@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
@@ -17,12 +19,38 @@ import (
 // listener is a bound one. Its configuration is that of the start, but for what is live.
 type listener struct {
 	Listener
-	ln net.Listener
+	ln     net.Listener
+	tls    atomic.Pointer[serverTLS] // nil: a plain one, for ever
+	shakes tlsCounts
 }
 
-// sameAs reports whether a listener of the old configuration can go on as one of the new.
+// sameAs reports whether a listener of the old configuration can go on as one of the new: in
+// what it is, not in the certificates that it shows.
 func (l *Listener) sameAs(v *Listener) bool {
-	return l.Address == v.Address && l.Mode == v.Mode && l.MatchProperties == v.MatchProperties
+	return l.Address == v.Address && l.Mode == v.Mode && l.MatchProperties == v.MatchProperties && (l.TLS == nil) == (v.TLS == nil)
+}
+
+// renew takes what is live of a new configuration's listeners, into those that are bound and
+// into the configuration that stays in force.
+func (s *Server) renew(in, next []Listener) []Listener {
+	in = slices.Clone(in)
+	s.mu.Lock()
+	bound := s.listeners
+	s.mu.Unlock()
+	for i := range in {
+		j := i
+		if j >= len(next) || !in[i].sameAs(&next[j]) {
+			j = slices.IndexFunc(next, func(l Listener) bool { return in[i].sameAs(&l) })
+		}
+		if j < 0 || in[i].TLS == nil {
+			continue
+		}
+		in[i].TLS = next[j].TLS
+		if i < len(bound) {
+			bound[i].setTLS(in[i].TLS, s.isOwn)
+		}
+	}
+	return in
 }
 
 // changedListeners names the listeners that a reload cannot change.
@@ -53,7 +81,7 @@ func ListenNetwork(address string) string {
 
 // bind binds every listener of the configuration, or none. An inherited one takes the place of
 // that with the same index.
-func bind(listeners []Listener, inherited []net.Listener) ([]*listener, error) {
+func (s *Server) bind(listeners []Listener, inherited []net.Listener) ([]*listener, error) {
 	var bound []*listener
 	for i, l := range listeners {
 		var ln net.Listener
@@ -63,13 +91,15 @@ func bind(listeners []Listener, inherited []net.Listener) ([]*listener, error) {
 		if ln == nil {
 			var err error
 			if ln, err = listenConfig.Listen(context.Background(), ListenNetwork(l.Address), l.Address); err != nil {
-				for _, b := range bound {
-					_ = b.ln.Close()
-				}
+				closeAll(bound)
 				return nil, fmt.Errorf("cannot listen on %s: %w", l.Address, err)
 			}
 		}
-		bound = append(bound, &listener{Listener: l, ln: ln})
+		b := &listener{Listener: l, ln: ln}
+		if l.TLS != nil {
+			b.setTLS(l.TLS, s.isOwn)
+		}
+		bound = append(bound, b)
 	}
 	return bound, nil
 }
@@ -117,6 +147,9 @@ func (s *Server) admit(sock net.Conn, l *listener) {
 	}
 	c := &client{s: s, env: &s.env, shaking: true, gone: make(chan struct{}), runSeq: 1}
 	c.accepted(sock, l)
+	if t := l.tls.Load(); t != nil {
+		c.encrypt(t)
+	}
 	c.n = s.n.clientsTotal.Add(1)
 	c.started = s.now()
 	c.lastRead.Store(c.started)
@@ -157,9 +190,45 @@ func (s *Server) Addrs() []net.Addr {
 	return addrs
 }
 
-// closeAll closes listeners, bound or not.
+// closeAll closes listeners.
 func closeAll(listeners []*listener) {
 	for _, l := range listeners {
 		_ = l.ln.Close()
 	}
+}
+
+// ListenerStats is one listener.
+type ListenerStats struct {
+	Address string // as bound
+	// TLSHandshakes are by how they ended, see TLSResults; nil: a plain listener.
+	TLSHandshakes []uint64
+	Certificates  []CertificateStats
+}
+
+// CertificateStats is a certificate that a listener shows.
+type CertificateStats struct {
+	File     string
+	NotAfter time.Time
+}
+
+func (s *Server) listenerStats() []ListenerStats {
+	s.mu.Lock()
+	bound := s.listeners
+	s.mu.Unlock()
+	all := make([]ListenerStats, 0, len(bound))
+	for _, l := range bound {
+		st := ListenerStats{Address: l.ln.Addr().String()}
+		if t := l.tls.Load(); t != nil {
+			for i := range l.shakes {
+				st.TLSHandshakes = append(st.TLSHandshakes, l.shakes[i].Load())
+			}
+			for i := range t.Certificates {
+				if leaf := t.Certificates[i].Leaf; leaf != nil && i < len(t.Files) {
+					st.Certificates = append(st.Certificates, CertificateStats{t.Files[i], leaf.NotAfter})
+				}
+			}
+		}
+		all = append(all, st)
+	}
+	return all
 }

@@ -6,6 +6,7 @@ package proxy
 
 import (
 	"cmp"
+	"crypto/tls"
 	"slices"
 	"time"
 
@@ -17,7 +18,8 @@ type ClientInfo struct {
 	ID      uint64 // counts from the server's start, never used twice
 	User    string // what it logged in as; "" before
 	VHost   string
-	Address string // its socket's other end
+	Address string // its own, where a balancer tells it that
+	TLS     string // "TLS 1.3", say; "": plain, or it has not logged in
 	Name    string // connection_name of its client-properties
 	State   ClientState
 	// Session: it has a connection to the broker of its own.
@@ -129,6 +131,9 @@ func (c *client) info(now int64) ClientInfo {
 	if c.named.Load() { // else its reader may be writing these
 		info.User, info.VHost, info.Name = c.user, c.pool.id.vhost, c.name()
 		info.State = ClientRunning
+		if t, ok := c.conn.(*tls.Conn); ok { // not before: it would wait for the handshake's end
+			info.TLS = tls.VersionName(t.ConnectionState().Version)
+		}
 	}
 	c.mu.Lock()
 	info.Queue = c.out.LenLocked()

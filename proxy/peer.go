@@ -17,7 +17,8 @@ type peer struct {
 	sock net.Conn // the socket
 	// raw is the socket's, where bytes go over it as they are and it can be read and written
 	// without waiting; else nil.
-	raw syscall.RawConn
+	raw   syscall.RawConn
+	under *encrypted // between the socket and TLS; nil: no TLS
 	// told is the address that a balancer has told, nil: the socket's is true.
 	told atomic.Pointer[net.TCPAddr]
 }
@@ -89,6 +90,13 @@ func (p *peer) hangUp(spawn func(func())) {
 		return
 	}
 	spawn(func() { _ = p.conn.Close() })
+}
+
+// loggedIn takes the bound off what a client may send before its login. Its reader calls it.
+func (p *peer) loggedIn() {
+	if p.under != nil {
+		p.under.left = -1
+	}
 }
 
 // reset ends the connection for who broke the rules: what the peer still sends fails at once

@@ -4,6 +4,7 @@ package proxy
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -26,15 +27,24 @@ func (s *Server) Ready(ctx context.Context) error {
 	return s.broker.Check(ctx)
 }
 
+// isOwn reports whether a connection from there is SelfCheck's.
+func (s *Server) isOwn(from net.Addr) bool {
+	_, own := s.selfChecks.Load(from.String())
+	return own
+}
+
 // SelfCheck makes a login-free handshake with the server's own first listener and
 // reports what is wrong, if anything; a watchdog's question.
 func (s *Server) SelfCheck(ctx context.Context) error {
-	addrs := s.Addrs()
-	if len(addrs) == 0 {
+	s.mu.Lock()
+	listeners := s.listeners
+	s.mu.Unlock()
+	if len(listeners) == 0 {
 		return errors.New("no listener is bound")
 	}
-	addr := addrs[0].String()
-	if a, ok := addrs[0].(*net.TCPAddr); ok && a.IP.IsUnspecified() {
+	l := listeners[0]
+	addr := l.ln.Addr().String()
+	if a, ok := l.ln.Addr().(*net.TCPAddr); ok && a.IP.IsUnspecified() {
 		addr = net.JoinHostPort("localhost", fmt.Sprint(a.Port))
 	}
 	var d net.Dialer
@@ -47,13 +57,27 @@ func (s *Server) SelfCheck(ctx context.Context) error {
 		return fmt.Errorf("the proxy's own listener: %w", err)
 	}
 	defer func() { _ = conn.Close() }()
-	s.selfChecks.Store(conn.LocalAddr().String(), nil)
-	defer s.selfChecks.Delete(conn.LocalAddr().String())
-	if err := broker.Greets(ctx, conn); err != nil {
+	from := conn.LocalAddr().String()
+	s.selfChecks.Store(from, nil)
+	defer s.selfChecks.Delete(from)
+	if err := greets(ctx, conn, l); err != nil {
 		if s.n.turnedAway.Load() != before {
 			return nil // it answers, with no place for one more
 		}
 		return fmt.Errorf("the proxy's own listener %s: %w", addr, err)
 	}
 	return nil
+}
+
+// greets reports what is wrong with the greeting of the server's own listener.
+func greets(ctx context.Context, conn net.Conn, l *listener) error {
+	if l.tls.Load() != nil {
+		// Whether its certificate is for this name is no question of life.
+		t := tls.Client(conn, &tls.Config{InsecureSkipVerify: true})
+		if err := t.HandshakeContext(ctx); err != nil {
+			return err
+		}
+		conn = t
+	}
+	return broker.Greets(ctx, conn)
 }

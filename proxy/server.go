@@ -118,7 +118,7 @@ func (s *Server) setConfig(cfg Config) (moved bool) {
 // with the first error and nothing bound. An inherited listener (socket activation)
 // serves in place of the configured address with the same index; a nil entry is bound anew.
 func (s *Server) Start(inherited []net.Listener) error {
-	bound, err := bind(s.cfg().Listeners, inherited)
+	bound, err := s.bind(s.cfg().Listeners, inherited)
 	if err != nil {
 		return err
 	}
@@ -205,7 +205,7 @@ func (s *Server) Reload(cfg Config) (needRestart []string, err error) {
 	}
 	old := s.cfg()
 	needRestart = changedListeners(old.Listeners, cfg.Listeners)
-	cfg.Listeners = old.Listeners
+	cfg.Listeners = s.renew(old.Listeners, cfg.Listeners)
 	if s.setConfig(cfg) {
 		// What stands is used up; what comes goes to the new broker. What is being opened
 		// now is looked at when it is there, see upstream.stale.

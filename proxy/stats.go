@@ -57,7 +57,8 @@ type Stats struct {
 	ConnectLatency    [len(ConnectLatencyBounds) + 1]uint64
 	ConnectLatencySum time.Duration
 
-	Pools []PoolStats
+	Pools     []PoolStats
+	Listeners []ListenerStats
 }
 
 // ConnectLatencyBounds are the upper bounds, in seconds, of Stats.ConnectLatency.
@@ -162,6 +163,7 @@ func (s *Server) Stats() Stats {
 		st.Pools = append(st.Pools, p.stats())
 	}
 	st.Identities = len(st.Pools)
+	st.Listeners = s.listenerStats()
 	return st
 }
 

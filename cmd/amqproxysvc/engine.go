@@ -63,6 +63,8 @@ type engine struct {
 	mu        sync.Mutex
 	settings  config.Settings    // in force
 	explained []config.Explained // the same, with where each comes from
+
+	certificates certificates
 }
 
 var _ service.Engine = (*engine)(nil)
@@ -81,6 +83,7 @@ func openEngine(src config.Source, logOpts logging.Options) (*engine, error) {
 	}
 	logger := log.Logger()
 	e := &engine{src: src, log: log, settings: settings, explained: config.Explain(src, &settings), adminSet: settings.HTTP}
+	e.certificates.seen = stamps(&settings)
 	cfg, err := settings.ProxyConfig(programVersion(), logger)
 	if err == nil {
 		e.server, err = newServer(cfg)
@@ -138,6 +141,7 @@ func (e *engine) Start(_ context.Context, inherited []net.Listener) error {
 		e.admin = admin.New(admin.Options{Source: e, Version: programVersion(), Hosts: e.adminSet.Hosts, Pprof: e.adminSet.Pprof})
 		e.admin.Serve(httpListener)
 	}
+	e.watchCertificates()
 	return nil
 }
 
@@ -193,10 +197,13 @@ func (r reworded) Unwrap() error { return r.err }
 
 // Reload loads the settings again and applies what can be.
 func (e *engine) Reload(context.Context) (needRestart []string, err error) {
+	e.certificates.mu.Lock()
+	defer e.certificates.mu.Unlock()
 	settings, warnings, err := config.Load(e.src)
 	if err != nil {
 		return nil, err
 	}
+	seen := stamps(&settings)
 	cfg, err := settings.ProxyConfig(programVersion(), e.log.Logger())
 	if err != nil {
 		return nil, err
@@ -227,6 +234,7 @@ func (e *engine) Reload(context.Context) (needRestart []string, err error) {
 	if settings.Admin != old.Admin {
 		needRestart = append(needRestart, "admin.socket")
 	}
+	e.certificates.seen = seen
 	e.mu.Lock()
 	e.settings, e.explained = settings, config.Explain(e.src, &settings)
 	e.mu.Unlock()
@@ -245,6 +253,11 @@ func (e *engine) Reload(context.Context) (needRestart []string, err error) {
 // The HTTP server answers to the end, with /readyz not ready.
 func (e *engine) Drain(ctx context.Context) error {
 	e.draining.Store(true)
+	e.certificates.mu.Lock()
+	if t := e.certificates.timer; t != nil {
+		t.Stop()
+	}
+	e.certificates.mu.Unlock()
 	e.mu.Lock()
 	delay, drain, term := e.settings.DrainDelay, e.settings.Engine.DrainTimeout, e.settings.TermTimeout
 	e.mu.Unlock()

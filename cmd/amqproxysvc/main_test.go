@@ -58,8 +58,9 @@ type fakeServer struct {
 	stuck     bool // Shutdown ends only by Close
 	ready     error
 
-	list []proxy.ClientInfo
-	ups  []proxy.UpstreamInfo
+	list  []proxy.ClientInfo
+	ups   []proxy.UpstreamInfo
+	shows []proxy.ListenerStats
 }
 
 func newFake(cfg proxy.Config) *fakeServer {
@@ -157,7 +158,7 @@ func (f *fakeServer) Err() error                      { return nil }
 func (f *fakeServer) Ready(context.Context) error     { return f.ready }
 func (f *fakeServer) SelfCheck(context.Context) error { return nil }
 func (f *fakeServer) Stats() proxy.Stats {
-	return proxy.Stats{Clients: int(f.clients.Load()), Upstreams: 1}
+	return proxy.Stats{Clients: int(f.clients.Load()), Upstreams: 1, Listeners: f.shows}
 }
 
 func (f *fakeServer) ListClients() []proxy.ClientInfo     { return f.list }

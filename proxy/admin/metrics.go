@@ -97,6 +97,14 @@ var poolMetrics = []struct {
 	{"amqproxysvc_pool_waiting_clients", "Clients that wait for one of them.", func(p *proxy.PoolStats) int { return p.Waiting }},
 }
 
+// Of each listener that speaks TLS.
+const (
+	shakesName = "amqproxysvc_tls_handshakes_total"
+	shakesHelp = "TLS handshakes of clients, by how they ended."
+	expiryName = "amqproxysvc_certificate_expiry_timestamp_seconds"
+	expiryHelp = "When a certificate that clients are shown expires, in seconds since 1970."
+)
+
 const (
 	latencyName = "amqproxysvc_upstream_connect_seconds"
 	latencyHelp = "How long connecting and logging in to the broker took."
@@ -111,6 +119,8 @@ type collector struct {
 	plain     []*prometheus.Desc
 	labelled  []*prometheus.Desc
 	pools     []*prometheus.Desc
+	shakes    *prometheus.Desc
+	expiry    *prometheus.Desc
 	latency   *prometheus.Desc
 	buildInfo *prometheus.Desc
 }
@@ -126,6 +136,8 @@ func newCollector(source Source, version string) *collector {
 	for _, m := range poolMetrics {
 		c.pools = append(c.pools, prometheus.NewDesc(m.name, m.help, []string{"user", "vhost"}, nil))
 	}
+	c.shakes = prometheus.NewDesc(shakesName, shakesHelp, []string{"listener", "result"}, nil)
+	c.expiry = prometheus.NewDesc(expiryName, expiryHelp, []string{"listener", "file"}, nil)
 	c.latency = prometheus.NewDesc(latencyName, latencyHelp, nil, nil)
 	c.buildInfo = prometheus.NewDesc(infoName, infoHelp, []string{"version", "goversion"}, nil)
 	return c
@@ -133,7 +145,7 @@ func newCollector(source Source, version string) *collector {
 
 // Describe is part of prometheus.Collector.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, group := range [][]*prometheus.Desc{c.plain, c.labelled, c.pools, {c.latency, c.buildInfo}} {
+	for _, group := range [][]*prometheus.Desc{c.plain, c.labelled, c.pools, {c.shakes, c.expiry, c.latency, c.buildInfo}} {
 		for _, d := range group {
 			ch <- d
 		}
@@ -158,8 +170,26 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 			ch <- prometheus.MustNewConstMetric(c.pools[i], prometheus.GaugeValue, float64(m.value(p)), p.User, p.VHost)
 		}
 	}
+	c.collectListeners(ch, stats.Listeners)
 	ch <- latencyHistogram(c.latency, &stats)
 	ch <- prometheus.MustNewConstMetric(c.buildInfo, prometheus.GaugeValue, 1, c.version, runtime.Version())
+}
+
+// collectListeners has a listener counted by its address; two cannot have the same.
+func (c *collector) collectListeners(ch chan<- prometheus.Metric, listeners []proxy.ListenerStats) {
+	for _, l := range listeners {
+		for i, v := range l.TLSHandshakes {
+			ch <- prometheus.MustNewConstMetric(c.shakes, prometheus.CounterValue, float64(v), l.Address, proxy.TLSResults[i])
+		}
+		told := map[string]bool{}
+		for _, cert := range l.Certificates {
+			file := strings.ToValidUTF8(cert.File, "\ufffd")
+			if !told[file] {
+				ch <- prometheus.MustNewConstMetric(c.expiry, prometheus.GaugeValue, float64(cert.NotAfter.Unix()), l.Address, file)
+			}
+			told[file] = true
+		}
+	}
 }
 
 // latencyHistogram is Stats.ConnectLatency, whose counts are cumulative already.
@@ -225,5 +255,5 @@ func Names() (names []string) {
 	for _, m := range poolMetrics {
 		names = append(names, m.name)
 	}
-	return append(names, latencyName, infoName)
+	return append(names, shakesName, expiryName, latencyName, infoName)
 }

@@ -22,6 +22,39 @@ type Certs struct {
 	CAPEM, CertPEM, KeyPEM []byte
 	Pool                   *x509.CertPool
 	pair                   tls.Certificate
+	ca                     *x509.Certificate
+	caKey                  *ecdsa.PrivateKey
+}
+
+// Issue makes a certificate of the CA. What the template leaves open is filled in: a serial
+// number, the validity of the CA, a use for clients and servers.
+func (c *Certs) Issue(leaf x509.Certificate) (certPEM, keyPEM []byte, err error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, nil, fmt.Errorf("certificates: %w", err)
+	}
+	if leaf.SerialNumber == nil {
+		if leaf.SerialNumber, err = rand.Int(rand.Reader, big.NewInt(1<<62)); err != nil {
+			return nil, nil, fmt.Errorf("certificates: %w", err)
+		}
+	}
+	if leaf.NotBefore.IsZero() {
+		leaf.NotBefore = c.ca.NotBefore
+	}
+	if leaf.NotAfter.IsZero() {
+		leaf.NotAfter = c.ca.NotAfter
+	}
+	leaf.KeyUsage = x509.KeyUsageDigitalSignature
+	leaf.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth}
+	der, err := x509.CreateCertificate(rand.Reader, &leaf, c.ca, key.Public(), c.caKey)
+	if err != nil {
+		return nil, nil, fmt.Errorf("certificates: %w", err)
+	}
+	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, nil, fmt.Errorf("certificates: %w", err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}), nil
 }
 
 // NewCerts makes both, good for a day.
@@ -58,6 +91,7 @@ func NewCerts() (*Certs, error) {
 		KeyPEM:  pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}),
 		Pool:    x509.NewCertPool(),
 		pair:    tls.Certificate{Certificate: [][]byte{leafDER}, PrivateKey: key},
+		ca:      ca, caKey: caKey,
 	}
 	c.Pool.AppendCertsFromPEM(c.CAPEM)
 	return c, nil

@@ -9,26 +9,39 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy"
 )
 
-// ProxyConfig is what the engine is made from. It reads the TLS files when the broker is
-// reached by TLS, and says which setting and file is wrong.
+// ProxyConfig is what the engine is made from. It reads the files of listeners with TLS, and of
+// TLS to the broker, and says which setting and file is wrong.
 func (s *Settings) ProxyConfig(version string, logger *slog.Logger) (proxy.Config, error) {
 	c := s.Engine
 	c.Version, c.Logger = version, logger
 	c.Listeners = nil
-	for _, l := range s.Listeners {
-		c.Listeners = append(c.Listeners, proxy.Listener{Address: l.HostPort(), Mode: l.PoolMode, MatchProperties: l.MatchProperties})
+	var wrong Error
+	for i, l := range s.Listeners {
+		listener := proxy.Listener{Address: l.HostPort(), Mode: l.PoolMode, MatchProperties: l.MatchProperties}
+		if l.TLS {
+			t, problems := l.server()
+			for _, p := range problems {
+				wrong.Problems = append(wrong.Problems, fmt.Sprintf("listener %d: %s", i+1, p))
+			}
+			listener.TLS = t
+		}
+		c.Listeners = append(c.Listeners, listener)
 	}
 	c.Upstream = proxy.Upstream{Host: s.Broker.Host, Port: s.Broker.Port}
 	if s.Broker.TLS {
 		t, err := s.TLS.client(s.Broker.Host)
 		if err != nil {
-			return proxy.Config{}, &Error{Problems: []string{err.Error()}}
+			wrong.Problems = append(wrong.Problems, err.Error())
 		}
 		c.Upstream.TLS = t
+	}
+	if len(wrong.Problems) > 0 {
+		return proxy.Config{}, &wrong
 	}
 	// The table's bounds are the engine's (a test holds them equal); a stricter engine has the last word.
 	if err := c.Validate(); err != nil {
@@ -88,6 +101,11 @@ func (s *Settings) Warnings() (warnings []string) {
 	}
 	if !s.Broker.TLS && s.TLS != Defaults().TLS {
 		warnings = append(warnings, "[tls] is set but upstream.url is "+s.Broker.String()+", without TLS")
+	}
+	for i, l := range s.Listeners {
+		for _, w := range l.warnings(time.Now()) {
+			warnings = append(warnings, fmt.Sprintf("listener %d: %s", i+1, w))
+		}
 	}
 	return warnings
 }

@@ -122,8 +122,8 @@ func (f *fileLoader) set(d *Setting, l *Listener, index int, value any) {
 	if index == 0 {
 		f.inFile[d.Name()] = max(line, 1)
 	}
-	if text, ok := value.(string); ok && d.Kind == KindPath && text != "" && !filepath.IsAbs(text) {
-		value = filepath.Join(f.dir, text)
+	if d.Kind == KindPath || d.Kind == KindPaths {
+		value = f.absolute(value)
 	}
 	warning, err := d.setTOML(f.s, l, value)
 	if err != nil {
@@ -131,6 +131,23 @@ func (f *fileLoader) set(d *Setting, l *Listener, index int, value any) {
 	} else if warning != "" {
 		f.warnings = append(f.warnings, fmt.Sprintf("%s:%d: %s: %s", f.path, max(line, 1), d.Name(), warning))
 	}
+}
+
+// absolute has a path begin where the file is; of a list, each.
+func (f *fileLoader) absolute(value any) any {
+	switch v := value.(type) {
+	case string:
+		if v != "" && !filepath.IsAbs(v) {
+			return filepath.Join(f.dir, v)
+		}
+	case []any:
+		all := make([]any, len(v))
+		for i, x := range v {
+			all[i] = f.absolute(x)
+		}
+		return all
+	}
+	return value
 }
 
 func (f *fileLoader) unknown(section, key string, index int) {

@@ -148,6 +148,7 @@ func (s *Settings) check() (problems []string) {
 				i+1, l.HostPort(), other.HostPort(), of)
 			break
 		}
+		problems = append(problems, l.checkTLS(i+1)...)
 		if l.Port != 0 && l.Port == s.Broker.Port && ownAddress(s.Broker.Host, l.Address) {
 			bad("upstream.url is %s, where listener %d listens: the proxy would connect to itself", s.Broker, i+1)
 		}

@@ -49,10 +49,9 @@ func TestPrecedence(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []Listener{
-		{Address: "10.0.0.1", Port: 32, PoolMode: proxy.PoolAuto, MatchProperties: true},
-		{Address: "127.0.0.1", Port: 2, PoolMode: proxy.PoolAuto, MatchProperties: true},
-	}
+	want := []Listener{defaultListener(), defaultListener()}
+	want[0].Address, want[0].Port = "10.0.0.1", 32
+	want[1].Port = 2
 	if !reflect.DeepEqual(s.Listeners, want) {
 		t.Errorf("listeners are %v, want %v: the command line has the last word, on the first one", s.Listeners, want)
 	}

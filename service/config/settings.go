@@ -45,6 +45,12 @@ type Listener struct {
 	Port            int    // 0: any free port
 	PoolMode        proxy.PoolMode
 	MatchProperties bool
+
+	TLS               bool
+	CertFile, KeyFile []string // pairs, in their order
+	ClientCert        proxy.ClientCert
+	ClientCAFile      string
+	TLSMinVersion     string // "1.2" or "1.3"
 }
 
 // HostPort is the address as net.Listen takes it.
@@ -129,7 +135,8 @@ func defaultListener() Listener {
 	first := proxy.DefaultConfig().Listeners[0]
 	host, port, _ := net.SplitHostPort(first.Address)
 	n, _ := strconv.Atoi(port)
-	return Listener{Address: host, Port: n, PoolMode: first.Mode, MatchProperties: first.MatchProperties}
+	return Listener{Address: host, Port: n, PoolMode: first.Mode, MatchProperties: first.MatchProperties,
+		ClientCert: proxy.ClientCertNone, TLSMinVersion: "1.2"}
 }
 
 // hostPort is net.JoinHostPort for hosts with or without brackets.

@@ -15,6 +15,7 @@ type Kind int
 const (
 	KindText     Kind = iota // any text
 	KindPath                 // a file's path; in the settings file relative to that file
+	KindPaths                // one of these, or a list
 	KindHost                 // a host name or an IP address
 	KindURL                  // the broker's URL
 	KindChoice               // one of Values
@@ -78,7 +79,7 @@ var Sections = []Section{
 	{"upstream", "Broker", "The broker to which connections are pooled."},
 	{"tls", "TLS to the broker", "For an amqps URL. TLS 1.2 or newer; the files are read again at a reload."},
 	{"pool", "Pools", "Connections to the broker, and how they are shared. A pool holds those of one user, password and vhost."},
-	{"client", "Clients", "What one client, and all of them, may take. In use at a time is at most message_buffer + client_queues + 256 KiB for each client (4 KiB while it is idle) + 16 KiB for each of max_handshakes + 1 MiB for each connection to the broker, 40 MiB for the program itself, and up to as much again before Go's collector has cleaned up, which the environment variable GOMEMLIMIT bounds."},
+	{"client", "Clients", "What one client, and all of them, may take. In use at a time is at most message_buffer + client_queues + 256 KiB for each client (4 KiB while it is idle) + 16 KiB (80 KiB with TLS) for each of max_handshakes + 1 MiB for each connection to the broker, 40 MiB for the program itself, and up to as much again before Go's collector has cleaned up, which the environment variable GOMEMLIMIT bounds."},
 	{"http", "Metrics and health", "/metrics for Prometheus, /healthz (the process lives) and /readyz (the broker can be reached)."},
 	{"admin", "Admin channel", "Where the commands that look at a running proxy and act on it reach it: clients, pools, upstreams, stats, top, config, kick, reconnect."},
 	{"log", "Logging", "Log lines go to the terminal, the journal or the Windows event log, and to a file when one is set."},
@@ -108,6 +109,24 @@ var Table = []Setting{
 	{Section: "listener", Key: "match_properties", Kind: KindBool,
 		Help: "In pool_mode session: reuse a connection only for clients whose client-properties (connection_name first of all) equal those it was opened with, so that the broker shows the right names. Set it to false where applications put a process id into the name. The other modes reuse sessions whatever the properties.",
 		at:   func(_ *Settings, l *Listener) any { return &l.MatchProperties }},
+	{Section: "listener", Key: "tls", Kind: KindBool,
+		Help: "Whether clients speak TLS here. A listener speaks either; for both have two side by side. By custom the port for TLS is 5671.",
+		at:   func(_ *Settings, l *Listener) any { return &l.TLS }},
+	{Section: "listener", Key: "cert_file", Kind: KindPaths, Live: true,
+		Help: "File with the certificate (PEM) that clients are shown, and those between it and its authority. Of several, each with its key_file, the one for the name that the client asks for (SNI) is shown, else the first. Renewed files are seen by themselves within a minute, and at a reload.",
+		at:   func(_ *Settings, l *Listener) any { return &l.CertFile }},
+	{Section: "listener", Key: "key_file", Kind: KindPaths, Live: true,
+		Help: "File with the private key (PEM, not encrypted) of cert_file; as many, in the same order. It must not be readable by everybody.",
+		at:   func(_ *Settings, l *Listener) any { return &l.KeyFile }},
+	{Section: "listener", Key: "client_cert", Kind: KindChoice, Values: []string{"none", "optional", "required"}, Live: true,
+		Help: "Whether clients show a certificate. optional: a client may, and is refused with one that no authority of client_ca_file vouches for. A certificate does not take the place of user and password.",
+		at:   func(_ *Settings, l *Listener) any { return &l.ClientCert }},
+	{Section: "listener", Key: "client_ca_file", Kind: KindPath, Live: true,
+		Help: "File with the certificates (PEM) of the authorities that may vouch for clients. When it changes, who connects anew shows a certificate anew; who is connected stays.",
+		at:   func(_ *Settings, l *Listener) any { return &l.ClientCAFile }},
+	{Section: "listener", Key: "tls_min_version", Kind: KindChoice, Values: []string{"1.2", "1.3"}, Live: true,
+		Help: "Lowest version of TLS that clients may speak.",
+		at:   func(_ *Settings, l *Listener) any { return &l.TLSMinVersion }},
 
 	{Section: "upstream", Key: "url", Kind: KindURL, Env: "AMQP_URL", Live: true,
 		Help: "The broker: amqp://HOST[:PORT] (port 5672) or amqps://HOST[:PORT] for TLS (port 5671). A user, a password and a vhost are ignored, since clients bring their own. On the command line it is the argument. After a reload it serves new connections.",

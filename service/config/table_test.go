@@ -7,6 +7,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -152,7 +153,7 @@ func TestDefaultsAreTheEngines(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := proxy.DefaultConfig()
-	if len(got.Listeners) != 1 || got.Listeners[0] != want.Listeners[0] {
+	if len(got.Listeners) != 1 || !reflect.DeepEqual(got.Listeners[0], want.Listeners[0]) {
 		t.Errorf("listeners are %v, want %v", got.Listeners, want.Listeners)
 	}
 	if got.Upstream.Address() != want.Upstream.Address() || got.Upstream.TLS != nil {
@@ -238,6 +239,9 @@ func TestEverySettingRefuses(t *testing.T) {
 		case KindURL:
 			bad = []string{"", "broker", "http://broker", "amqp://", "amqp://a:0", "amqp://a:65536", "amqp://a:b", "amqp://a b"}
 			badTOML = []string{"5672"}
+		case KindPaths:
+			bad = []string{"a\x00b"}
+			badTOML = []string{"1", "false", "[1]", `["a", ""]`}
 		case KindPath, KindText:
 			bad = []string{"a\x00b"}
 			badTOML = []string{"1", "false"}

@@ -65,7 +65,7 @@ func (d *Setting) note() string {
 		live = "(live)"
 	}
 	switch d.Kind {
-	case KindBool, KindHost, KindPath, KindText, KindURL:
+	case KindBool, KindHost, KindPath, KindPaths, KindText, KindURL:
 		return live
 	}
 	return "Allowed: " + d.Allowed() + ". " + live
@@ -153,6 +153,20 @@ The defaults suit a proxy beside one application. What to think about when it se
 | consumers | each without a prefetch, or with one above ` + "`shared_prefetch_limit`" + `, has a connection of its own |
 | many clients | descriptors: one for each client and for each connection to the broker, see LimitNOFILE; ` + "`max_clients`" + ` |
 | others than the application on the network | ` + "`max_clients`, `max_upstreams_per_identity`" + `, and [what exposing a listener needs](../../SECURITY.md#exposing-a-listener) |
+
+A plain listener for this machine and one with TLS for others:
+
+` + "```toml" + `
+[[listener]]
+port = 5673
+
+[[listener]]
+address = "0.0.0.0"
+port = 5671
+tls = true
+cert_file = "/etc/amqproxysvc/tls/proxy.pem"
+key_file = "/etc/amqproxysvc/tls/proxy.key"
+` + "```" + `
 
 Two listeners, one of them for consumers with a connection each:
 

@@ -22,6 +22,8 @@ func (d *Setting) Allowed() string {
 	switch d.Kind {
 	case KindPath:
 		return "the path of a file"
+	case KindPaths:
+		return "the path of a file, or a list of such"
 	case KindHost:
 		return "a host name or an IP address"
 	case KindURL:
@@ -90,8 +92,27 @@ func (d *Setting) setText(s *Settings, l *Listener, text string) (warning string
 			return "", d.bad(quoted)
 		}
 		return "", d.setNumber(s, l, n, quoted)
+	case KindPaths:
+		var list []string
+		for part := range strings.SplitSeq(text, ",") {
+			if part = strings.TrimSpace(part); part != "" {
+				list = append(list, part)
+			}
+		}
+		return "", d.setList(s, l, list)
 	}
 	return d.setString(s, l, text)
+}
+
+// setList checks and sets a list.
+func (d *Setting) setList(s *Settings, l *Listener, list []string) error {
+	for _, text := range list {
+		if text == "" || strings.ContainsRune(text, 0) {
+			return d.bad(strconv.Quote(text))
+		}
+	}
+	*d.at(s, l).(*[]string) = list
+	return nil
 }
 
 // parseNumber reads a number of the setting's kind; a duration in nanoseconds.
@@ -129,10 +150,28 @@ func (d *Setting) setTOML(s *Settings, l *Listener, value any) (warning string, 
 			return "", d.setNumber(s, l, int64(n), shown)
 		}
 		return "", d.bad(shown + ", a number")
+	case []any:
+		if d.Kind != KindPaths {
+			break
+		}
+		var list []string
+		for _, x := range v {
+			text, ok := x.(string)
+			if !ok {
+				return "", d.bad("a list with something else than texts in it")
+			}
+			list = append(list, text)
+		}
+		return "", d.setList(s, l, list)
 	case string:
 		switch d.Kind {
 		case KindBool, KindInt:
 			return "", d.bad(strconv.Quote(v) + ", a text in quotes")
+		case KindPaths:
+			if v == "" {
+				return "", d.setList(s, l, nil)
+			}
+			return "", d.setList(s, l, []string{v})
 		}
 		return d.setText(s, l, v)
 	}
@@ -214,6 +253,8 @@ func (d *Setting) setString(s *Settings, l *Listener, text string) (warning stri
 		*p = text
 	case *proxy.PoolMode:
 		*p = proxy.PoolMode(text)
+	case *proxy.ClientCert:
+		*p = proxy.ClientCert(text)
 	case *slog.Level:
 		return "", p.UnmarshalText([]byte(text))
 	}
@@ -254,7 +295,18 @@ func (d *Setting) TOML(s *Settings, l *Listener) string {
 		return quoteTOML(formatDuration(*p))
 	case *string:
 		return quoteTOML(*p)
+	case *[]string:
+		if len(*p) == 1 {
+			return quoteTOML((*p)[0])
+		}
+		parts := make([]string, len(*p))
+		for i, text := range *p {
+			parts[i] = quoteTOML(text)
+		}
+		return "[" + strings.Join(parts, ", ") + "]"
 	case *proxy.PoolMode:
+		return quoteTOML(string(*p))
+	case *proxy.ClientCert:
 		return quoteTOML(string(*p))
 	case *slog.Level:
 		return quoteTOML(strings.ToLower(p.String()))

@@ -3,7 +3,6 @@
 package proxy
 
 import (
-	"fmt"
 	"log/slog"
 	"time"
 
@@ -15,15 +14,7 @@ import (
 func (c *client) qos(ch *channel, f amqp.Frame, bits byte) bool {
 	a := amqp.ReadArgs(f)
 	size, prefetch := a.Long(), a.Short()
-	if size != 0 && !c.asks(ch, amqp.BasicQos, amqp.NotImplemented, fmt.Sprintf("prefetch_size!=0 (%d)", size)) {
-		return false
-	}
 	if bits&1 != 0 || size != 0 {
-		// RabbitMQ 4.3 may refuse it with a hard error, and any version a consumer of a
-		// quorum queue behind it.
-		if !c.needSession(ch, amqp.BasicQos) {
-			return false
-		}
 		if !c.pass(ch, f, laneRead, true) {
 			return false
 		}
@@ -140,18 +131,16 @@ func (c *client) route0(f amqp.Frame) bool {
 		return c.refuse(amqp.FrameError, 0, "type %d on channel 0: unknown frame type", f.Type())
 	}
 	m := f.Method()
-	if e := c.admit(m, m.Spec(), f); e != nil {
-		c.env.n.firewallCloses.Add(1)
-		return c.die(e)
+	if e := admit(m, m.Spec(), f); e != nil {
+		return c.refuseWith(e)
 	}
 	if _, err := m.Spec().CheckArgs(f.Args()); err != nil {
-		c.env.n.firewallCloses.Add(1)
 		if err.Method == 0 {
 			err = &amqp.Error{Code: amqp.FrameError, Text: err.Text, Method: m} // UTF-8, see Spec.CheckArgs
 		} else {
 			err = &amqp.Error{Code: amqp.InternalError, Text: "INTERNAL_ERROR"}
 		}
-		return c.die(err)
+		return c.refuseWith(err)
 	}
 	switch m {
 	case amqp.ConnectionClose:
@@ -241,25 +230,13 @@ func (c *client) awaitCommit(b *binding) {
 	c.awaitBroker(b, func() bool { return b.broker.Commits.Load() > 0 })
 }
 
-// consume takes basic.consume.
-func (c *client) consume(ch *channel, f amqp.Frame, bits byte, wait bool) bool {
-	a := amqp.ReadArgs(f)
-	a.Short()
-	a.Str()
-	tag := string(a.Str())
-	noAck := bits&2 != 0
-	limit := c.env.cfg().SharedPrefetchLimit
-	c.readYourWrites()
-	if !c.queueKnown(ch, amqp.BasicConsume, f) {
-		return false
-	}
-	if noAck || ch.prefetch == 0 || int(ch.prefetch) > limit || ch.globalQos ||
-		c.hazards().mayFail(amqp.BasicConsume, f, bits) {
-		if !c.needSession(ch, amqp.BasicConsume) {
-			return false
-		}
-	}
-	c.ready(ch)
+// consume passes basic.consume on, and notes its tag.
+func (c *client) consume(ch *channel, f amqp.Frame, a action) bool {
+	args := amqp.ReadArgs(f)
+	args.Short()
+	args.Str()
+	tag := string(args.Str())
+	wait, noAck := a.called, a.bits&2 != 0
 	b := c.bound(ch, laneRead)
 	if b == nil || !c.fits(b.u, f) {
 		return false
@@ -276,7 +253,11 @@ func (c *client) consume(ch *channel, f amqp.Frame, bits byte, wait bool) bool {
 	}
 	b.u.mu.Unlock()
 	if used {
-		if !c.asks(ch, amqp.BasicConsume, amqp.NotAllowed, "attempt to reuse consumer tag '"+tag+"'") {
+		again := c.asking(a, amqp.NotAllowed, amqp.BasicConsume, "attempt to reuse consumer tag '"+tag+"'")
+		if again.do == doRefuse {
+			return c.refuseWith(again.err)
+		}
+		if !c.asks(ch, again.err) {
 			return false
 		}
 		if b = c.bound(ch, laneRead); b == nil {

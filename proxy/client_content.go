@@ -99,12 +99,11 @@ var publishIndex = amqp.BasicPublish.Index()
 // header takes a content header.
 func (c *client) header(ch *channel, f amqp.Frame) bool {
 	if ch == nil || ch.content != wantHeader {
-		return c.strayContent(ch, f)
+		return c.stray(ch, f)
 	}
 	size, err := amqp.CheckContentHeader(f.Payload())
 	if err != nil {
-		c.env.n.firewallCloses.Add(1)
-		return c.die(err)
+		return c.refuseWith(err)
 	}
 	if !c.bearable(ch, f.Payload()) {
 		return false
@@ -127,7 +126,7 @@ func (c *client) header(ch *channel, f amqp.Frame) bool {
 // body takes a content body.
 func (c *client) body(ch *channel, f amqp.Frame) bool {
 	if ch == nil || ch.content != wantBody {
-		return c.strayContent(ch, f)
+		return c.stray(ch, f)
 	}
 	n := uint64(len(f) - amqp.FrameOverhead)
 	if n > ch.remaining {
@@ -140,24 +139,12 @@ func (c *client) body(ch *channel, f amqp.Frame) bool {
 	return c.content(ch, f)
 }
 
-// strayContent takes a frame that does not go on with the content that is due.
-func (c *client) strayContent(ch *channel, f amqp.Frame) bool {
-	if ch == nil && c.lately.id == f.Channel() && c.lately.content {
-		return false // of a publish behind channel.close
+// stray ends the client for a frame that is not due. It is false, for route.
+func (c *client) stray(ch *channel, f amqp.Frame) bool {
+	if a := c.strayContent(ch, f); a.do == doRefuse {
+		c.refuseWith(a.err)
 	}
-	due := noContent
-	if ch != nil {
-		due = ch.content
-	}
-	switch due {
-	case wantHeader:
-		return c.refuse(amqp.UnexpectedFrame, amqp.BasicPublish,
-			"expected content header for class 60, got non content header frame instead")
-	case wantBody:
-		return c.refuse(amqp.UnexpectedFrame, amqp.BasicPublish,
-			"expected content body, got non content body frame instead")
-	}
-	return c.refuse(amqp.UnexpectedFrame, 0, "expected method frame, got non method frame instead")
+	return false
 }
 
 // content has a frame of content go where its publish goes.

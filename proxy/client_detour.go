@@ -9,15 +9,9 @@ import (
 	"github.com/amqproxysvc/amqproxysvc/proxy/ledger"
 )
 
-// isolated has a method go where a hard error hurts nobody else. True: it is to be passed on.
-func (c *client) isolated(ch *channel, m amqp.Method, f amqp.Frame, bits byte, wait bool) bool {
+// isolated has a method that may be a hard error go where that hurts nobody else. True: it is to be passed on.
+func (c *client) isolated(ch *channel, m amqp.Method, f amqp.Frame, wait bool) bool {
 	h := c.hazards()
-	if !h.mayFail(m, f, bits) {
-		return true
-	}
-	if m == amqp.AccessRequest {
-		return c.asks(ch, m, amqp.NotImplemented, m.String())
-	}
 	switch c.own(ch, m) {
 	case placed:
 		return true

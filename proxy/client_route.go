@@ -1,11 +1,10 @@
-// The router: every frame of a client is passed on, answered or refused here. What the
-// proxy knows about AMQP beyond bytes is in the one switch of method.
+// The router: every frame of a client is passed on, answered or refused here. What becomes of a
+// method is decided first (client_decide.go), and then done here, which may wait.
 
 package proxy
 
 import (
 	"encoding/binary"
-	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
 	"github.com/amqproxysvc/amqproxysvc/proxy/ledger"
@@ -46,9 +45,12 @@ func (c *client) route(f amqp.Frame) bool {
 
 // refuse ends the client with a hard error, in the broker's stead. It is false, for route.
 func (c *client) refuse(code uint16, m amqp.Method, format string, args ...any) bool {
+	return c.refuseWith(amqp.Errorf(code, m, format, args...))
+}
+
+func (c *client) refuseWith(e *amqp.Error) bool {
 	c.env.n.firewallCloses.Add(1)
-	c.die(amqp.Errorf(code, m, format, args...))
-	return false
+	return c.die(e)
 }
 
 func (c *client) forget(ch *channel) {
@@ -61,162 +63,108 @@ func (c *client) forget(ch *channel) {
 
 // method routes a method of a channel; ch is nil when the channel is not open.
 func (c *client) method(ch *channel, id uint16, f amqp.Frame) bool {
-	m := f.Method()
-	spec := m.Spec()
-	if ch != nil && ch.content != noContent {
-		if ch.state.Load() == chOpen {
-			return c.strayContent(ch, f)
-		}
+	if ch != nil && ch.content != noContent && ch.state.Load() != chOpen {
 		c.abandon(ch) // the client heard of the close half way through
 	}
-	unopened := ch == nil && m != amqp.ChannelOpen && spec.Name != ""
-	if e := c.admit(m, spec, f); e != nil && !unopened {
-		c.env.n.firewallCloses.Add(1)
-		return c.die(e)
-	}
-	bits, err := spec.CheckArgs(f.Args())
-	if err != nil {
-		c.env.n.firewallCloses.Add(1)
-		return c.die(err)
-	}
-	if unopened {
-		return c.unopened(id, m)
-	}
-	if ch == nil {
-		c.openChannel(id)
+	a := c.decide(ch, f)
+	if a.needs != 0 && !c.meet(ch, f, a) {
+		if a.do == doPublish {
+			ch.content, ch.discard = wantHeader, true // its content is to come yet
+		}
 		return false
 	}
-	if st := ch.state.Load(); st != chOpen {
-		return c.afterChannelClose(ch, m, st)
-	}
-	if b := ch.cur.Load(); b != nil && b.broker.Commits.Load() > 0 {
-		c.awaitCommit(b)
-	}
-	wait := spec.Sync && (spec.NoWait == 0 || bits&spec.NoWait == 0)
-
-	switch m {
-	case amqp.BasicPublish:
-		if !c.publishable(ch, f, bits) {
-			return false
-		}
-		return c.beginPublish(ch, f, bits&1 != 0)
-
-	case amqp.BasicAck, amqp.BasicNack, amqp.BasicReject:
-		if m == amqp.BasicAck && bits&1 != 0 && ch.ledger.Tx && c.acksNothing(ch, f) {
-			return c.refuse(amqp.InternalError, 0, "Unexpected error")
-		}
-		ch.ledger.Settle(binary.BigEndian.Uint64(f.Args()), m != amqp.BasicReject && bits&1 != 0, ch.broker())
-		return c.pass(ch, f, laneRead, false)
-
-	case amqp.BasicQos:
-		return c.qos(ch, f, bits)
-
-	case amqp.ConfirmSelect:
-		return c.confirmSelect(ch, f, wait)
-
-	case amqp.BasicGet:
-		c.readYourWrites()
-		if !c.queueKnown(ch, m, f) {
-			return false
-		}
-		c.ready(ch)
-		ch.ledger.Hears(bits&1 != 0)
-		return c.pass(ch, f, laneRead, true)
-
-	case amqp.BasicConsume:
-		return c.consume(ch, f, bits, wait)
-
-	case amqp.BasicCancel:
-		a := amqp.ReadArgs(f)
-		if b := ch.cur.Load(); b != nil {
-			b.u.consumerGone(b, string(a.Str())) // its tag may be used again right behind
-		}
-		return c.pass(ch, f, laneRead, wait)
-
-	case amqp.BasicRecover, amqp.BasicRecoverAsync:
-		if bits&1 == 0 && !c.asks(ch, m, amqp.NotImplemented, "requeue=false") {
-			return false
-		}
-		if c.hazards().mayFail(m, f, bits) && !c.asks(ch, m, amqp.NotImplemented, m.String()) {
-			return false
-		}
-		ch.ledger.Recover(ch.broker())
-		return c.pass(ch, f, laneRead, wait)
-
-	case amqp.TxSelect:
-		ch.ledger.Tx = true
-		return c.pass(ch, f, lanePublish, wait)
-
-	case amqp.TxCommit, amqp.TxRollback:
-		if !c.pass(ch, f, lanePublish, wait) {
-			return false
-		}
-		if m == amqp.TxCommit {
-			ch.ledger.Commit()
-			ch.cur.Load().broker.Commits.Add(1)
-		} else {
-			ch.ledger.Rollback()
-		}
-		return true
-
-	case amqp.QueueDeclare:
-		c.readYourWrites()
-		if exclusive := bits&4 != 0 && bits&1 == 0; exclusive {
-			if !c.declareExclusive(ch) {
-				return false
-			}
-		} else if !c.isolated(ch, m, f, bits, wait) || isTransient(bits) && !c.transient(ch, f, wait) {
-			return false
-		}
-		return c.pass(ch, f, laneNone, wait)
-
-	case amqp.ChannelOpen:
-		return c.refuse(amqp.ChannelError, m, "second 'channel.open' seen")
-
-	case amqp.ChannelClose:
+	switch a.do {
+	case doPass:
+		return c.passNoted(ch, f, a)
+	case doPublish:
+		return c.beginPublish(ch, f, a.bits&1 != 0)
+	case doQos:
+		return c.qos(ch, f, a.bits)
+	case doConfirm:
+		return c.confirmSelect(ch, f, a.called)
+	case doConsume:
+		return c.consume(ch, f, a)
+	case doClose:
 		return c.closeChannel(ch, f)
-
-	case amqp.ChannelCloseOk:
-		return c.refuse(amqp.CommandInvalid, m, "unimplemented method")
-
-	case amqp.ChannelFlow:
-		if bits&1 == 0 && !c.asks(ch, m, amqp.NotImplemented, "active=false") {
-			return false
-		}
-		return c.pass(ch, f, laneNone, wait)
-
-	case amqp.ChannelFlowOk:
-		if b := ch.cur.Load(); b != nil && b.broker.Flows.Load() > 0 {
-			b.broker.Flows.Add(-1)
-			return c.pass(ch, f, laneNone, false)
-		}
-		return c.refuse(amqp.CommandInvalid, m, "unimplemented method")
-
-	case amqp.BasicCancelOk:
-		return c.refuse(amqp.CommandInvalid, m, "unimplemented method")
-
-	case amqp.QueueBind, amqp.QueueUnbind, amqp.QueuePurge, amqp.QueueDelete:
-		c.readYourWrites()
-		if !c.queueKnown(ch, m, f) || !c.isolated(ch, m, f, bits, wait) {
-			return false
-		}
-		return c.pass(ch, f, laneNone, wait)
-
-	default: // exchanges, access.request
-		c.readYourWrites()
-		if !c.isolated(ch, m, f, bits, wait) {
-			return false
-		}
-		return c.pass(ch, f, laneNone, wait)
+	case doOpen:
+		c.openChannel(id)
+	case doEnd, doEndClose:
+		c.ended(ch, a.by())
+	case doSkip:
+		ch.content, ch.discard = wantHeader, true
+	case doSkipLate:
+		c.lately.content = true
+	case doRefuse:
+		c.refuseWith(a.err)
 	}
+	return false
 }
 
-// unopened takes a method, other than channel.open, on a channel that is not open.
-func (c *client) unopened(id uint16, m amqp.Method) bool {
-	if c.pastClose(id, m) {
+// meet does what must be done before a method is, in this order; it may wait for each. False: the
+// method is not done, its channel or client is being closed.
+func (c *client) meet(ch *channel, f amqp.Frame, a action) bool {
+	m := f.Method()
+	if a.needs&needCommit != 0 {
+		c.awaitCommit(ch.cur.Load())
+	}
+	if a.needs&needWrites != 0 {
+		c.readYourWrites()
+	}
+	if a.needs&needQueue != 0 && !c.queueKnown(ch, m, f) {
 		return false
 	}
-	return c.refuse(amqp.ChannelError, m, "expected 'channel.open'")
+	if a.needs&needAsk != 0 && !c.asks(ch, a.err) {
+		return false
+	}
+	if a.needs&needExclusive != 0 && !c.declareExclusive(ch) {
+		return false
+	}
+	if a.needs&needIsolation != 0 && !c.isolated(ch, m, f, a.called) {
+		return false
+	}
+	if a.needs&needPermission != 0 && !c.transient(ch, f, a.called) {
+		return false
+	}
+	if a.needs&needSession != 0 && !c.needSession(ch, m) {
+		return false
+	}
+	if a.needs&needReaders != 0 {
+		c.ready(ch)
+	}
+	return true
+}
+
+// passNoted has a method go to the broker, and the ledger know of it.
+func (c *client) passNoted(ch *channel, f amqp.Frame, a action) bool {
+	m := f.Method()
+	switch m {
+	case amqp.BasicAck, amqp.BasicNack, amqp.BasicReject:
+		ch.ledger.Settle(binary.BigEndian.Uint64(f.Args()), m != amqp.BasicReject && a.bits&1 != 0, ch.broker())
+	case amqp.BasicGet:
+		ch.ledger.Hears(a.bits&1 != 0)
+	case amqp.BasicCancel:
+		tag := amqp.ReadArgs(f)
+		if b := ch.cur.Load(); b != nil {
+			b.u.consumerGone(b, string(tag.Str())) // its tag may be used again right behind
+		}
+	case amqp.BasicRecover, amqp.BasicRecoverAsync:
+		ch.ledger.Recover(ch.broker())
+	case amqp.TxSelect:
+		ch.ledger.Tx = true
+	case amqp.ChannelFlowOk:
+		ch.cur.Load().broker.Flows.Add(-1)
+	}
+	if !c.pass(ch, f, a.lane, a.called) {
+		return false
+	}
+	switch m {
+	case amqp.TxCommit:
+		ch.ledger.Commit()
+		ch.cur.Load().broker.Commits.Add(1)
+	case amqp.TxRollback:
+		ch.ledger.Rollback()
+	}
+	return true
 }
 
 func (c *client) openChannel(id uint16) {
@@ -248,22 +196,6 @@ func (c *client) openChannel(id uint16) {
 	c.reply(ch, amqp.ChannelOpenOk, 0, 0, 0, 0)
 }
 
-// afterChannelClose takes a method on a channel that either side has closed.
-func (c *client) afterChannelClose(ch *channel, m amqp.Method, st channelState) bool {
-	owing := st == chRefused || st == chOwing
-	switch {
-	case m == amqp.ChannelOpen && owing:
-		return c.refuse(amqp.ChannelError, m, "second 'channel.open' seen")
-	case m == amqp.ChannelCloseOk && owing:
-		c.ended(ch, ledger.ByClientOk)
-	case m == amqp.ChannelClose && owing:
-		c.ended(ch, ledger.ByClient)
-	case m == amqp.BasicPublish:
-		ch.content, ch.discard = wantHeader, true
-	}
-	return false // everything else comes too late and is ignored, as the broker does
-}
-
 // ended takes what the client says to a channel that the broker has closed; close-ok frees its number.
 func (c *client) ended(ch *channel, by ledger.Cause) {
 	c.mu.Lock()
@@ -273,38 +205,4 @@ func (c *client) ended(ch *channel, by ledger.Cause) {
 	if closed {
 		c.forget(ch)
 	}
-}
-
-// admit judges a method by itself: is it known, and may a client send it on this channel?
-// Codes and texts are RabbitMQ's; for an unknown method RabbitMQ only cuts the connection.
-func (c *client) admit(m amqp.Method, spec *amqp.Spec, f amqp.Frame) *amqp.Error {
-	onChannel0 := f.Channel() == 0
-	switch {
-	case len(f) < amqp.FrameOverhead+4:
-		return amqp.Errorf(amqp.FrameError, 0, "type 1, %d octets of payload: unknown_frame", len(f.Payload()))
-	case m.Index() == 0:
-		return amqp.Errorf(amqp.CommandInvalid, m, "%s", m)
-	case onChannel0 && m != amqp.ConnectionClose && m != amqp.ConnectionUpdateSecret:
-		return amqp.Errorf(amqp.ChannelError, m, "unexpected method in connection state running")
-	case !onChannel0 && (!spec.Client || m.Class() == amqp.ClassConnection):
-		return amqp.Errorf(amqp.CommandInvalid, m, "unimplemented method")
-	}
-	return nil
-}
-
-// pastClose tells whether a frame that came behind the client's own channel.close is to be
-// swallowed, as the broker does while it closes: another thread of the application may
-// have been publishing. Only what asks for no answer, and only for a moment.
-func (c *client) pastClose(id uint16, m amqp.Method) bool {
-	if c.lately.id != id || time.Since(c.lately.at) > closeGrace {
-		return false
-	}
-	switch m {
-	case amqp.BasicPublish:
-		c.lately.content = true
-		return true
-	case amqp.BasicAck, amqp.BasicNack, amqp.BasicReject:
-		return true
-	}
-	return false
 }

@@ -86,18 +86,15 @@ func (h hazards) mayFail(m amqp.Method, f amqp.Frame, bits byte) bool {
 	return false
 }
 
-// asks has a method that RabbitMQ answers with a hard error refused as RabbitMQ does, or goes to ask
-// another broker: on an upstream of the client's own, and where there can be none the channel alone
-// is closed. False: it is not to be sent.
-func (c *client) asks(ch *channel, m amqp.Method, code uint16, text string) bool {
-	if c.hazards().rabbit {
-		return c.refuse(code, m, "%s", text)
-	}
-	switch c.own(ch, m) {
+// asks goes to ask a broker that is not RabbitMQ what RabbitMQ answers with e: on an upstream of the
+// client's own, and where there can be none the channel alone is closed. False: it is not to be sent.
+func (c *client) asks(ch *channel, e *amqp.Error) bool {
+	switch c.own(ch, e.Method) {
 	case placed:
 		return true
 	case barred:
-		return c.refuseChannel(ch, code, m, "%s is sent on a connection of the client's own only, and this channel shares one: set pool_mode to session", text)
+		return c.refuseChannel(ch, e.Code, e.Method, "%s is sent on a connection of the client's own only, and this channel shares one: set pool_mode to session",
+			e.Words())
 	}
 	return false
 }
@@ -132,25 +129,6 @@ func badReplyTo(f amqp.Frame) bool {
 	a := amqp.ReadArgs(f)
 	a.Short()
 	return len(a.Str()) == 0 && amqp.BadReplyTo(a.Str())
-}
-
-// publishable tells whether a publish may be sent to the broker, by its method. False: it is not
-// to be sent.
-func (c *client) publishable(ch *channel, f amqp.Frame, bits byte) bool {
-	const immediate = 2
-	if bits&immediate != 0 && !c.asks(ch, amqp.BasicPublish, amqp.NotImplemented, "immediate=true") {
-		ch.content, ch.discard = wantHeader, true // its content is to come yet
-		return false
-	}
-	if badReplyTo(f) && c.hazards().replyTo {
-		return c.refuse(amqp.InternalError, 0, "a direct reply-to address that is none")
-	}
-	a := amqp.ReadArgs(f)
-	a.Short()
-	if !amqp.IsUTF8(a.Str()) && !c.hazards().rabbit {
-		return c.refuse(amqp.InternalError, 0, "the exchange's name is not UTF-8")
-	}
-	return true
 }
 
 // bearable tells whether the broker bears a content header that CheckContentHeader has passed.

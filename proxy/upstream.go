@@ -220,11 +220,10 @@ func (u *upstream) send(r *run, gone <-chan struct{}) error {
 		}
 	}
 	u.out.PassRoomLocked(upstreamHigh)
-	u.mu.Unlock()
+	u.out.FlushLocked() // unlocks
 	for _, x := range kept {
 		x.b.place.leave()
 	}
-	u.out.Flush()
 	return nil
 }
 

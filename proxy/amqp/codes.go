@@ -2,7 +2,10 @@
 
 package amqp
 
-import "fmt"
+import (
+	"fmt"
+	"strings"
+)
 
 // Reply codes (spec, "constants"). Which of them close a connection is what RabbitMQ does.
 const (
@@ -82,6 +85,9 @@ type Error struct {
 }
 
 func (e *Error) Error() string { return fmt.Sprintf("%d %s", e.Code, e.Text) }
+
+// Words is the text without the code's name.
+func (e *Error) Words() string { return strings.TrimPrefix(e.Text, CodeName(e.Code)+" - ") }
 
 // Errorf makes an Error whose text begins with the code's name, as RabbitMQ's do.
 func Errorf(code uint16, m Method, format string, args ...any) *Error {

@@ -148,6 +148,11 @@ func (b *Box) KickLocked() {
 // it does not wait for that one.
 func (b *Box) Flush() {
 	b.mu.Lock()
+	b.FlushLocked()
+}
+
+// FlushLocked is Flush for who has the lock, which it gives up.
+func (b *Box) FlushLocked() {
 	if b.busy || len(b.pending) == 0 || b.err != nil {
 		b.mu.Unlock()
 		return

@@ -90,7 +90,7 @@ func (ch *channel) endLocked(by ledger.Cause, said amqp.Frame) ledger.Act {
 		c.chansN.Add(-1)
 	}
 	if act.Has(ledger.Wake) {
-		c.answeredLocked()
+		c.answers.FireLocked()
 	}
 	return act
 }

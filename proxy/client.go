@@ -17,6 +17,7 @@ import (
 	"github.com/amqproxysvc/amqproxysvc/proxy/broker"
 	"github.com/amqproxysvc/amqproxysvc/proxy/ledger"
 	"github.com/amqproxysvc/amqproxysvc/proxy/outbox"
+	"github.com/amqproxysvc/amqproxysvc/proxy/wait"
 )
 
 const (
@@ -88,8 +89,8 @@ type client struct {
 	blockedBy   *upstream   // whose alarm the client is told of
 	blockedSaid bool        // connection.blocked was sent
 	goneOnce    bool
-	leaving     bool          // connection.close has come: channels get no close-ok of their own
-	answers     chan struct{} // wakes the reader that waits for close-ok of channels
+	leaving     bool        // connection.close has come: channels get no close-ok of their own
+	answers     wait.Signal // wakes the reader that waits for close-ok of channels
 
 	// The reader only.
 	shaking  bool // counts among the handshakes
@@ -311,7 +312,7 @@ func (c *client) closeLocked(e *amqp.Error) {
 	c.phase.Store(phaseClosing)
 	c.out.SetBufferLocked(amqp.AppendClose(c.out.BufferLocked(300), 0, e))
 	c.out.KickLocked()
-	c.answeredLocked()
+	c.answers.FireLocked()
 }
 
 // die is shut for the reader itself; false, so that it can be returned.

@@ -210,8 +210,7 @@ func (c *client) awaitCloses(chs []*channel) {
 			c.mu.Unlock()
 			return
 		}
-		answers := make(chan struct{})
-		c.answers = answers
+		answers := c.answers.WaitLocked()
 		c.mu.Unlock()
 		select {
 		case <-answers:

@@ -214,11 +214,3 @@ func (c *client) closeAnswered(b *binding, by ledger.Cause) bool {
 	defer c.mu.Unlock()
 	return b.ch.cur.Load() == b && b.ch.endLocked(by, nil) != 0
 }
-
-// answeredLocked wakes a reader that waits in awaitCloses.
-func (c *client) answeredLocked() {
-	if c.answers != nil {
-		close(c.answers)
-		c.answers = nil
-	}
-}

@@ -62,7 +62,7 @@ func (c *client) awaitBroker(b *binding, due func() bool) brokerAnswer {
 	for {
 		u.mu.Lock()
 		open := b.state == bOpen && u.failed == nil
-		answered := u.answeredLocked()
+		answered := u.answered.WaitLocked()
 		u.mu.Unlock()
 		switch {
 		case !open:

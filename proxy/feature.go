@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/wait"
 )
 
 // permission is what is known of a feature.
@@ -29,9 +30,10 @@ type transients struct {
 
 	mu     sync.Mutex // a leaf
 	words  *amqp.Error
-	until  int64         // the denial is believed, coarse clock
-	asked  int64         // when somebody went to ask
-	answer chan struct{} // closed when it is known
+	until  int64       // the denial is believed, coarse clock
+	asked  int64       // when somebody went to ask
+	answer wait.Signal // it is known
+	asking bool
 }
 
 func (t *transients) settle(v permission, words *amqp.Error, until int64) {
@@ -42,10 +44,8 @@ func (t *transients) settle(v permission, words *amqp.Error, until int64) {
 	defer t.mu.Unlock()
 	t.is.Store(v)
 	t.words, t.until = words, until
-	if t.answer != nil {
-		close(t.answer)
-		t.answer = nil
-	}
+	t.asking = false
+	t.answer.FireLocked()
 }
 
 // forget is for a broker that may have been started anew, with other settings.
@@ -78,13 +78,10 @@ func (t *transients) ask(now int64, patience time.Duration) <-chan struct{} {
 		close(known)
 		return known
 	}
-	if t.answer != nil && now-t.asked < int64(patience) {
-		return t.answer
+	if t.asking && now-t.asked < int64(patience) {
+		return t.answer.WaitLocked()
 	}
-	if t.answer == nil {
-		t.answer = make(chan struct{})
-	}
-	t.asked = now
+	t.asking, t.asked = true, now
 	return nil
 }
 

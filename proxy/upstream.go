@@ -16,6 +16,7 @@ import (
 	"github.com/amqproxysvc/amqproxysvc/proxy/broker"
 	"github.com/amqproxysvc/amqproxysvc/proxy/ledger"
 	"github.com/amqproxysvc/amqproxysvc/proxy/outbox"
+	"github.com/amqproxysvc/amqproxysvc/proxy/wait"
 )
 
 // upstreamHigh is how many bytes may wait for the broker's socket before the clients
@@ -81,7 +82,7 @@ type upstream struct {
 	lastWords     *amqp.Error   // the broker's connection.close
 	closing       bool          // connection.close was sent
 	sentLast      *client       // whose bytes left last
-	answered      chan struct{} // closed when the broker answers what a client waits for, or closes a channel
+	answered      wait.Signal   // the broker answers what a client waits for, see awaitBroker, or closes a channel
 	unhalt        chan struct{} // ends the reader's wait for its sole tenant
 
 	// Guarded by pool.mu.
@@ -354,7 +355,7 @@ func (u *upstream) endLocked(b *binding, by ledger.Cause) ledger.Act {
 			u.ids.free(b.id)
 		}
 		u.env.n.bindings.Add(-1)
-		u.wakeAnsweredLocked()
+		u.answered.FireLocked()
 	}
 	if act.Has(ledger.Through) && b.ticket != nil {
 		u.pool.closes.finish(b.ticket)
@@ -369,29 +370,14 @@ func (u *upstream) ticketLocked(b *binding) {
 	}
 }
 
-// answeredLocked is a channel that is closed when the broker next answers what a client waits for, see awaitBroker.
-func (u *upstream) answeredLocked() <-chan struct{} {
-	if u.answered == nil {
-		u.answered = make(chan struct{})
-	}
-	return u.answered
-}
-
 // wakeAwaiting wakes those who wait for an answer of the broker, if there are any.
 func (u *upstream) wakeAwaiting() {
 	if u.awaits.Load() == 0 {
 		return
 	}
 	u.mu.Lock()
-	u.wakeAnsweredLocked()
+	u.answered.FireLocked()
 	u.mu.Unlock()
-}
-
-func (u *upstream) wakeAnsweredLocked() {
-	if u.answered != nil {
-		close(u.answered)
-		u.answered = nil
-	}
 }
 
 // fail ends the upstream: the socket is closed and every client bound here is told e.

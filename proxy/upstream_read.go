@@ -337,7 +337,7 @@ func (u *upstream) method(b *binding, f amqp.Frame, d *delivery, at int) bool {
 		b.lastQueue = name
 		own, transient := b.declareOwn.Pop(), b.transients.Pop()
 		b.broker.Declares.Add(-1)
-		u.wakeAnsweredLocked()
+		u.answered.FireLocked()
 		u.mu.Unlock()
 		if transient {
 			u.s.transients.settle(permitted, nil, 0)
@@ -348,7 +348,7 @@ func (u *upstream) method(b *binding, f amqp.Frame, d *delivery, at int) bool {
 	case amqp.TxCommitOk:
 		u.mu.Lock()
 		b.broker.Commits.Add(-1)
-		u.wakeAnsweredLocked()
+		u.answered.FireLocked()
 		u.mu.Unlock()
 	case amqp.ChannelFlow: // not RabbitMQ's, but the specification's
 		b.broker.Flows.Add(1)

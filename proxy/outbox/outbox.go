@@ -6,9 +6,10 @@ package outbox
 import (
 	"errors"
 	"io"
-	"slices"
 	"sync"
 	"sync/atomic"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/wait"
 )
 
 // ErrClosed is the error of a queue that was closed by its owner.
@@ -51,9 +52,9 @@ type Box struct {
 	lent    int // the capacity they take
 	busy    bool
 	err     error
-	turns   []chan struct{} // who waits to be the one that writes, first come first served
-	waiters []chan struct{} // who waits for room to append, likewise
-	room    chan struct{}   // closed when pending has been taken, or on an error
+	turns   wait.Line[struct{}] // who waits to be the one that writes
+	waiters wait.Line[struct{}] // who waits for room to append
+	room    wait.Signal         // pending has been taken, or there was an error
 }
 
 // Init makes a queue for w. mu is the owner's mutex; now its coarse clock. onError may be nil.
@@ -235,20 +236,18 @@ func (b *Box) WaitTurn(cancel <-chan struct{}) error {
 		b.mu.Unlock()
 		return nil
 	}
-	turn := make(chan struct{})
-	b.turns = append(b.turns, turn)
+	turn := b.turns.JoinLocked(struct{}{})
 	b.mu.Unlock()
 	err := error(nil)
 	select {
-	case <-turn:
+	case <-turn.Served():
 	case <-cancel:
 		err = ErrCanceled
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if err != nil {
-		if i := slices.Index(b.turns, turn); i >= 0 {
-			b.turns = slices.Delete(b.turns, i, i+1)
+		if b.turns.LeaveLocked(turn) {
 			return err
 		}
 	} else if err = b.err; err == nil {
@@ -262,25 +261,23 @@ func (b *Box) WaitTurn(cancel <-chan struct{}) error {
 // cancel is closed; who came first is woken first. The lock is not held meanwhile, and is again
 // afterwards. Who has appended then calls PassRoomLocked.
 func (b *Box) AwaitRoomLocked(most int, cancel <-chan struct{}) error {
-	for first := true; b.err == nil && (len(b.pending) > most || first && len(b.waiters) > 0); first = false {
-		w := make(chan struct{})
+	for first := true; b.err == nil && (len(b.pending) > most || first && b.waiters.LenLocked() > 0); first = false {
+		var w *wait.Place[struct{}]
 		if first {
-			b.waiters = append(b.waiters, w)
+			w = b.waiters.JoinLocked(struct{}{})
 		} else {
-			b.waiters = slices.Insert(b.waiters, 0, w) // others were quicker: its turn is not lost
+			w = b.waiters.RejoinLocked(struct{}{}) // others were quicker
 		}
 		canceled := false
 		b.mu.Unlock()
 		select {
-		case <-w:
+		case <-w.Served():
 		case <-cancel:
 			canceled = true
 		}
 		b.mu.Lock()
 		if canceled {
-			if i := slices.Index(b.waiters, w); i >= 0 {
-				b.waiters = slices.Delete(b.waiters, i, i+1)
-			} else {
+			if !b.waiters.LeaveLocked(w) {
 				b.PassRoomLocked(most) // woken at the same moment
 			}
 			if b.err != nil {
@@ -295,31 +292,18 @@ func (b *Box) AwaitRoomLocked(most int, cancel <-chan struct{}) error {
 // PassRoomLocked wakes the next that waits for room, if there is still some.
 func (b *Box) PassRoomLocked(most int) {
 	if len(b.pending) <= most {
-		b.wakeWaiterLocked()
-	}
-}
-
-// wakeWaiterLocked wakes one: it wakes the next, so that there is never a crowd.
-func (b *Box) wakeWaiterLocked() {
-	if len(b.waiters) > 0 {
-		w := b.waiters[0]
-		b.waiters = slices.Delete(b.waiters, 0, 1)
-		close(w)
+		b.waiters.ServeFirstLocked() // one, which wakes the next: there is never a crowd
 	}
 }
 
 // RoomLocked is a channel that is closed when something waiting has been taken for
 // writing, or on an error.
-func (b *Box) RoomLocked() <-chan struct{} { return b.roomLocked() }
-
-func (b *Box) roomLocked() chan struct{} {
-	if b.room == nil {
-		b.room = make(chan struct{})
-		if b.err != nil {
-			close(b.room)
-		}
+func (b *Box) RoomLocked() <-chan struct{} {
+	room := b.room.WaitLocked()
+	if b.err != nil {
+		b.room.FireLocked()
 	}
-	return b.room
+	return room
 }
 
 // FailLocked ends the queue: what waits is dropped, whoever waits is woken. A write that
@@ -333,21 +317,10 @@ func (b *Box) FailLocked(err error) {
 	}
 	b.err = err
 	b.DropLocked()
-	b.wakeLocked()
-	for _, t := range b.turns {
-		close(t)
+	b.room.FireLocked()
+	for b.turns.ServeFirstLocked() {
 	}
-	b.turns = nil
-	for _, w := range b.waiters {
-		close(w)
-	}
-	b.waiters = nil
-}
-
-func (b *Box) wakeLocked() {
-	if b.room != nil {
-		close(b.room)
-		b.room = nil
+	for b.waiters.ServeFirstLocked() {
 	}
 }
 
@@ -355,8 +328,8 @@ func (b *Box) takeLocked() []byte {
 	p := b.pending
 	b.pending = nil
 	b.flying, b.lent = len(p), cap(p)
-	b.wakeLocked()
-	b.wakeWaiterLocked()
+	b.room.FireLocked()
+	b.waiters.ServeFirstLocked()
 	return p
 }
 
@@ -364,7 +337,7 @@ func (b *Box) takeLocked() []byte {
 func (b *Box) drain() {
 	for {
 		b.mu.Lock()
-		if b.err != nil || len(b.pending) == 0 || len(b.turns) > 0 {
+		if b.err != nil || len(b.pending) == 0 || b.turns.LenLocked() > 0 {
 			b.nextLocked()
 			b.mu.Unlock()
 			return
@@ -386,16 +359,13 @@ func (b *Box) drain() {
 // nextLocked gives the turn to who waits for it, to a goroutine when bytes wait, or to nobody.
 func (b *Box) nextLocked() {
 	switch {
-	case len(b.turns) > 0:
-		turn := b.turns[0]
-		b.turns = b.turns[1:]
-		close(turn)
+	case b.turns.ServeFirstLocked():
 	case len(b.pending) > 0 && b.err == nil:
 		go b.drain()
 	default:
 		b.busy = false
-		b.wakeLocked()
-		b.wakeWaiterLocked()
+		b.room.FireLocked()
+		b.waiters.ServeFirstLocked()
 	}
 }
 

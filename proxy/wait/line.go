@@ -49,6 +49,31 @@ func (l *Line[T]) JoinLocked(want T) *Place[T] {
 	return p
 }
 
+// RejoinLocked begins a wait at the head of the line: for who has been served, and found that
+// somebody else was quicker. Its turn is not lost.
+func (l *Line[T]) RejoinLocked(want T) *Place[T] {
+	p := &Place[T]{Want: want, Since: time.Now(), served: make(chan struct{}), next: l.first, in: true}
+	if l.first == nil {
+		l.last = p
+	} else {
+		l.first.prev = p
+	}
+	l.first = p
+	l.n++
+	return p
+}
+
+// ServeFirstLocked serves the first in line. False: nobody waits.
+func (l *Line[T]) ServeFirstLocked() bool {
+	p := l.first
+	if p == nil {
+		return false
+	}
+	l.unlinkLocked(p)
+	close(p.served)
+	return true
+}
+
 // LeaveLocked ends a wait. It reports false when the place has been served: then what was wanted
 // is the caller's.
 func (l *Line[T]) LeaveLocked(p *Place[T]) bool {

@@ -187,6 +187,27 @@ func TestLineVerdicts(t *testing.T) {
 	}
 }
 
+// Who was served and came too late goes back to the head.
+func TestLineRejoin(t *testing.T) {
+	var l Line[int]
+	if l.ServeFirstLocked() {
+		t.Error("somebody was served in an empty line")
+	}
+	l.RejoinLocked(1)
+	l.JoinLocked(2)
+	l.RejoinLocked(0)
+	var got []int
+	l.ServeLocked(func(p *Place[int]) Verdict { got = append(got, p.Want); return Skip })
+	if !slices.Equal(got, []int{0, 1, 2}) || l.LenLocked() != 3 {
+		t.Errorf("the line is %v, of %d", got, l.LenLocked())
+	}
+	for l.ServeFirstLocked() {
+	}
+	if p := l.JoinLocked(3); l.LenLocked() != 1 || !l.LeaveLocked(p) || l.LenLocked() != 0 {
+		t.Errorf("%d wait when all have been served or left", l.LenLocked())
+	}
+}
+
 func TestFlight(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := NewFlight[int](bg)

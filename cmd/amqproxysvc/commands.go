@@ -78,6 +78,9 @@ func examine(src config.Source) (settings config.Settings, warnings, problems []
 	settings, warnings, err := config.Load(src)
 	if err == nil {
 		warnings = append(warnings, settings.Warnings()...)
+		_, err = settings.HTTP.Password()
+	}
+	if err == nil {
 		_, err = settings.ProxyConfig(programVersion(), nil)
 	}
 	if err != nil {

@@ -54,7 +54,9 @@ type engine struct {
 	admin     *admin.Server // nil: HTTP is off
 	adminAddr net.Addr
 	adminSet  config.HTTP // what admin was started with
-	draining  atomic.Bool
+	// pagePassword is that of the live page, "": it asks for none.
+	pagePassword string
+	draining     atomic.Bool
 
 	name    string          // of the service's instance
 	managed bool            // a service manager started the process
@@ -84,7 +86,11 @@ func openEngine(src config.Source, logOpts logging.Options) (*engine, error) {
 	logger := log.Logger()
 	e := &engine{src: src, log: log, settings: settings, explained: config.Explain(src, &settings), adminSet: settings.HTTP}
 	e.certificates.seen = stamps(&settings)
-	cfg, err := settings.ProxyConfig(programVersion(), logger)
+	e.pagePassword, err = settings.HTTP.Password()
+	var cfg proxy.Config
+	if err == nil {
+		cfg, err = settings.ProxyConfig(programVersion(), logger)
+	}
 	if err == nil {
 		e.server, err = newServer(cfg)
 		err = service.ConfigError(err)
@@ -138,7 +144,11 @@ func (e *engine) Start(_ context.Context, inherited []net.Listener) error {
 	e.mu.Unlock()
 	if httpListener != nil {
 		e.adminAddr = httpListener.Addr()
-		e.admin = admin.New(admin.Options{Source: e, Version: programVersion(), Hosts: e.adminSet.Hosts, Pprof: e.adminSet.Pprof})
+		o := admin.Options{Source: e, Version: programVersion(), Hosts: e.adminSet.Hosts, Pprof: e.adminSet.Pprof, Password: e.pagePassword}
+		if e.adminSet.ServesPage() {
+			o.Lister = e
+		}
+		e.admin = admin.New(o)
 		e.admin.Serve(httpListener)
 	}
 	e.watchCertificates()
@@ -227,6 +237,12 @@ func (e *engine) Reload(context.Context) (needRestart []string, err error) {
 	}
 	if settings.HTTP.Hosts != e.adminSet.Hosts {
 		needRestart = append(needRestart, "http.hosts")
+	}
+	if settings.HTTP.Page != e.adminSet.Page {
+		needRestart = append(needRestart, "http.page")
+	}
+	if settings.HTTP.PasswordFile != e.adminSet.PasswordFile {
+		needRestart = append(needRestart, "http.password_file")
 	}
 	if settings.HTTP.Pprof != e.adminSet.Pprof {
 		needRestart = append(needRestart, "http.pprof")

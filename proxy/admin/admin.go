@@ -52,8 +52,12 @@ type Options struct {
 	// be for, parted by blanks or commas.
 	Hosts string
 	// Pprof serves /debug/pprof/ too.
-	Pprof  bool
-	Logger *slog.Logger // nil: slog.Default()
+	Pprof bool
+	// Lister is what the live page shows; nil: there is none.
+	Lister Lister
+	// Password is asked for by the page and what it reads; "": none.
+	Password string
+	Logger   *slog.Logger // nil: slog.Default()
 }
 
 // Server serves on one listener. Make it with New, run it with Serve, end it with Shutdown.
@@ -69,11 +73,15 @@ func New(o Options) *Server {
 		o.Logger = slog.Default()
 	}
 	ready := &readiness{source: o.Source}
-	return &Server{
+	var live *page
+	if o.Lister != nil {
+		live = newPage(o.Lister, o.Version, o.Password)
+	}
+	s := &Server{
 		errs:  make(chan error, 1),
 		ready: ready,
 		http: &http.Server{
-			Handler:           answering(handler(o, ready)),
+			Handler:           answering(handler(o, ready, live)),
 			ConnContext:       withConn,
 			ReadHeaderTimeout: 5 * time.Second,
 			ReadTimeout:       10 * time.Second,
@@ -83,6 +91,10 @@ func New(o Options) *Server {
 			ErrorLog:          slog.NewLogLogger(o.Logger.Handler(), slog.LevelDebug),
 		},
 	}
+	if live != nil {
+		s.http.RegisterOnShutdown(func() { close(live.ending) })
+	}
+	return s
 }
 
 // Serve accepts on the listener, which it takes over, until Shutdown. It does not block.
@@ -114,9 +126,15 @@ func (s *Server) Forget() {
 }
 
 // Handler is the HTTP interface itself.
-func Handler(o Options) http.Handler { return handler(o, &readiness{source: o.Source}) }
+func Handler(o Options) http.Handler {
+	var live *page
+	if o.Lister != nil {
+		live = newPage(o.Lister, o.Version, o.Password)
+	}
+	return handler(o, &readiness{source: o.Source}, live)
+}
 
-func handler(o Options, ready *readiness) http.Handler {
+func handler(o Options, ready *readiness, live *page) http.Handler {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(
 		newCollector(o.Source, o.Version),
@@ -138,9 +156,14 @@ func handler(o Options, ready *readiness) http.Handler {
 		}
 		answer(w, http.StatusOK, "OK")
 	})
-	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+	index := func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, http.StatusOK, "amqproxysvc "+o.Version+": /metrics /healthz /readyz")
-	})
+	}
+	if live != nil {
+		live.routes(mux, index)
+	} else {
+		mux.HandleFunc("GET /{$}", index)
+	}
 	if o.Pprof { // without the command line, which may hold the broker's URL with a password
 		mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 		mux.HandleFunc("GET /debug/pprof/profile", bounded(pprof.Profile))

@@ -111,6 +111,14 @@ type Stats struct {
 	ChannelsOpened   uint64  `json:"channels_opened"`
 	ChannelsReused   uint64  `json:"channels_reused"`
 	UpstreamsLost    uint64  `json:"upstreams_lost"`
+	Connects         uint64  `json:"upstream_connects"`        // connections to the broker that were opened and logged in
+	ConnectSeconds   float64 `json:"upstream_connect_seconds"` // what these took together
+	LateErrors       uint64  `json:"late_errors"`
+	FirewallCloses   uint64  `json:"firewall_closes"`
+	SlowClients      uint64  `json:"slow_client_closes"`
+	SlowPublishers   uint64  `json:"slow_publish_closes"`
+	TurnedAway       uint64  `json:"turned_away"`
+	Silent           uint64  `json:"heartbeat_timeouts"`
 	FromClients      uint64  `json:"received_from_clients_bytes"`
 	ToClients        uint64  `json:"sent_to_clients_bytes"`
 	FromUpstreams    uint64  `json:"received_from_upstreams_bytes"`
@@ -202,6 +210,9 @@ func statsOf(s proxy.Stats, version string) Stats {
 		Upstreams: s.Upstreams, Kept: s.Kept, ClientsTotal: s.ClientsTotal, UpstreamsTotal: s.UpstreamsTotal,
 		LoginsOK: s.LoginsOK, LoginsRefused: s.LoginsRefused, LoginsFailed: s.LoginsFailed, Reused: s.ReuseHits,
 		ChannelsOpened: s.ChannelsOpened, ChannelsReused: s.ChannelsReused, UpstreamsLost: s.UpstreamsLost,
+		Connects: s.ConnectLatency[len(s.ConnectLatency)-1], ConnectSeconds: seconds(s.ConnectLatencySum),
+		LateErrors: s.LateErrors, FirewallCloses: s.FirewallCloses, SlowClients: s.SlowClientCloses,
+		SlowPublishers: s.SlowPublishCloses, TurnedAway: s.TurnedAway, Silent: s.HeartbeatTimeouts,
 		FromClients: s.BytesFromClients, ToClients: s.BytesToClients,
 		FromUpstreams: s.BytesFromUpstreams, ToUpstreams: s.BytesToUpstreams,
 	}

@@ -120,7 +120,7 @@ func TestFileErrors(t *testing.T) {
 		{"another section's key", "\nidle_timeout = 3\n", `:2: unknown setting "idle_timeout" at the top of the file, did you mean "idle_timeout" in [pool]?`},
 		{"top key in a section", "[pool]\ndrain_timeout = 3\n", `did you mean "drain_timeout" at the top of the file?`},
 		{"case", "[pool]\nIdle_Timeout = 3\n", `did you mean "idle_timeout"?`},
-		{"nothing near", "[http]\nquux = 3\n", `:2: unknown setting "quux" in [http], allowed are address, port, hosts, pprof`},
+		{"nothing near", "[http]\nquux = 3\n", `:2: unknown setting "quux" in [http], allowed are address, port, hosts, page, password_file, pprof`},
 		{"unknown section", "[pol]\nx = 1\n", `:1: unknown section [pol], did you mean [pool]?`},
 		{"AMQProxy's section", "[listen]\nport = 1\n", `unknown section [listen], did you mean [[listener]]?`},
 		{"no section near", "[zzzzzz]\n", `allowed are [[listener]] [upstream]`},

@@ -87,6 +87,9 @@ type HTTP struct {
 	Port    int    // 0: not served
 	Hosts   string // names besides the address's
 	Pprof   bool
+	Page    bool
+	// PasswordFile holds the password of the page, "": none is asked for.
+	PasswordFile string
 }
 
 // HostPort is the address as net.Listen takes it, "" when HTTP is off.
@@ -120,7 +123,7 @@ func Defaults() Settings {
 		Engine:      engine,
 		Broker:      Broker{Host: engine.Upstream.Host, Port: engine.Upstream.Port, TLS: engine.Upstream.TLS != nil},
 		TLS:         TLS{Verify: true},
-		HTTP:        HTTP{Address: "127.0.0.1", Port: 15673},
+		HTTP:        HTTP{Address: "127.0.0.1", Port: 15673, Page: true},
 		Log:         Log{Level: slog.LevelInfo, Format: "text", MaxSize: 100 << 20, MaxAge: 30 * day, MaxBackups: 10, Compress: true},
 		TermTimeout: 10 * time.Second,
 		MemoryLimit: MemoryAuto,

@@ -1,0 +1,171 @@
+// The live page: what it serves, to whom, and that it ends.
+
+package admin
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+)
+
+// looked is one GET as a browser makes it.
+func looked(h http.Handler, target string, change func(*http.Request)) *httptest.ResponseRecorder {
+	w := httptest.NewRecorder()
+	req := httptest.NewRequest(http.MethodGet, "http://127.0.0.1"+target, nil)
+	req.Header.Set("Accept", "text/html,*/*")
+	if change != nil {
+		change(req)
+	}
+	h.ServeHTTP(w, req)
+	return w
+}
+
+func TestPage(t *testing.T) {
+	l := &listed{}
+	h := Handler(Options{Source: l, Lister: l, Version: "1"})
+	for target, want := range map[string]string{
+		"/":                    "<title>amqproxysvc</title>",
+		"/page.js":             `"use strict"`,
+		"/page.css":            "prefers-color-scheme",
+		"/api/v1/clients":      `"clients":[{"id":1`,
+		"/api/v1/pools":        `"pools":[`,
+		"/api/v1/upstreams":    `"upstreams":[{"id":7`,
+		"/api/v1/stats":        `"schema":1`,
+		"/api/v1/clients?user": `"total":1`,
+	} {
+		w := looked(h, target, nil)
+		if w.Code != http.StatusOK || !strings.Contains(w.Body.String(), want) {
+			t.Errorf("%s: got %d %.200s, want %q", target, w.Code, w.Body, want)
+		}
+		if csp := w.Header().Get("Content-Security-Policy"); !strings.HasPrefix(csp, "default-src 'none'; script-src 'self'") {
+			t.Errorf("%s: Content-Security-Policy is %q", target, csp)
+		}
+	}
+	html := looked(h, "/", nil).Body.String()
+	for _, bad := range []string{"http://", "https://", "<style", "onclick", "style="} {
+		if strings.Contains(html, bad) {
+			t.Errorf("the page has %q, which its policy forbids or which leads elsewhere", bad)
+		}
+	}
+	// What changes something, and the settings, are not for the page.
+	for _, target := range []string{"/api/v1/kick?client=1", "/api/v1/reconnect", "/api/v1/config"} {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest(http.MethodPost, "http://127.0.0.1"+target, nil))
+		if w.Code < 400 || len(l.kicked)+len(l.reconnected) > 0 {
+			t.Errorf("POST %s: got %d", target, w.Code)
+		}
+	}
+	if w := looked(h, "/", func(r *http.Request) { r.Header.Set("Accept", "*/*") }); w.Body.String() != "amqproxysvc 1: /metrics /healthz /readyz\n" {
+		t.Errorf("a probe of / hears %q", w.Body)
+	}
+	if w := looked(h, "/", func(r *http.Request) { r.Host = "evil.example" }); w.Code != http.StatusMisdirectedRequest {
+		t.Errorf("a foreign Host: got %d", w.Code)
+	}
+	none := Handler(Options{Source: l})
+	for _, target := range []string{"/page.js", "/live", "/api/v1/clients"} {
+		if w := looked(none, target, nil); w.Code != http.StatusNotFound {
+			t.Errorf("without a page %s: got %d, want 404", target, w.Code)
+		}
+	}
+}
+
+func TestPagePassword(t *testing.T) {
+	l := &listed{}
+	h := Handler(Options{Source: l, Lister: l, Password: "right"})
+	with := func(password, from string) func(*http.Request) {
+		return func(r *http.Request) {
+			r.RemoteAddr = from
+			if password != "" {
+				r.SetBasicAuth("any", password)
+			}
+		}
+	}
+	for _, target := range []string{"/", "/page.js", "/api/v1/clients", "/live"} {
+		if w := looked(h, target, with("", "192.0.2.1:1")); w.Code != http.StatusUnauthorized || strings.Contains(w.Body.String(), "id") {
+			t.Errorf("%s without a password: got %d %s", target, w.Code, w.Body)
+		}
+	}
+	for _, target := range []string{"/metrics", "/healthz"} {
+		if w := looked(h, target, with("", "192.0.2.1:1")); w.Code != http.StatusOK {
+			t.Errorf("%s asks for a password: %d", target, w.Code)
+		}
+	}
+	if w := looked(h, "/api/v1/clients", with("right", "192.0.2.1:1")); w.Code != http.StatusOK {
+		t.Errorf("the right password: got %d", w.Code)
+	}
+	for n := range passwordTries + 1 {
+		w := looked(h, "/api/v1/clients", with("wrong", "192.0.2.1:1"))
+		if want := http.StatusUnauthorized; n < passwordTries && w.Code != want {
+			t.Errorf("wrong password %d: got %d, want %d", n, w.Code, want)
+		} else if n == passwordTries && w.Code != http.StatusTooManyRequests {
+			t.Errorf("one too many: got %d, want 429", w.Code)
+		}
+	}
+	if w := looked(h, "/api/v1/clients", with("right", "192.0.2.2:1")); w.Code != http.StatusOK {
+		t.Errorf("another address pays for it: got %d", w.Code)
+	}
+}
+
+// The stream goes on beyond the server's bounds on an answer, tells counts that are new, is
+// bounded in number, and ends with the server.
+func TestLive(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &listed{}
+	s := New(Options{Source: l, Lister: l, Version: "1"})
+	s.http.ReadTimeout, s.http.WriteTimeout = 20*time.Millisecond, 20*time.Millisecond
+	s.Serve(ln)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	client := &http.Client{Transport: &http.Transport{}}
+	defer client.CloseIdleConnections()
+	open := func() *http.Response {
+		t.Helper()
+		req, _ := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+ln.Addr().String()+"/live", nil)
+		res, err := client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = res.Body.Close() })
+		return res
+	}
+	first := open()
+	lines := bufio.NewReader(first.Body)
+	for n := range 3 {
+		line, err := lines.ReadString('\n')
+		for ; err == nil && line == "\n"; line, err = lines.ReadString('\n') {
+		}
+		var e struct {
+			Time  float64
+			Stats Stats
+			Pools []Pool
+		}
+		if err != nil || json.Unmarshal([]byte(strings.TrimPrefix(line, "data: ")), &e) != nil || e.Stats.Version != "1" {
+			t.Fatalf("event %d is %q, %v", n, line, err)
+		}
+	}
+	for range maxLive - 1 {
+		if res := open(); res.StatusCode != http.StatusOK {
+			t.Fatalf("a page below the bound: %d", res.StatusCode)
+		}
+	}
+	if res := open(); res.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("a page beyond the bound: %d", res.StatusCode)
+	}
+	if err := s.Shutdown(ctx); err != nil {
+		t.Errorf("Shutdown: %v", err)
+	}
+	for {
+		if _, err := lines.ReadString('\n'); err != nil {
+			return
+		}
+	}
+}

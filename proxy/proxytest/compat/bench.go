@@ -30,11 +30,10 @@ type bench struct {
 	ctx context.Context
 	options
 	work    string
-	program string // the proxy's executable
-	broker  *rabbit.Broker
-	// management is the port of the broker's HTTP API, where suites look connections up.
-	management int
-	ctl        string // rabbitmqctl for it
+	program string         // the proxy's executable
+	broker  *rabbit.Broker // nil: it is the user's own
+	name    string         // of the broker, in the table
+	port    int            // the broker's, on this machine
 }
 
 // target is what a suite talks to.
@@ -49,10 +48,10 @@ type target struct {
 
 // suite runs one suite straight and in every mode. What it lacks is told in the row.
 func (b *bench) suite(s *suite) *row {
-	r := &row{suite: s, broker: string(b.broker.Version), through: map[string]*comparison{}}
+	r := &row{suite: s, broker: b.name, through: map[string]*comparison{}}
 	say := func(format string, args ...any) {
-		fmt.Fprintf(os.Stderr, "%s %s, RabbitMQ %s: %s\n",
-			time.Now().Format(time.TimeOnly), s.name, b.broker.Version, fmt.Sprintf(format, args...))
+		fmt.Fprintf(os.Stderr, "%s %s, broker %s: %s\n",
+			time.Now().Format(time.TimeOnly), s.name, b.name, fmt.Sprintf(format, args...))
 	}
 	if err := install(b.ctx, s.packages); err != nil {
 		r.missing = err.Error()
@@ -63,7 +62,7 @@ func (b *bench) suite(s *suite) *row {
 		r.missing = err.Error()
 		return r
 	}
-	dir := filepath.Join(b.work, s.name+"-"+string(b.broker.Version))
+	dir := filepath.Join(b.work, s.name+"-"+b.fileName())
 	fresh := func(port int) error {
 		if err := os.RemoveAll(dir); err != nil {
 			return err
@@ -88,8 +87,8 @@ func (b *bench) suite(s *suite) *row {
 		if err := b.reset(); err != nil {
 			return nil, err
 		}
-		t := target{name: mode, port: b.broker.Port, ctl: b.ctl, quick: b.quick}
-		t.log = filepath.Join(b.work, fmt.Sprintf("%s-%s-%s-%d.log", s.name, b.broker.Version, mode, n))
+		t := target{name: mode, port: b.port, ctl: b.ctl, quick: b.quick}
+		t.log = filepath.Join(b.work, fmt.Sprintf("%s-%s-%s-%d.log", s.name, b.fileName(), mode, n))
 		if mode != straight {
 			p, err := b.startProxy(mode, strings.TrimSuffix(t.log, ".log")+".proxy.log")
 			if err != nil {
@@ -186,8 +185,17 @@ func (b *bench) manage() error {
 	}
 }
 
-// reset gives the broker empty virtual hosts and the users that suites expect.
+// fileName is the broker's name as a part of one.
+func (b *bench) fileName() string {
+	return strings.NewReplacer(" ", "-", "/", "-", ":", "-").Replace(b.name)
+}
+
+// reset gives the broker empty virtual hosts and the users that suites expect. What is in a
+// broker of the user's own is the user's.
 func (b *bench) reset() error {
+	if b.broker == nil {
+		return nil
+	}
 	_, err := b.broker.Eval(`begin
 		By = <<"compat">>, All = <<".*">>,
 		[begin catch rabbit_vhost:delete(V, By), ok = rabbit_vhost:add(V, By) end || V <- [<<"/">>, <<"bunny_testbed">>]],
@@ -217,7 +225,7 @@ func (b *bench) startProxy(mode, log string) (*proxyProcess, error) {
 	}
 	config := strings.TrimSuffix(log, ".log") + ".toml"
 	text := fmt.Sprintf("[[listener]]\nport = %d\npool_mode = %q\n[upstream]\nurl = %q\n[http]\nport = %d\n",
-		ports[0], mode, b.broker.URL(), ports[1])
+		ports[0], mode, fmt.Sprintf("amqp://127.0.0.1:%d", b.port), ports[1])
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		return nil, err
 	}

@@ -12,14 +12,17 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/proxytest/rabbit"
+	"github.com/amqproxysvc/amqproxysvc/proxy/proxytest/relay"
 )
 
 // modes are the pool modes that suites are run in.
@@ -29,8 +32,12 @@ type options struct {
 	suites, brokers, modes []string
 	only                   string // a unit of a suite: a test, a file
 	sources                string
-	keep, quick            bool
-	reruns                 int
+	// address is of a broker that runs already, management the port of its HTTP API, ctl
+	// its rabbitmqctl.
+	address, ctl string
+	management   int
+	keep, quick  bool
+	reruns       int
 }
 
 func main() {
@@ -46,6 +53,9 @@ func run() int {
 	list := flag.String("suites", strings.Join(names, ","), "suites to run, comma-separated")
 	versions := flag.String("brokers", "3.10,4.0", "releases of RabbitMQ to run them on")
 	pools := flag.String("modes", strings.Join(modes, ","), "pool modes to run them in; none: straight only")
+	flag.StringVar(&o.address, "address", "", "`HOST:PORT` of a broker of yours, of any product, with user guest, instead of those of -brokers; what its queues hold is not kept")
+	flag.IntVar(&o.management, "management", 0, "`PORT` of its HTTP API on this machine, for tests that look connections up")
+	flag.StringVar(&o.ctl, "ctl", "", "`PROGRAM` that is its rabbitmqctl, for tests that call it")
 	flag.BoolVar(&o.quick, "quick", false, "what CI runs: amqp091-go but for its longest tests, and php-amqp, on RabbitMQ 3.10, unless said otherwise")
 	flag.StringVar(&o.only, "only", "", "run this `UNIT` of the suite alone: a test of Go's, a file of the others'")
 	flag.StringVar(&o.sources, "sources", os.Getenv("COMPAT_SOURCES"),
@@ -76,6 +86,10 @@ func run() int {
 			fmt.Fprintf(os.Stderr, "compat: no mode is called %q; there are %s and none\n", m, strings.Join(modes, ", "))
 			return 2
 		}
+	}
+	if _, _, err := net.SplitHostPort(o.address); o.address != "" && err != nil {
+		fmt.Fprintf(os.Stderr, "compat: -address is HOST:PORT: %v\n", err)
+		return 2
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -114,20 +128,7 @@ func compare(ctx context.Context, o options) ([]*row, error) {
 		return nil, fmt.Errorf("the proxy does not build: %w", err)
 	}
 	var rows []*row
-	for _, version := range o.brokers {
-		broker, err := rabbit.Start(rabbit.Version(version), rabbit.WithProc)
-		if err != nil {
-			if os.Getenv("CI") == "true" {
-				return rows, err
-			}
-			fmt.Fprintln(os.Stderr, "SKIPPED LOUDLY:", err)
-			continue
-		}
-		b := &bench{ctx: ctx, options: o, work: work, program: program, broker: broker}
-		if err := b.manage(); err != nil {
-			broker.Close()
-			return rows, err
-		}
+	suitesOn := func(b *bench) {
 		for _, s := range suites {
 			if !slices.Contains(o.suites, s.name) || ctx.Err() != nil {
 				continue
@@ -138,6 +139,42 @@ func compare(ctx context.Context, o options) ([]*row, error) {
 				fmt.Fprintf(os.Stderr, "SKIPPED LOUDLY: %s: %s\n", s.name, r.missing)
 			}
 		}
+	}
+	if o.address != "" {
+		host, port, err := net.SplitHostPort(o.address)
+		if err != nil {
+			return nil, err
+		}
+		if host != "127.0.0.1" && host != "localhost" { // suites know a port only, of this machine
+			way, err := relay.New(o.address, 0)
+			if err != nil {
+				return nil, err
+			}
+			defer way.Close()
+			_, port, _ = net.SplitHostPort(way.Addr())
+		}
+		b := &bench{ctx: ctx, options: o, work: work, program: program, name: "at " + o.address}
+		if b.port, err = strconv.Atoi(port); err != nil {
+			return nil, err
+		}
+		suitesOn(b)
+		return rows, ctx.Err()
+	}
+	for _, version := range o.brokers {
+		broker, err := rabbit.Start(rabbit.Version(version), rabbit.WithProc)
+		if err != nil {
+			if os.Getenv("CI") == "true" {
+				return rows, err
+			}
+			fmt.Fprintln(os.Stderr, "SKIPPED LOUDLY:", err)
+			continue
+		}
+		b := &bench{ctx: ctx, options: o, work: work, program: program, broker: broker, name: version, port: broker.Port}
+		if err := b.manage(); err != nil {
+			broker.Close()
+			return rows, err
+		}
+		suitesOn(b)
 		broker.Close()
 	}
 	return rows, ctx.Err()

@@ -19,6 +19,9 @@ func (c *client) isolated(ch *channel, m amqp.Method, f amqp.Frame, wait bool) b
 		return false
 	}
 	if c.lst.Mode == PoolShared {
+		if h.rabbit && m == amqp.QueueDeclare && hasField(f, "hsb", masterLocator) {
+			return c.apart(ch, f, wait)
+		}
 		if !h.rabbit && m == amqp.QueueDeclare {
 			return c.refuseChannel(ch, amqp.PreconditionFailed, m,
 				"some brokers close the connection over such arguments, and with pool_mode = shared it is shared by many clients: set pool_mode to auto or session")

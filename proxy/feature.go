@@ -126,18 +126,23 @@ func (c *client) transient(ch *channel, f amqp.Frame, wait bool) bool {
 			timer.Stop()
 			continue
 		}
-		// One asks for all, in mode shared too.
-		if c.session == nil {
-			if e := c.becomeSession(); e != nil {
-				c.die(e)
-				return false
-			}
-		}
-		if c.move(c.session, ch); ch.cur.Load() != nil {
-			c.detour(ch, amqp.QueueDeclare, f, wait)
+		return c.apart(ch, f, wait) // one asks for all
+	}
+	return true
+}
+
+// apart has a declaration go over an upstream of the client's own, in mode shared too. True: it
+// is to be passed on.
+func (c *client) apart(ch *channel, f amqp.Frame, wait bool) bool {
+	if c.session == nil {
+		if e := c.becomeSession(); e != nil {
+			c.die(e)
 			return false
 		}
-		return true
+	}
+	if c.move(c.session, ch); ch.cur.Load() != nil {
+		c.detour(ch, amqp.QueueDeclare, f, wait)
+		return false
 	}
 	return true
 }

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"errors"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -79,6 +80,47 @@ func TestDeniedFeature(t *testing.T) {
 					_, err = c.DeclareQueue(1, "q", 0)
 					r.must(err)
 					r.must(c.Close())
+					_ = bystander.Hangup()
+				})
+			}
+		}
+	}
+}
+
+// A queue that names where its master is to be is 541 by RabbitMQ 4.3's defaults, and with a value that it
+// does not know by 3.10: for its client alone, in mode shared too.
+func TestMasterLocator(t *testing.T) {
+	const locator = "x-queue-master-locator"
+	said := &amqp.Error{Code: amqp.InternalError, Method: amqp.QueueDeclare, Text: "INTERNAL_ERROR - Feature `queue_master_locator` is deprecated."}
+	for _, mode := range []PoolMode{PoolAuto, PoolShared} {
+		for _, version := range []string{"3.10.8", "4.3.6"} {
+			for _, cannotMove := range []bool{false, true} {
+				bc := proxytest.BrokerConfig{
+					Properties: proxytest.RabbitMQProperties(version),
+					Intercept: func(c *proxytest.BrokerConn, f amqp.Frame) bool {
+						if f.Type() == amqp.FrameMethod && f.Method() == amqp.QueueDeclare && hasField(f, "hsb", locator) {
+							c.Send(amqp.AppendClose(nil, 0, said))
+							return true
+						}
+						return f.Type() == amqp.FrameMethod && f.Method() == amqp.ConnectionCloseOk
+					},
+				}
+				withBroker(t, bc, func(c *Config) { c.Listeners[0].Mode = mode }, func(r *rig) {
+					bystander := stuck(r, proxytest.ClientConfig{})
+					for range 3 {
+						c := r.client(proxytest.ClientConfig{})
+						if cannotMove {
+							_ = c.Hangup()
+							c = stuck(r, proxytest.ClientConfig{})
+						}
+						err := c.Call(proxytest.Method(1, amqp.QueueDeclare, 0, "q", durable,
+							amqp.AppendStringField(nil, locator, "min-masters")), amqp.QueueDeclareOk)
+						r.hears(err, amqp.InternalError, "queue_master_locator")
+						_ = c.Hangup()
+						if err := errors.Join(bystander.Publish(1, "", "nowhere", nil), bystander.WaitConfirms(1)); err != nil {
+							t.Fatalf("mode %s, RabbitMQ %s: a bystander heard %v", mode, version, err)
+						}
+					}
 					_ = bystander.Hangup()
 				})
 			}

@@ -26,6 +26,9 @@ type hazards struct {
 	deprecated bool
 }
 
+// masterLocator is an argument of queues that RabbitMQ 4.3 takes for a hard error by default.
+const masterLocator = "x-queue-master-locator"
+
 // hazardsOf goes by product and version.
 func hazardsOf(info *broker.Info) hazards {
 	if info.Product != "RabbitMQ" {
@@ -77,7 +80,7 @@ func (h hazards) mayFail(m amqp.Method, f amqp.Frame, bits byte) bool {
 				return true
 			}
 		}
-		return hasField(f, "hsb", "x-max-age", "x-queue-master-locator")
+		return hasField(f, "hsb", "x-max-age", masterLocator)
 	case amqp.BasicConsume: // 541 likewise
 		return hasField(f, "hssb", "x-stream-offset", "x-stream-filter", "x-credit")
 	case amqp.AccessRequest, amqp.BasicRecoverAsync:

@@ -25,7 +25,7 @@ import (
 
 // chapters are the documents in the order in which one would read them.
 var chapters = []string{
-	"README.md", "packaging/INSTALL.md", "service/RECIPES.md", "cmd/amqproxysvc/COMMANDS.md", "service/config/SETTINGS.md",
+	"README.md", "packaging/INSTALL.md", "packaging/kubernetes/README.md", "service/RECIPES.md", "cmd/amqproxysvc/COMMANDS.md", "service/config/SETTINGS.md",
 	"service/OPERATIONS.md", "service/MONITORING.md", "service/TROUBLESHOOTING.md", "SECURITY.md", "proxy/BEHAVIOUR.md",
 	"proxy/BENCHMARK.md", "proxy/proxytest/compat/README.md", "installer/README.md", "CHANGELOG.md", "CONTRIBUTING.md",
 	"proxy/DESIGN.md",

@@ -99,3 +99,47 @@ func TestReasonIsOneShortLine(t *testing.T) {
 		}
 	}
 }
+
+// An outage is told once a minute, and anew when its reason changes or it comes again.
+func TestOutageIsToldOnceAMinute(t *testing.T) {
+	withBroker(t, func(r *rig) {
+		told := func() int {
+			synctest.Wait()
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			return strings.Count(r.logs.String(), `msg="broker cannot be reached"`)
+		}
+		r.to.Refuse(refusedDial())
+		for range 50 {
+			<-r.login(Known, "u")
+			time.Sleep(time.Second)
+		}
+		if n := told(); n != 1 {
+			t.Errorf("told %d times in 50 s", n)
+		}
+		for range 50 {
+			<-r.login(Known, "u")
+			time.Sleep(time.Second)
+		}
+		if n := told(); n != 2 {
+			t.Errorf("told %d times in 100 s", n)
+		}
+		r.to.Refuse(errors.New("no route to host"))
+		<-r.login(Known, "u")
+		if n := told(); n != 3 {
+			t.Errorf("told %d times with another reason", n)
+		}
+		time.Sleep(time.Second)
+		r.to.Refuse(nil)
+		done := r.login(Known, "u")
+		r.sc.AcceptOpen()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		r.to.Refuse(errors.New("no route to host"))
+		<-r.login(Known, "u")
+		if n := told(); n != 4 {
+			t.Errorf("told %d times when it came again", n)
+		}
+	})
+}

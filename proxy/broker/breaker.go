@@ -37,6 +37,8 @@ type breaker struct {
 	slow    int
 	reached time.Time // when it was last
 	failing time.Time // when it first could not be reached since then
+	told    time.Time // when why was last logged
+	why     string
 }
 
 // enter waits for the permission to dial; who has it calls leave. An error: do not dial.
@@ -85,7 +87,7 @@ func (k *breaker) leave(probe bool, began time.Time, err error, o outcome, delay
 		if !k.failing.IsZero() {
 			back = max(now.Sub(k.failing), 1)
 		}
-		k.err, k.slow, k.reached, k.failing = nil, 0, now, time.Time{}
+		k.err, k.slow, k.reached, k.failing, k.why = nil, 0, now, time.Time{}, ""
 		return false, back
 	case noVerdict:
 		return false, 0
@@ -104,6 +106,21 @@ func (k *breaker) leave(probe bool, began time.Time, err error, o outcome, delay
 	}
 	k.err, k.until = err, time.Now().Add(delay)
 	return true, 0
+}
+
+// sayAgain is how often the log tells of an outage that goes on for the same reason.
+const sayAgain = time.Minute
+
+// news reports whether the log has not told of this reason lately.
+func (k *breaker) news(why string) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	now := time.Now()
+	if why == k.why && now.Sub(k.told) < sayAgain {
+		return false
+	}
+	k.why, k.told = why, now
+	return true
 }
 
 // hasGreeted tells whether a broker was ever at the address.

@@ -278,7 +278,9 @@ func (b *Broker) dialTarget(ctx context.Context, cfg *settings, t Target, k *bre
 		if opened, _ := k.leave(probe, began, e, judge(err), cfg.RetryDelay); opened {
 			b.lastUp.Store(0)
 		}
-		b.log.Warn("broker cannot be reached", "address", e.Address, "error", e.Err)
+		if k.news(shortReason(e)) {
+			b.log.Warn("broker cannot be reached", "address", e.Address, "error", e.Err)
+		}
 		return nil, e
 	}
 	if _, back := k.leave(probe, began, nil, reached, 0); back > 0 {

@@ -6,7 +6,6 @@ package config
 import (
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -70,10 +69,11 @@ func (t *TLS) client(host string) (*tls.Config, error) {
 			return nil, fmt.Errorf("tls.ca_file: %s: holds no certificate, allowed is PEM (-----BEGIN CERTIFICATE-----)", t.CAFile)
 		}
 	case t.Verify:
-		// Without any root no broker can ever be verified: better said now than at each login.
 		roots, err := systemRoots()
 		if err != nil || roots.Equal(x509.NewCertPool()) {
-			return nil, errors.New("upstream.url: this system has no CA certificates to verify the broker with: install the package ca-certificates or set tls.ca_file")
+			if c.RootCAs, err = builtinRoots(); err != nil {
+				return nil, fmt.Errorf("the built-in certificate authorities: %w; set tls.ca_file", err)
+			}
 		}
 	}
 	if t.CertFile != "" {

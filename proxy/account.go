@@ -169,7 +169,7 @@ func (s *Server) verify(a *account, f *loginFlight, id loginID, known bool, t *t
 	var u *upstream
 	var e *amqp.Error
 	if known {
-		u, e = s.logIn(a.login, props)
+		u, e = s.logIn(a.login, props, f)
 	} else {
 		if props != nil && !broker.Announces(props, broker.FailureClose) {
 			props = nil // the broker would keep its verdict back for seconds
@@ -232,8 +232,8 @@ func (s *Server) verify(a *account, f *loginFlight, id loginID, known bool, t *t
 }
 
 // logIn is the first half of an upstream's handshake, with its place at the bound.
-func (s *Server) logIn(who login, props []byte) (*upstream, *amqp.Error) {
-	b, err := s.gate.take(nil, false, false)
+func (s *Server) logIn(who login, props []byte, f *loginFlight) (*upstream, *amqp.Error) {
+	b, err := s.gate.takeFor(&placeWanted{clients: func() int { n, _ := f.Waiting(); return n }})
 	if err != nil {
 		return nil, err
 	}

@@ -26,6 +26,7 @@ type gate struct {
 type placeWanted struct {
 	p               *pool // nil: a place in all only
 	session, beyond bool
+	clients         func() int    // that wait for it; nil: one, or those of the pool
 	look            chan struct{} // something may have become idle, whose place is to be taken
 
 	// Guarded by gate.mu: what is in the way.
@@ -36,7 +37,12 @@ type placeWanted struct {
 // take waits for a place in all and, when p is not nil, in the pool (beyond: whatever its bound). At the bound
 // in all an idle upstream of any pool is closed to make one; at the pool's one that was a session, or for a session any.
 func (g *gate) take(p *pool, session, beyond bool) (*berth, *amqp.Error) {
-	w := &placeWanted{p: p, session: session, beyond: beyond, look: make(chan struct{}, 1)}
+	return g.takeFor(&placeWanted{p: p, session: session, beyond: beyond})
+}
+
+func (g *gate) takeFor(w *placeWanted) (*berth, *amqp.Error) {
+	p := w.p
+	w.look = make(chan struct{}, 1)
 	g.mu.Lock()
 	place := g.line.JoinLocked(w)
 	g.serveLocked()
@@ -186,24 +192,29 @@ func (g *gate) pokeIfWaiting() {
 }
 
 // waiting is how many clients wait for a place and how long the first has: those who wait for a
-// shared connection of a pool wait for one place together, and nobody for what is checked behind a
-// login that was served.
+// login, or for a shared connection of a pool, wait for one place together, and nobody for what is
+// checked behind a login that was served.
 func (g *gate) waiting() (n int, longest time.Duration) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	counted := make(map[*pool]bool)
 	g.line.ServeLocked(func(place *wait.Place[*placeWanted]) wait.Verdict {
 		w := place.Want
 		if w.beyond {
 			return wait.Skip
 		}
 		longest = max(longest, time.Since(place.Since))
-		if w.p == nil || w.session {
+		switch {
+		case w.clients != nil:
+			n += w.clients()
+		case w.p == nil || w.session:
 			n++
-			return wait.Skip
+		case !counted[w.p]: // its first login and a connection more are wanted side by side
+			counted[w.p] = true
+			w.p.mu.Lock()
+			n += max(1, w.p.waiting+w.p.entering)
+			w.p.mu.Unlock()
 		}
-		w.p.mu.Lock()
-		n += max(1, w.p.waiting)
-		w.p.mu.Unlock()
 		return wait.Skip
 	})
 	return n, longest

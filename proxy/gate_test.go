@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/proxytest"
 )
 
 // gateOf is a proxy's gate with the given bounds.
@@ -133,5 +134,52 @@ func TestBerthIsLeftOnce(t *testing.T) {
 	other.leave()
 	if g.used != 0 || p.opening != 0 {
 		t.Errorf("in the end %d are used, %d on their way", g.used, p.opening)
+	}
+}
+
+// Clients that share a login count each, whether it is the broker's word on their password that
+// waits for a place or their vhost.
+func TestWaitingIsCountedInClients(t *testing.T) {
+	for _, known := range []bool{false, true} {
+		users := map[string]string{"guest": "guest", "b": "b"}
+		withBroker(t, proxytest.BrokerConfig{Users: users}, func(c *Config) {
+			c.Listeners[0].Mode, c.MaxUpstreams, c.IdleTimeout, c.AuthTTL = PoolShared, 1, time.Second, time.Second
+		}, func(r *rig) {
+			b := proxytest.ClientConfig{User: "b", Password: "b"}
+			if known {
+				c, err := r.login(b)
+				r.must(err)
+				_ = c.Hangup()
+				time.Sleep(time.Minute) // nothing stands for it, and it is to be asked anew
+			}
+			busy := r.client(proxytest.ClientConfig{})
+			r.must(busy.Publish(1, "", "q", nil))
+			synctest.Wait() // its connection is not idle now
+			type login struct {
+				c   *proxytest.Client
+				err error
+			}
+			in := make(chan login, 3)
+			for range 3 {
+				go func() {
+					c, err := r.login(b)
+					in <- login{c, err}
+				}()
+			}
+			time.Sleep(time.Second)
+			if st := r.s.Stats(); st.Waiting != 3 || st.LongestWait <= 0 {
+				t.Errorf("known %v: %d clients wait, for %v at most; want 3", known, st.Waiting, st.LongestWait)
+			}
+			_ = busy.Hangup()
+			for range 3 {
+				l := <-in
+				r.must(l.err)
+				_ = l.c.Hangup()
+			}
+			synctest.Wait()
+			if st := r.s.Stats(); st.Waiting != 0 {
+				t.Errorf("known %v: %d clients wait, want none", known, st.Waiting)
+			}
+		})
 	}
 }

@@ -33,6 +33,7 @@ type pool struct {
 	opening   int // upstreams that are being opened
 	clients   int
 	waiting   int  // channels that wait for a place
+	entering  int  // clients that wait for login
 	forgotten bool // the broker refused it: no new logins
 	login     *loginFlight
 	dialling  *loginFlight

@@ -73,10 +73,12 @@ func (c *client) admitted() *amqp.Error {
 		f := p.flight()
 		select {
 		case <-f.Landed():
+			p.hasEntered()
 			if v := f.Result(); !v.again(came, f.Began) {
 				return v.words
 			}
 		case <-c.gone:
+			p.hasEntered()
 			return errGone
 		}
 	}
@@ -109,10 +111,18 @@ func (c *client) openOwn() *amqp.Error {
 	return e
 }
 
-// flight is the login that many wait for, begun where there is none.
+// hasEntered ends the wait for a flight.
+func (p *pool) hasEntered() {
+	p.mu.Lock()
+	p.entering--
+	p.mu.Unlock()
+}
+
+// flight is the login that many wait for, begun where there is none; the caller counts as one of them.
 func (p *pool) flight() *loginFlight {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.entering++
 	if p.login == nil {
 		f := wait.NewFlight[verdict](p.env.ctx)
 		p.login = f

@@ -170,7 +170,7 @@ func (s *Server) Stats() Stats {
 func (p *pool) stats() PoolStats {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	st := PoolStats{User: p.id.user, VHost: p.id.vhost, Clients: p.clients, Upstreams: len(p.ups), Waiting: p.waiting,
+	st := PoolStats{User: p.id.user, VHost: p.id.vhost, Clients: p.clients, Upstreams: len(p.ups), Waiting: p.waiting + p.entering,
 		Logins: p.logins.Load(), Reused: p.reused.Load()}
 	if v, at := p.standing.latest(); at != 0 {
 		st.Verdict, st.Heard = v.String(), p.env.began.Add(time.Duration(at))

@@ -74,8 +74,8 @@ func (c *client) bind(ch *channel, l lane) *binding {
 			return nil
 		}
 		u := at.u
-		if u.late.Load() >= closesLate {
-			c.readYourWrites()
+		if u.late.Load() >= closesLate || u.closingN.Load() >= closesMost {
+			c.awaitQuietCloses(u) // another upstream's are not in its way
 		}
 		if c.run.u != nil && (c.e0 > c.s0 || c.run.u != u) {
 			c.flushRun()

@@ -66,7 +66,7 @@ func TestPendingCloses(t *testing.T) {
 		done := make(chan time.Duration, 1)
 		wait := func() {
 			begin := time.Now()
-			go func() { p.wait(5*time.Second, time.Second, nil); done <- time.Since(begin) }()
+			go func() { p.wait(nil, 5*time.Second, time.Second, nil); done <- time.Since(begin) }()
 			synctest.Wait()
 		}
 		wait()
@@ -84,6 +84,9 @@ func TestPendingCloses(t *testing.T) {
 		wait()
 		if d := <-done; d != 5*time.Second {
 			t.Errorf("the wait took %v, want its bound of 5 s", d)
+		}
+		if p.wait(&upstream{}, 5*time.Second, time.Second, nil) {
+			t.Error("another upstream's close was waited for")
 		}
 		u.blocked.Store(true)
 		wait()

@@ -45,15 +45,15 @@ func (p *pendingCloses) finish(t *ticket) {
 	p.mu.Unlock()
 }
 
-// wait returns when all closes that are under way now are through, at the latest after
-// timeout. A close behind an alarm is not waited for: the broker does not read it. Of a
-// broker that has gone silent the client hears within two of its heartbeats, even if it
-// needs a new connection after the wait, which may take connect.
-func (p *pendingCloses) wait(timeout, connect time.Duration, cancel <-chan struct{}) {
+// wait returns when all closes that are under way now, of one upstream or with nil of all, are
+// through, at the latest after timeout. It reports whether there were any. A close behind an alarm
+// is not waited for: the broker does not read it. Of a broker that has gone silent the client hears
+// within two of its heartbeats, even if it needs a new connection after the wait, which may take connect.
+func (p *pendingCloses) wait(of *upstream, timeout, connect time.Duration, cancel <-chan struct{}) bool {
 	p.mu.Lock()
 	waits := make([]*ticket, 0, len(p.open))
 	for t := range p.open {
-		if u := t.b.u; !u.blocked.Load() {
+		if u := t.b.u; !u.blocked.Load() && (of == nil || of == u) {
 			waits = append(waits, t)
 			if u.heartbeat > 0 {
 				timeout = min(timeout, max(2*u.heartbeat-connect, u.heartbeat/2))
@@ -62,7 +62,7 @@ func (p *pendingCloses) wait(timeout, connect time.Duration, cancel <-chan struc
 	}
 	p.mu.Unlock()
 	if len(waits) == 0 {
-		return
+		return false
 	}
 	timer := time.NewTimer(timeout)
 	defer timer.Stop()
@@ -70,19 +70,28 @@ func (p *pendingCloses) wait(timeout, connect time.Duration, cancel <-chan struc
 		select {
 		case <-t.done:
 		case <-timer.C:
-			return
+			return true
 		case <-cancel:
-			return
+			return true
 		}
 	}
+	return true
 }
 
 // readYourWrites waits until the quiet closes of the identity that came before are through.
-func (c *client) readYourWrites() {
+func (c *client) readYourWrites() { c.awaitQuietCloses(nil) }
+
+// awaitQuietCloses waits until the quiet closes that came before are through: those of one upstream, or
+// with nil all of the identity.
+func (c *client) awaitQuietCloses(of *upstream) {
 	if c.pool.closes.n.Load() == 0 {
 		return
 	}
 	c.settle()
 	cfg := c.env.cfg()
-	c.pool.closes.wait(cfg.CloseTimeout, cfg.ConnectTimeout, c.gone)
+	began := time.Now()
+	if c.pool.closes.wait(of, cfg.CloseTimeout, cfg.ConnectTimeout, c.gone) {
+		c.env.n.heldBehindCloses.Add(1)
+		c.env.n.heldTime.Add(int64(time.Since(began)))
+	}
 }

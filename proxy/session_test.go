@@ -203,6 +203,35 @@ func TestBrokerFallsBehindWithCloses(t *testing.T) {
 	})
 }
 
+// However fast a client comes and goes, only so many closes are under way, before any of them is
+// late; and only those of the same upstream are waited for.
+func TestClosesUnderWayAreBounded(t *testing.T) {
+	withScript(t, 0, nil, func(r *rig) {
+		c, p := r.pair(proxytest.ClientConfig{})
+		ids := make([]uint16, closesMost)
+		for i := range ids {
+			ch := uint16(i + 2)
+			r.must(c.OpenChannel(ch))
+			r.must(c.Publish(ch, "", "q", nil))
+			r.must(c.CloseChannel(ch))
+			ids[i] = p.OpenChannel()
+			p.ExpectContent(amqp.BasicPublish)
+			p.ExpectOn(ids[i], amqp.ChannelClose)
+		}
+		r.must(c.Publish(1, "", "q", nil))
+		p.ExpectNothing(lateAfter / 2)
+		for _, id := range ids {
+			p.SendMethod(id, amqp.ChannelCloseOk)
+		}
+		p.OpenChannel()
+		p.ExpectContent(amqp.BasicPublish)
+		if st := r.s.Stats(); st.HeldBehindCloses != 1 || st.HeldTime != lateAfter/2 {
+			t.Errorf("%d waits of %v are counted, want one of %v", st.HeldBehindCloses, st.HeldTime, lateAfter/2)
+		}
+		_ = c.Hangup()
+	})
+}
+
 // The wait for quiet closes leaves time for a new connection within two heartbeats.
 func TestReadYourWritesIsBounded(t *testing.T) {
 	withScript(t, 0, func(c *Config) { c.CloseTimeout, c.ConnectTimeout, c.Heartbeat = time.Hour, 70*time.Second, 0 }, func(r *rig) {

@@ -41,6 +41,7 @@ type Stats struct {
 	BytesFromUpstreams, BytesToUpstreams   uint64
 	FramesFromClients, FramesFromUpstreams uint64
 	RechecksFailed                         uint64 // logins behind served ones that found no place or no broker
+	HeldBehindCloses                       uint64 // reads, declares and new channels that waited for closes that came before
 	LateErrors                             uint64 // soft errors of channels that were closed quietly
 	SlowClientCloses                       uint64 // clients closed because their queue was full
 	SlowPublishCloses                      uint64 // clients closed because a publish came too slowly while others waited for room
@@ -56,6 +57,7 @@ type Stats struct {
 	// that took at most ConnectLatencyBounds[i]; the last entry counts all.
 	ConnectLatency    [len(ConnectLatencyBounds) + 1]uint64
 	ConnectLatencySum time.Duration
+	HeldTime          time.Duration // of HeldBehindCloses, in all
 
 	Pools     []PoolStats
 	Listeners []ListenerStats
@@ -97,6 +99,8 @@ type counters struct {
 	framesClients, framesUpstreams            atomic.Uint64
 	lateErrors, slowCloses, firewallCloses    atomic.Uint64
 	slowPublishes, rechecksFailed             atomic.Uint64
+	heldBehindCloses                          atomic.Uint64
+	heldTime                                  atomic.Int64
 	heartbeatTimeouts, upstreamsLost          atomic.Uint64
 	channels, bindings                        atomic.Int64
 	channelsOpened, channelsReused, barriers  atomic.Uint64
@@ -128,6 +132,7 @@ func (s *Server) Stats() Stats {
 		ReuseHits: n.reuseHits.Load(), RechecksFailed: n.rechecksFailed.Load(), BytesFromClients: n.fromClients.Load(), BytesFromUpstreams: n.fromUpstreams.Load(),
 		BytesToUpstreams:  n.toUpstreams.Load(),
 		FramesFromClients: n.framesClients.Load(), FramesFromUpstreams: n.framesUpstreams.Load(),
+		HeldBehindCloses: n.heldBehindCloses.Load(), HeldTime: time.Duration(n.heldTime.Load()),
 		LateErrors: n.lateErrors.Load(), SlowClientCloses: n.slowCloses.Load(),
 		SlowPublishCloses: n.slowPublishes.Load(), TurnedAway: n.turnedAway.Load(), FirewallCloses: n.firewallCloses.Load(),
 		HeartbeatTimeouts: n.heartbeatTimeouts.Load(), UpstreamsLost: n.upstreamsLost.Load(),

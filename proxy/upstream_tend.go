@@ -36,9 +36,12 @@ func (u *upstream) tend() {
 }
 
 // A broker that leaves closesLate channels unanswered for lateAfter does not keep up with
-// clients that come and go: their closes are not waited for, so new channels must be.
+// clients that come and go: their closes are not waited for, so new channels must be. More than
+// closesMost are never under way: a client can send thousands before any is late, and each is some
+// processes that a broker has to run beside those of everybody else.
 const (
 	closesLate = 64
+	closesMost = 256
 	lateAfter  = 2 * tick
 )
 

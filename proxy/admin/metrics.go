@@ -52,6 +52,8 @@ var metrics = []metric{
 	{"amqproxysvc_channels_reused_total", "Channels of clients that got one which was open at the broker.", prometheus.CounterValue, func(s *proxy.Stats) float64 { return float64(s.ChannelsReused) }},
 	{"amqproxysvc_channel_barriers_total", "Methods sent to prove that a channel can be used again.", prometheus.CounterValue, func(s *proxy.Stats) float64 { return float64(s.ChannelBarriers) }},
 	{"amqproxysvc_rechecks_failed_total", "Logins that could not be verified anew, for want of a place or a broker.", prometheus.CounterValue, func(s *proxy.Stats) float64 { return float64(s.RechecksFailed) }},
+	{"amqproxysvc_held_behind_closes_total", "Reads, declares and new channels that waited until closes answered at once before were through at the broker.", prometheus.CounterValue, func(s *proxy.Stats) float64 { return float64(s.HeldBehindCloses) }},
+	{"amqproxysvc_held_behind_closes_seconds_total", "How long they waited in all.", prometheus.CounterValue, func(s *proxy.Stats) float64 { return s.HeldTime.Seconds() }},
 	{"amqproxysvc_late_errors_total", "Errors of the broker for channels that were closed without waiting for it.", prometheus.CounterValue, func(s *proxy.Stats) float64 { return float64(s.LateErrors) }},
 	{"amqproxysvc_turned_away_total", "Connections of clients closed at once: max_handshakes, or no descriptors left.", prometheus.CounterValue, func(s *proxy.Stats) float64 { return float64(s.TurnedAway) }},
 	{"amqproxysvc_slow_client_closes_total", "Clients closed because their queue was full.", prometheus.CounterValue, func(s *proxy.Stats) float64 { return float64(s.SlowClientCloses) }},

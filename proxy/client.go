@@ -94,6 +94,7 @@ type client struct {
 
 	// The reader only.
 	shaking  bool // counts among the handshakes
+	placed   bool // among those of its address too
 	held     bool // counts against max_clients
 	rd       amqp.Reader
 	tryRead  func(fd uintptr) bool // see receive
@@ -133,9 +134,17 @@ type lateChannel struct {
 // serve runs the client from accept to its end. One goroutine at a time owns it: this
 // one, or the one that read hands it to.
 func (c *client) serve() {
-	if c.under != nil && !c.startTLS() || !c.handshake() || !c.read() {
+	if !c.arrive() || !c.handshake() || !c.read() {
 		c.end()
 	}
+}
+
+// arrive is what comes before AMQP: who it is, behind a balancer, and encryption. False: it has ended.
+func (c *client) arrive() bool {
+	if p := c.lst.proxy.Load(); p != nil && !c.hearProxy(p) {
+		return false
+	}
+	return c.under == nil || c.startTLS()
 }
 
 func (c *client) readOn() {

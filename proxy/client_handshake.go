@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -74,6 +75,8 @@ func (c *client) protocolHeader() error {
 func (c *client) notAMQP(b []byte) {
 	what := "something else than AMQP 0-9-1"
 	switch {
+	case bytes.HasPrefix(b, proxyV1), bytes.HasPrefix(b, proxyV2[:5]):
+		what = "a PROXY header, which listener.proxy_protocol takes"
 	case len(b) >= 1 && b[0] == 0x16:
 		what = "a TLS hello; this port speaks plain AMQP"
 	case bytes.HasPrefix(b, []byte("GET ")), bytes.HasPrefix(b, []byte("POST")), bytes.HasPrefix(b, []byte("HEAD")):
@@ -287,8 +290,23 @@ func (c *client) startOk(f amqp.Frame) bool {
 	}
 	c.account = account
 	c.user = account.login.user // one copy of it
+	if c.fromElsewhere() {
+		c.log(slog.LevelInfo, "client refused: its user may come from loopback only", "setting", "client.loopback_users")
+		c.refuseLogin(broker.RefusedLogin(mechanism)) // as RabbitMQ does, after the password was found right
+		return false
+	}
 	c.keepProperties()
 	return true
+}
+
+// fromElsewhere reports whether the client is of a user whom the broker takes from its own machine
+// only, and comes from another: to a broker on the proxy's machine all clients come from loopback.
+func (c *client) fromElsewhere() bool {
+	if !c.account.info.Load().Loopback || !slices.Contains(c.env.cfg().LoopbackUsers, c.user) {
+		return false
+	}
+	ip, ok := ipOf(c.address())
+	return ok && !ip.IsLoopback()
 }
 
 // keepProperties takes the client-properties out of the read buffer. Clients of one

@@ -38,6 +38,8 @@ type Listener struct {
 	MatchProperties bool
 	// TLS is what clients are met with; nil: plain AMQP.
 	TLS *ServerTLS
+	// Proxy is who tells the addresses of clients; nil: they come themselves.
+	Proxy *ProxyProtocol
 }
 
 // Upstream is the broker to which connections are pooled.
@@ -50,6 +52,8 @@ type Config struct {
 
 	// MaxClients bounds the clients held at a time; 0: no bound.
 	MaxClients int
+	// LoopbackUsers are refused from other machines where the broker is on this one's loopback.
+	LoopbackUsers []string
 	// MaxHandshakes bounds the clients that have not logged in yet, half of it those of one
 	// address; more are closed at once. 0: no bound.
 	MaxHandshakes int
@@ -119,6 +123,7 @@ func DefaultConfig() Config {
 	return Config{
 		Listeners:     []Listener{{Address: "127.0.0.1:5673", Mode: PoolAuto, MatchProperties: true}},
 		Upstream:      Upstream{Host: "localhost", Port: 5672},
+		LoopbackUsers: []string{"guest"},
 		MaxHandshakes: 2000,
 
 		MaxUpstreamsPerIdentity: 2000,
@@ -168,6 +173,9 @@ func (c *Config) Validate() error {
 			bad("pool_mode", strconv.Quote(string(l.Mode)), `"auto", "shared" or "session"`)
 		}
 		errs = append(errs, l.TLS.validate(l.Address)...)
+		if err := l.Proxy.validate(l.Address); err != nil {
+			errs = append(errs, err)
+		}
 	}
 	if c.Upstream.Host == "" {
 		bad("upstream host", `""`, "a host name or an IP address")

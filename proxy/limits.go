@@ -41,17 +41,29 @@ func (l *limits) begin(from netip.Prefix, known bool, most, sockets int) (why st
 		return "descriptors"
 	case most > 0 && l.handshakes >= most:
 		return "max_handshakes"
-	case most > 0 && known && l.from[from] >= (most+1)/2:
+	case known && !l.placeLocked(from, most):
 		return "max_handshakes of one address"
 	}
 	l.handshakes++
-	if known {
-		if l.from == nil {
-			l.from = make(map[netip.Prefix]int)
-		}
-		l.from[from]++
-	}
 	return ""
+}
+
+// place counts a handshake, which is counted already, as one of an address that has become known.
+func (l *limits) place(from netip.Prefix, most int) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.placeLocked(from, most)
+}
+
+func (l *limits) placeLocked(from netip.Prefix, most int) bool {
+	if most > 0 && l.from[from] >= (most+1)/2 {
+		return false
+	}
+	if l.from == nil {
+		l.from = make(map[netip.Prefix]int)
+	}
+	l.from[from]++
+	return true
 }
 
 // over ends the count of a handshake.
@@ -90,7 +102,7 @@ func (c *client) handshakeOver() {
 	}
 	c.shaking = false
 	from, known := c.network()
-	c.s.limits.over(from, known)
+	c.s.limits.over(from, known && c.placed)
 }
 
 // waitPlace waits, at most wait_timeout, for a place under max_clients.

@@ -22,12 +22,15 @@ type listener struct {
 	ln     net.Listener
 	tls    atomic.Pointer[serverTLS] // nil: a plain one, for ever
 	shakes tlsCounts
+	proxy  atomic.Pointer[ProxyProtocol] // nil: connections are the clients' own, for ever
+	heard  proxyCounts
 }
 
 // sameAs reports whether a listener of the old configuration can go on as one of the new: in
 // what it is, not in the certificates that it shows.
 func (l *Listener) sameAs(v *Listener) bool {
-	return l.Address == v.Address && l.Mode == v.Mode && l.MatchProperties == v.MatchProperties && (l.TLS == nil) == (v.TLS == nil)
+	return l.Address == v.Address && l.Mode == v.Mode && l.MatchProperties == v.MatchProperties && (l.TLS == nil) == (v.TLS == nil) &&
+		(l.Proxy == nil) == (v.Proxy == nil)
 }
 
 // renew takes what is live of a new configuration's listeners, into those that are bound and
@@ -42,12 +45,18 @@ func (s *Server) renew(in, next []Listener) []Listener {
 		if j >= len(next) || !in[i].sameAs(&next[j]) {
 			j = slices.IndexFunc(next, func(l Listener) bool { return in[i].sameAs(&l) })
 		}
-		if j < 0 || in[i].TLS == nil {
+		if j < 0 {
 			continue
 		}
-		in[i].TLS = next[j].TLS
-		if i < len(bound) {
+		in[i].TLS, in[i].Proxy = next[j].TLS, next[j].Proxy
+		if i >= len(bound) {
+			continue
+		}
+		if in[i].TLS != nil {
 			bound[i].setTLS(in[i].TLS, s.isOwn)
+		}
+		if in[i].Proxy != nil {
+			bound[i].proxy.Store(in[i].Proxy)
 		}
 	}
 	return in
@@ -99,6 +108,7 @@ func (s *Server) bind(listeners []Listener, inherited []net.Listener) ([]*listen
 		if l.TLS != nil {
 			b.setTLS(l.TLS, s.isOwn)
 		}
+		b.proxy.Store(l.Proxy)
 		bound = append(bound, b)
 	}
 	return bound, nil
@@ -137,6 +147,7 @@ func (s *Server) accept(l *listener) {
 // admit starts a client, if there is a place for it.
 func (s *Server) admit(sock net.Conn, l *listener) {
 	from, known := networkOf(sock.RemoteAddr())
+	known = known && l.proxy.Load() == nil // else it is not yet known who comes, see hearProxy
 	s.mu.Lock()
 	ups := len(s.upstreams)
 	s.mu.Unlock()
@@ -145,7 +156,7 @@ func (s *Server) admit(sock net.Conn, l *listener) {
 		_ = sock.Close()
 		return
 	}
-	c := &client{s: s, env: &s.env, shaking: true, gone: make(chan struct{}), runSeq: 1}
+	c := &client{s: s, env: &s.env, shaking: true, placed: known, gone: make(chan struct{}), runSeq: 1}
 	c.accepted(sock, l)
 	if t := l.tls.Load(); t != nil {
 		c.encrypt(t)
@@ -203,6 +214,8 @@ type ListenerStats struct {
 	// TLSHandshakes are by how they ended, see TLSResults; nil: a plain listener.
 	TLSHandshakes []uint64
 	Certificates  []CertificateStats
+	// ProxyHeaders are by what came of them, see ProxyResults; nil: a listener without the PROXY protocol.
+	ProxyHeaders []uint64
 }
 
 // CertificateStats is a certificate that a listener shows.
@@ -226,6 +239,11 @@ func (s *Server) listenerStats() []ListenerStats {
 				if leaf := t.Certificates[i].Leaf; leaf != nil && i < len(t.Files) {
 					st.Certificates = append(st.Certificates, CertificateStats{t.Files[i], leaf.NotAfter})
 				}
+			}
+		}
+		if l.proxy.Load() != nil {
+			for i := range l.heard {
+				st.ProxyHeaders = append(st.ProxyHeaders, l.heard[i].Load())
 			}
 		}
 		all = append(all, st)

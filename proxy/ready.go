@@ -47,6 +47,8 @@ func (s *Server) SelfCheck(ctx context.Context) error {
 	if a, ok := l.ln.Addr().(*net.TCPAddr); ok && a.IP.IsUnspecified() {
 		addr = net.JoinHostPort("localhost", fmt.Sprint(a.Port))
 	}
+	s.checking.Add(1) // before: the server hears of the connection sooner than this side does
+	defer s.checking.Add(-1)
 	var d net.Dialer
 	before := s.n.turnedAway.Load()
 	conn, err := d.DialContext(ctx, "tcp", addr)
@@ -71,6 +73,13 @@ func (s *Server) SelfCheck(ctx context.Context) error {
 
 // greets reports what is wrong with the greeting of the server's own listener.
 func greets(ctx context.Context, conn net.Conn, l *listener) error {
+	if p := l.proxy.Load(); p != nil {
+		if _, direct := p.speaks(conn.LocalAddr()); !direct {
+			if _, err := conn.Write(ownHeader()); err != nil {
+				return err
+			}
+		}
+	}
 	if l.tls.Load() != nil {
 		// Whether its certificate is for this name is no question of life.
 		t := tls.Client(conn, &tls.Config{InsecureSkipVerify: true})

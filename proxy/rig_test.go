@@ -24,8 +24,10 @@ type rig struct {
 	s  *Server
 	in *proxytest.MemListener
 	to *proxytest.MemListener // the broker's
-	b  *proxytest.Broker      // one of these two
-	sc *proxytest.Script
+	// wrap, if it is set, comes between the proxy and in.
+	wrap func(net.Listener) net.Listener
+	b    *proxytest.Broker // one of these two
+	sc   *proxytest.Script
 
 	mu   sync.Mutex
 	logs strings.Builder
@@ -61,7 +63,11 @@ func (r *rig) start(change func(*Config)) {
 	}
 	r.s = s
 	r.in = proxytest.ListenMem("127.0.0.1:5673", 0)
-	if err := s.Start(inherit(r.in)); err != nil {
+	listeners := inherit(r.in)
+	if r.wrap != nil {
+		listeners[0] = r.wrap(listeners[0])
+	}
+	if err := s.Start(listeners); err != nil {
 		r.t.Fatal(err)
 	}
 	r.t.Cleanup(r.end)

@@ -38,7 +38,8 @@ type Server struct {
 	auth       authenticator
 	strangers  *strangers
 	rotation   rotation
-	selfChecks sync.Map // the addresses of SelfCheck's connections, which are greeted without a broker
+	checking   atomic.Int32 // SelfChecks under way
+	selfChecks sync.Map     // the addresses of SelfCheck's connections, which are greeted without a broker
 	greeting   atomic.Pointer[greeting]
 	transients transients
 

@@ -56,7 +56,7 @@ func TestMetrics(t *testing.T) {
 		FirewallCloses: 24, HeartbeatTimeouts: 25, UpstreamsLost: 26,
 		ConnectLatencySum: 250 * time.Millisecond,
 		Pools:             []proxy.PoolStats{{User: `a"b`, VHost: "/", Upstreams: 2, Idle: 1, Sessions: 1, Channels: 5, Waiting: 1}},
-		Listeners: []proxy.ListenerStats{{Address: "127.0.0.1:5673"}, {Address: "[::]:5671", TLSHandshakes: []uint64{33, 34, 35, 36, 37},
+		Listeners: []proxy.ListenerStats{{Address: "127.0.0.1:5673"}, {Address: "[::]:5671", TLSHandshakes: []uint64{33, 34, 35, 36, 37}, ProxyHeaders: []uint64{38, 39, 40, 41, 42},
 			Certificates: []proxy.CertificateStats{{File: "/a.pem", NotAfter: time.Unix(2000, 0)}, {File: "/a.pem", NotAfter: time.Unix(2000, 0)}}}},
 	}}
 	for i := range f.stats.ConnectLatency {
@@ -113,6 +113,7 @@ func TestMetrics(t *testing.T) {
 		`amqproxysvc_pool_waiting_clients{user="a\"b",vhost="/"} 1`,
 		`amqproxysvc_tls_handshakes_total{listener="[::]:5671",result="ok"} 33`,
 		`amqproxysvc_tls_handshakes_total{listener="[::]:5671",result="expired"} 37`,
+		`amqproxysvc_proxy_headers_total{listener="[::]:5671",result="untrusted"} 41`,
 		`amqproxysvc_certificate_expiry_timestamp_seconds{file="/a.pem",listener="[::]:5671"} 2000`,
 		`amqproxysvc_build_info{goversion="go`,
 		"go_goroutines ",

@@ -101,10 +101,12 @@ var poolMetrics = []struct {
 
 // Of each listener that speaks TLS.
 const (
-	shakesName = "amqproxysvc_tls_handshakes_total"
-	shakesHelp = "TLS handshakes of clients, by how they ended."
-	expiryName = "amqproxysvc_certificate_expiry_timestamp_seconds"
-	expiryHelp = "When a certificate that clients are shown expires, in seconds since 1970."
+	shakesName  = "amqproxysvc_tls_handshakes_total"
+	shakesHelp  = "TLS handshakes of clients, by how they ended."
+	headersName = "amqproxysvc_proxy_headers_total"
+	headersHelp = "Connections to listeners with the PROXY protocol, by what came of their header."
+	expiryName  = "amqproxysvc_certificate_expiry_timestamp_seconds"
+	expiryHelp  = "When a certificate that clients are shown expires, in seconds since 1970."
 )
 
 const (
@@ -123,6 +125,7 @@ type collector struct {
 	pools     []*prometheus.Desc
 	shakes    *prometheus.Desc
 	expiry    *prometheus.Desc
+	headers   *prometheus.Desc
 	latency   *prometheus.Desc
 	buildInfo *prometheus.Desc
 }
@@ -140,6 +143,7 @@ func newCollector(source Source, version string) *collector {
 	}
 	c.shakes = prometheus.NewDesc(shakesName, shakesHelp, []string{"listener", "result"}, nil)
 	c.expiry = prometheus.NewDesc(expiryName, expiryHelp, []string{"listener", "file"}, nil)
+	c.headers = prometheus.NewDesc(headersName, headersHelp, []string{"listener", "result"}, nil)
 	c.latency = prometheus.NewDesc(latencyName, latencyHelp, nil, nil)
 	c.buildInfo = prometheus.NewDesc(infoName, infoHelp, []string{"version", "goversion"}, nil)
 	return c
@@ -147,7 +151,7 @@ func newCollector(source Source, version string) *collector {
 
 // Describe is part of prometheus.Collector.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, group := range [][]*prometheus.Desc{c.plain, c.labelled, c.pools, {c.shakes, c.expiry, c.latency, c.buildInfo}} {
+	for _, group := range [][]*prometheus.Desc{c.plain, c.labelled, c.pools, {c.shakes, c.expiry, c.headers, c.latency, c.buildInfo}} {
 		for _, d := range group {
 			ch <- d
 		}
@@ -182,6 +186,9 @@ func (c *collector) collectListeners(ch chan<- prometheus.Metric, listeners []pr
 	for _, l := range listeners {
 		for i, v := range l.TLSHandshakes {
 			ch <- prometheus.MustNewConstMetric(c.shakes, prometheus.CounterValue, float64(v), l.Address, proxy.TLSResults[i])
+		}
+		for i, v := range l.ProxyHeaders {
+			ch <- prometheus.MustNewConstMetric(c.headers, prometheus.CounterValue, float64(v), l.Address, proxy.ProxyResults[i])
 		}
 		told := map[string]bool{}
 		for _, cert := range l.Certificates {
@@ -257,5 +264,5 @@ func Names() (names []string) {
 	for _, m := range poolMetrics {
 		names = append(names, m.name)
 	}
-	return append(names, shakesName, expiryName, latencyName, infoName)
+	return append(names, shakesName, expiryName, headersName, latencyName, infoName)
 }

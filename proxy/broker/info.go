@@ -21,6 +21,9 @@ type Info struct {
 	// FailureClose: a refused login is answered before the socket is closed.
 	FailureClose bool
 	Tune         amqp.Tune
+	// Loopback: it was reached on this machine's own loopback, from where it takes users that it
+	// takes from nowhere else.
+	Loopback bool
 }
 
 // FailureClose is the capability of saying connection.close to who is refused at login.

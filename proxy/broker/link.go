@@ -60,6 +60,9 @@ func (b *Broker) greet(ctx context.Context, cfg *settings, t Target) (*Link, err
 		heard := k.Reader.Buffered()
 		return nil, &greetError{err, bytes.Clone(heard[:min(len(heard), 8)])}
 	}
+	if a, ok := conn.RemoteAddr().(*net.TCPAddr); ok {
+		k.Info.Loopback = a.IP.IsLoopback()
+	}
 	return k, nil
 }
 

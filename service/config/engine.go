@@ -29,6 +29,9 @@ func (s *Settings) ProxyConfig(version string, logger *slog.Logger) (proxy.Confi
 			}
 			listener.TLS = t
 		}
+		if l.ProxyProtocol == "required" {
+			listener.Proxy = &proxy.ProxyProtocol{From: l.ProxyFrom, Direct: l.DirectFrom}
+		}
 		c.Listeners = append(c.Listeners, listener)
 	}
 	c.Upstream = proxy.Upstream{Host: s.Broker.Host, Port: s.Broker.Port}
@@ -103,6 +106,9 @@ func (s *Settings) Warnings() (warnings []string) {
 		warnings = append(warnings, "[tls] is set but upstream.url is "+s.Broker.String()+", without TLS")
 	}
 	for i, l := range s.Listeners {
+		if l.ProxyProtocol == "off" && len(l.ProxyFrom)+len(l.DirectFrom) > 0 {
+			warnings = append(warnings, fmt.Sprintf("listener %d: listener.proxy_from or listener.direct_from is set but listener.proxy_protocol is off", i+1))
+		}
 		for _, w := range l.warnings(time.Now()) {
 			warnings = append(warnings, fmt.Sprintf("listener %d: %s", i+1, w))
 		}

@@ -149,6 +149,9 @@ func (s *Settings) check() (problems []string) {
 			break
 		}
 		problems = append(problems, l.checkTLS(i+1)...)
+		if l.ProxyProtocol == "required" && len(l.ProxyFrom) == 0 {
+			bad("listener %d: listener.proxy_protocol is required, which needs listener.proxy_from: who may tell the addresses of clients", i+1)
+		}
 		if l.Port != 0 && l.Port == s.Broker.Port && ownAddress(s.Broker.Host, l.Address) {
 			bad("upstream.url is %s, where listener %d listens: the proxy would connect to itself", s.Broker, i+1)
 		}

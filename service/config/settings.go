@@ -7,6 +7,7 @@ package config
 import (
 	"log/slog"
 	"net"
+	"net/netip"
 	"strconv"
 	"strings"
 	"time"
@@ -51,6 +52,9 @@ type Listener struct {
 	ClientCert        proxy.ClientCert
 	ClientCAFile      string
 	TLSMinVersion     string // "1.2" or "1.3"
+
+	ProxyProtocol         string // "off" or "required"
+	ProxyFrom, DirectFrom []netip.Prefix
 }
 
 // HostPort is the address as net.Listen takes it.
@@ -139,7 +143,7 @@ func defaultListener() Listener {
 	host, port, _ := net.SplitHostPort(first.Address)
 	n, _ := strconv.Atoi(port)
 	return Listener{Address: host, Port: n, PoolMode: first.Mode, MatchProperties: first.MatchProperties,
-		ClientCert: proxy.ClientCertNone, TLSMinVersion: "1.2"}
+		ClientCert: proxy.ClientCertNone, TLSMinVersion: "1.2", ProxyProtocol: "off"}
 }
 
 // hostPort is net.JoinHostPort for hosts with or without brackets.

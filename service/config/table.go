@@ -16,6 +16,8 @@ const (
 	KindText     Kind = iota // any text
 	KindPath                 // a file's path; in the settings file relative to that file
 	KindPaths                // one of these, or a list
+	KindNames                // one name, or a list
+	KindNetworks             // one network (10.0.0.0/8) or address, or a list
 	KindHost                 // a host name or an IP address
 	KindURL                  // the broker's URL
 	KindChoice               // one of Values
@@ -127,6 +129,15 @@ var Table = []Setting{
 	{Section: "listener", Key: "tls_min_version", Kind: KindChoice, Values: []string{"1.2", "1.3"}, Live: true,
 		Help: "Lowest version of TLS that clients may speak.",
 		at:   func(_ *Settings, l *Listener) any { return &l.TLSMinVersion }},
+	{Section: "listener", Key: "proxy_protocol", Kind: KindChoice, Values: []string{"off", "required"},
+		Help: "Whether a balancer in front (HAProxy's send-proxy and send-proxy-v2, nginx, a cloud's) tells the address of each client, by the PROXY protocol, version 1 or 2, before TLS where there is. Logs, limits and lists then have the client's own address. required: every connection from proxy_from begins with it.",
+		at:   func(_ *Settings, l *Listener) any { return &l.ProxyProtocol }},
+	{Section: "listener", Key: "proxy_from", Kind: KindNetworks, Live: true,
+		Help: "Networks of the balancers that are believed, with proxy_protocol. Who comes from elsewhere is closed.",
+		at:   func(_ *Settings, l *Listener) any { return &l.ProxyFrom }},
+	{Section: "listener", Key: "direct_from", Kind: KindNetworks, Live: true,
+		Help: "Networks whose connections come without the PROXY protocol, with proxy_protocol: this machine's programs, probes. One that is in proxy_from too counts as there.",
+		at:   func(_ *Settings, l *Listener) any { return &l.DirectFrom }},
 
 	{Section: "upstream", Key: "url", Kind: KindURL, Env: "AMQP_URL", Live: true,
 		Help: "The broker: amqp://HOST[:PORT] (port 5672) or amqps://HOST[:PORT] for TLS (port 5671). A user, a password and a vhost are ignored, since clients bring their own. On the command line it is the argument. After a reload it serves new connections.",
@@ -191,6 +202,9 @@ var Table = []Setting{
 		Help: "Answer the close of a channel or connection that has nothing under way without waiting for the broker.",
 		at:   func(s *Settings, _ *Listener) any { return &s.Engine.FastClose }},
 
+	{Section: "client", Key: "loopback_users", Kind: KindNames, Live: true,
+		Help: "Users who are refused when they come from another machine and the broker is on this one's loopback, as by RabbitMQ's setting of that name: to the broker, all that come through the proxy come from loopback. A broker elsewhere judges by itself.",
+		at:   func(s *Settings, _ *Listener) any { return &s.Engine.LoopbackUsers }},
 	{Section: "client", Key: "max_clients", Kind: KindInt, Max: 10_000_000, Live: true,
 		Help: "Clients that have logged in, or are about to, at a time; others wait for wait_timeout in the order in which they came. 0: no bound but that of descriptors: clients and connections to the broker leave an eighth of LimitNOFILE (at least 32, at most 1024) for everything else, and who comes then is closed at once.",
 		at:   func(s *Settings, _ *Listener) any { return &s.Engine.MaxClients }},

@@ -239,7 +239,10 @@ func TestEverySettingRefuses(t *testing.T) {
 		case KindURL:
 			bad = []string{"", "broker", "http://broker", "amqp://", "amqp://a:0", "amqp://a:65536", "amqp://a:b", "amqp://a b"}
 			badTOML = []string{"5672"}
-		case KindPaths:
+		case KindNetworks:
+			bad = []string{"x", "10.0.0.0/33", "a.example", "10.0.0.1, ::1/129", "fe80::1%eth0", "::ffff:10.0.0.0/104"}
+			badTOML = []string{"1", `["10.0.0.0/8", "x"]`, "{a = 1}"}
+		case KindPaths, KindNames:
 			bad = []string{"a\x00b"}
 			badTOML = []string{"1", "false", "[1]", `["a", ""]`}
 		case KindPath, KindText:

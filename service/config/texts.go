@@ -65,7 +65,7 @@ func (d *Setting) note() string {
 		live = "(live)"
 	}
 	switch d.Kind {
-	case KindBool, KindHost, KindPath, KindPaths, KindText, KindURL:
+	case KindBool, KindHost, KindPath, KindPaths, KindNames, KindNetworks, KindText, KindURL:
 		return live
 	}
 	return "Allowed: " + d.Allowed() + ". " + live

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"math"
 	"net"
+	"net/netip"
 	"regexp"
 	"strconv"
 	"strings"
@@ -24,6 +25,10 @@ func (d *Setting) Allowed() string {
 		return "the path of a file"
 	case KindPaths:
 		return "the path of a file, or a list of such"
+	case KindNames:
+		return "a name, or a list of such"
+	case KindNetworks:
+		return "a network (10.0.0.0/8) or an IP address, or a list of such"
 	case KindHost:
 		return "a host name or an IP address"
 	case KindURL:
@@ -92,7 +97,7 @@ func (d *Setting) setText(s *Settings, l *Listener, text string) (warning string
 			return "", d.bad(quoted)
 		}
 		return "", d.setNumber(s, l, n, quoted)
-	case KindPaths:
+	case KindPaths, KindNames, KindNetworks:
 		var list []string
 		for part := range strings.SplitSeq(text, ",") {
 			if part = strings.TrimSpace(part); part != "" {
@@ -111,7 +116,20 @@ func (d *Setting) setList(s *Settings, l *Listener, list []string) error {
 			return d.bad(strconv.Quote(text))
 		}
 	}
-	*d.at(s, l).(*[]string) = list
+	switch p := d.at(s, l).(type) {
+	case *[]string:
+		*p = list
+	case *[]netip.Prefix:
+		var networks []netip.Prefix
+		for _, text := range list {
+			n, ok := parseNetwork(text)
+			if !ok {
+				return d.bad(strconv.Quote(text))
+			}
+			networks = append(networks, n)
+		}
+		*p = networks
+	}
 	return nil
 }
 
@@ -126,6 +144,16 @@ func (d *Setting) parseNumber(text string) (int64, bool) {
 	}
 	n, err := strconv.ParseInt(text, 10, 64)
 	return n, err == nil
+}
+
+// parseNetwork reads a network, or an address as one that has no other.
+func parseNetwork(text string) (netip.Prefix, bool) {
+	if a, err := netip.ParseAddr(text); err == nil {
+		n, err := a.Unmap().Prefix(a.Unmap().BitLen())
+		return n, err == nil && a.Zone() == ""
+	}
+	n, err := netip.ParsePrefix(text)
+	return n.Masked(), err == nil && !n.Addr().Is4In6()
 }
 
 // setTOML sets the value from one of the file, as the TOML library gives it.
@@ -151,8 +179,10 @@ func (d *Setting) setTOML(s *Settings, l *Listener, value any) (warning string, 
 		}
 		return "", d.bad(shown + ", a number")
 	case []any:
-		if d.Kind != KindPaths {
-			break
+		switch d.Kind {
+		case KindPaths, KindNames, KindNetworks:
+		default:
+			return "", d.bad(kindOf(value))
 		}
 		var list []string
 		for _, x := range v {
@@ -167,7 +197,7 @@ func (d *Setting) setTOML(s *Settings, l *Listener, value any) (warning string, 
 		switch d.Kind {
 		case KindBool, KindInt:
 			return "", d.bad(strconv.Quote(v) + ", a text in quotes")
-		case KindPaths:
+		case KindPaths, KindNames, KindNetworks:
 			if v == "" {
 				return "", d.setList(s, l, nil)
 			}
@@ -296,14 +326,13 @@ func (d *Setting) TOML(s *Settings, l *Listener) string {
 	case *string:
 		return quoteTOML(*p)
 	case *[]string:
-		if len(*p) == 1 {
-			return quoteTOML((*p)[0])
+		return listTOML(*p)
+	case *[]netip.Prefix:
+		list := make([]string, len(*p))
+		for i, n := range *p {
+			list[i] = n.String()
 		}
-		parts := make([]string, len(*p))
-		for i, text := range *p {
-			parts[i] = quoteTOML(text)
-		}
-		return "[" + strings.Join(parts, ", ") + "]"
+		return listTOML(list)
 	case *proxy.PoolMode:
 		return quoteTOML(string(*p))
 	case *proxy.ClientCert:
@@ -314,6 +343,18 @@ func (d *Setting) TOML(s *Settings, l *Listener) string {
 		return quoteTOML(p.String())
 	}
 	panic("setting " + d.Name() + " has no type")
+}
+
+// listTOML writes a list, of one as such.
+func listTOML(list []string) string {
+	if len(list) == 1 {
+		return quoteTOML(list[0])
+	}
+	parts := make([]string, len(list))
+	for i, text := range list {
+		parts[i] = quoteTOML(text)
+	}
+	return "[" + strings.Join(parts, ", ") + "]"
 }
 
 // quoteTOML writes a string as TOML does: literal where that is easier on the eye (paths

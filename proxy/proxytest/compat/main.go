@@ -150,7 +150,7 @@ func compare(ctx context.Context, o options) ([]*row, error) {
 			if err != nil {
 				return nil, err
 			}
-			defer way.Close()
+			defer func() { _ = way.Close() }()
 			_, port, _ = net.SplitHostPort(way.Addr())
 		}
 		b := &bench{ctx: ctx, options: o, work: work, program: program, name: "at " + o.address}

@@ -40,7 +40,7 @@ deps-clean: ## remove the tests' cache: roots, brokers, what was downloaded (pac
 	@./proxy/proxytest/rabbit/install --clean
 
 .PHONY: test
-test: deps lint cross static test-unit kubernetes fuzz test-integration ## all checks but those of service and packages
+test: deps lint cross static test-unit kubernetes fuzz test-integration test-hostile ## all checks but those of service and packages
 	@echo "make test: all passed"
 
 .PHONY: lint
@@ -91,6 +91,11 @@ fuzz: ## every fuzz target for FUZZTIME each: a number of runs (10000x) or a tim
 .PHONY: test-integration
 test-integration: ## real clients through the proxy to RabbitMQ 3.10, 4.0 and, in part, 4.3 (FULL=1: all, long counts)
 	$(GOTEST) -C proxy/proxytest/integration -race -timeout 60m -run '$(RUN)' ./...
+
+# The hostile cases that count and do not measure: a loaded machine spoils the others.
+.PHONY: test-hostile
+test-hostile: ## brokers and tenants that mean harm: what needs no quiet machine
+	HOSTILE=1 $(GOTEST) -timeout 20m -run '^Test(HostileBrokers|ExclusiveIsOnesOwn|HardErrorsAgain)$$' ./proxy/proxytest/hostile
 
 .PHONY: hostile
 hostile: ## strangers, tenants and brokers that mean harm, beside canaries (FULL=1: long counts)

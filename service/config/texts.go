@@ -146,7 +146,7 @@ The defaults suit a proxy beside one application. What to think about when it se
 
 | you have | look at |
 |---|---|
-| little memory | what clients can make it hold is about ` + "`max_clients` × `client_queue` + `message_buffer`" + `, on top of some 14 MB and 6 kB for each client; lower the two sizes first, ` + "`max_message_size`" + ` with them |
+| little memory | the sum that is told with the settings of ` + "`[client]`" + `: lower ` + "`client_queues` and `message_buffer`" + ` first, ` + "`max_message_size`" + ` with them, then bound ` + "`max_clients` and `max_upstreams`" + `; idle it takes some 14 MB and 6 kB for each client |
 | a broker that limits connections | ` + "`max_upstreams`" + ` somewhat below its limit: clients wait ` + "`wait_timeout`" + ` for a place instead of being refused |
 | many users or vhosts | each has connections of its own, one for publishers and one for readers at least: ` + "`max_upstreams_per_identity`, `idle_timeout`" + ` |
 | many channels at a time | channels divided by ` + "`max_channels`" + ` is how many connections they need; more channels on one mean more clients that a lost connection takes along |

@@ -67,9 +67,13 @@ var built struct {
 	err  [2]error
 }
 
-// program is the proxy as users get it, or with the race detector.
+// program is the proxy as users get it, or with the race detector. HOSTILE_PROXY names another
+// one, to see what an earlier one did.
 func program(t *testing.T, race bool) string {
 	t.Helper()
+	if path := os.Getenv("HOSTILE_PROXY"); path != "" {
+		return path
+	}
 	i, name, args := 0, filepath.Join(built.dir, "amqproxysvc"), []string{"build"}
 	if race {
 		i, name, args = 1, name+"-race", []string{"build", "-race"}

@@ -57,6 +57,13 @@ source_date_epoch() {
     fi
 }
 
+# sbom BINARY NAME: a CycloneDX list of what the binary was made of, by the tool in PATH.
+sbom() {
+    cyclonedx-gomod bin -json -noserial -std -version "$VERSION" "$1" |
+        sed "s/\"timestamp\": \"[^\"]*\"/\"timestamp\": \"$(date -u -d "@$SOURCE_DATE_EPOCH" +%FT%TZ)\"/" \
+            >"$OUT/amqproxysvc-$VERSION.$2.cdx.json"
+}
+
 # gpg_home DIR: a private keyring in DIR holding the key of GPG_KEY (a file with an
 # armoured secret key). Prints the key's fingerprint.
 gpg_home() {

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -141,6 +142,54 @@ func TestDecisions(t *testing.T) {
 		}
 		if ch != nil && (ch.ledger.Quiet(&ledger.Broker{}) != before.Quiet(&ledger.Broker{}) || c.phase.Load() != phaseRunning) {
 			t.Errorf("%s: deciding changed something", x.name)
+		}
+	}
+}
+
+// The short way of an ack and the general one come to the same, or the short one is not taken.
+func TestPlainAckIsAnAck(t *testing.T) {
+	c, u, _ := halves(t)
+	c.account.info.Store(&broker.Info{Product: "LavinMQ", Version: "2.1.0", Confirms: true})
+	on := func(change func(*channel, *binding)) *channel {
+		ch := &channel{c: c, id: 1}
+		b := &binding{u: u, ch: ch, id: 1}
+		b.broker.LastTag.Store(5)
+		ch.cur.Store(b)
+		ch.ledger.Hears(false)
+		change(ch, b)
+		return ch
+	}
+	as := func(*channel, *binding) {}
+	for _, x := range []struct {
+		name   string
+		change func(*channel, *binding)
+		frame  []byte
+		short  bool
+	}{
+		{"one", as, proxytest.Method(1, amqp.BasicAck, uint64(1), 0), true},
+		{"all up to one", as, proxytest.Method(1, amqp.BasicAck, uint64(5), 1), true},
+		{"all", as, proxytest.Method(1, amqp.BasicAck, uint64(0), 1), true},
+		{"odd bits", as, proxytest.Method(1, amqp.BasicAck, uint64(2), 0xFE), true},
+		{"too long", as, append(proxytest.Method(1, amqp.BasicAck, uint64(2), 0), 0), false},
+		{"in a transaction", func(ch *channel, b *binding) { ch.ledger.Tx = true }, proxytest.Method(1, amqp.BasicAck, uint64(1), 0), false},
+		{"amid a commit", func(ch *channel, b *binding) { b.broker.Commits.Add(1) }, proxytest.Method(1, amqp.BasicAck, uint64(1), 0), false},
+		{"amid content", func(ch *channel, b *binding) { ch.content = wantBody }, proxytest.Method(1, amqp.BasicAck, uint64(1), 0), false},
+		{"refused", func(ch *channel, b *binding) { ch.state.Store(chRefused) }, proxytest.Method(1, amqp.BasicAck, uint64(1), 0), false},
+		{"not bound", func(ch *channel, b *binding) { ch.cur.Store(nil) }, proxytest.Method(1, amqp.BasicAck, uint64(1), 0), false},
+	} {
+		short, general := on(x.change), on(x.change)
+		if got := short.plainAck(x.frame); got != x.short {
+			t.Errorf("%s: the short way is taken: %v", x.name, got)
+		}
+		if !x.short {
+			continue
+		}
+		a := c.decide(general, x.frame)
+		if a.do != doPass || a.needs != 0 || a.lane != laneRead || a.called || !c.passNoted(general, x.frame, a) {
+			t.Errorf("%s: decided is %+v", x.name, a)
+		}
+		if a, b := fmt.Sprintf("%+v", short.ledger), fmt.Sprintf("%+v", general.ledger); a != b {
+			t.Errorf("%s: the short way notes\n%s, the general one\n%s", x.name, a, b)
 		}
 	}
 }

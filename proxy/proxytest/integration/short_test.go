@@ -17,7 +17,9 @@ import (
 func TestShortConnectionsOverALongPath(t *testing.T) {
 	const oneWay = 25 * time.Millisecond
 	const messages = 2000
-	const goal = 3.0 // milliseconds, the median
+	// The median through the proxy is at most this part of the straight one: 0.7 to 1.4 ms of 470
+	// on a quiet machine. One that waited for the path once would take a ninth.
+	const part = 40
 	through(t, func(t *testing.T, b *rabbit.Broker) {
 		path, err := relay.New(b.TLSAddr(), oneWay)
 		if err != nil {
@@ -44,8 +46,8 @@ func TestShortConnectionsOverALongPath(t *testing.T) {
 				first, rest := r.MS[0], r.MS[1:]
 				t.Logf("FIGURE RabbitMQ %s, %s, one message per connection over TLS and %v: straight p50 %.0f ms; through the proxy p50 %.2f ms, p99 %.2f ms (the first %.0f ms), %d upstreams, %d of %d messages there",
 					b.Version, c.name, 2*oneWay, percentile(direct.MS, 50), percentile(rest, 50), percentile(rest, 99), first, upstreams, messages, messages)
-				if got := percentile(rest, 50); got > goal {
-					t.Errorf("p50 is %.2f ms, want at most %v ms", got, goal)
+				if got, straight := percentile(rest, 50), percentile(direct.MS, 50); got > straight/part {
+					t.Errorf("p50 is %.2f ms, want at most 1/%d of the straight one's %.0f ms", got, part, straight)
 				}
 				if opened := path.Total() - before; upstreams != 1 || opened != 1 {
 					t.Errorf("%d connections at the broker, %d opened, want 1", upstreams, opened)

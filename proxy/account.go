@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -174,7 +175,7 @@ func (s *Server) verify(a *account, f *loginFlight, id loginID, known bool, t *t
 		if props != nil && !broker.Announces(props, broker.FailureClose) {
 			props = nil // the broker would keep its verdict back for seconds
 		}
-		u, e = s.dial(f.Context(), broker.Strangers, a.login, props)
+		u, e = s.dial(f.Context(), broker.Strangers, a.login, props, nil)
 	}
 	v := verdictOf(e)
 	var info *broker.Info
@@ -237,7 +238,7 @@ func (s *Server) logIn(who login, props []byte, f *loginFlight) (*upstream, *amq
 	if err != nil {
 		return nil, err
 	}
-	u, err := s.dial(s.ctx, broker.Known, who, props)
+	u, err := s.dial(s.ctx, broker.Known, who, props, nil)
 	if err != nil {
 		b.leave()
 		return nil, err
@@ -279,8 +280,8 @@ func (u *upstream) drop() {
 }
 
 // takeSpare takes the spare connection of the pool's account, with a place in the pool, if it was
-// opened with the given client-properties, nil meaning the proxy's own.
-func (s *Server) takeSpare(p *pool, props []byte) *upstream {
+// opened with the given client-properties, nil meaning the proxy's own, and for nobody.
+func (s *Server) takeSpare(p *pool, props []byte, from *net.TCPAddr) *upstream {
 	a := p.account
 	l := &s.logins
 	l.mu.Lock()
@@ -290,7 +291,7 @@ func (s *Server) takeSpare(p *pool, props []byte) *upstream {
 		return nil
 	}
 	a.spare = nil
-	if u.own != (props == nil) || (props != nil && !bytes.Equal(u.props, props)) {
+	if from != nil || u.own != (props == nil) || (props != nil && !bytes.Equal(u.props, props)) {
 		u.drop() // it must not be what a limit of the broker's is reached by
 		return nil
 	}

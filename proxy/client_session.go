@@ -64,7 +64,7 @@ func (c *client) idleSession() *upstream {
 
 // openSession opens an upstream with the client's own properties.
 func (c *client) openSession() (*upstream, *amqp.Error) {
-	u, e := c.s.openUpstream(c.pool, c.props, false)
+	u, e := c.s.openUpstream(c.pool, c.props, c.tells(), false)
 	if e != nil {
 		return nil, e
 	}

@@ -49,6 +49,9 @@ type Upstream = broker.Target
 type Config struct {
 	Listeners []Listener
 	Upstream  Upstream
+	// ProxyProtocol is what each connection to the broker begins with: "v1", "v2", or nothing:
+	// a session's has the address of its client, all others the proxy's own.
+	ProxyProtocol string
 
 	// MaxClients bounds the clients held at a time; 0: no bound.
 	MaxClients int
@@ -123,6 +126,7 @@ func DefaultConfig() Config {
 	return Config{
 		Listeners:     []Listener{{Address: "127.0.0.1:5673", Mode: PoolAuto, MatchProperties: true}},
 		Upstream:      Upstream{Host: "localhost", Port: 5672},
+		ProxyProtocol: "off",
 		LoopbackUsers: []string{"guest"},
 		MaxHandshakes: 2000,
 
@@ -179,6 +183,11 @@ func (c *Config) Validate() error {
 	}
 	if c.Upstream.Host == "" {
 		bad("upstream host", `""`, "a host name or an IP address")
+	}
+	switch c.ProxyProtocol {
+	case "", "off", "v1", "v2":
+	default:
+		bad("upstream proxy_protocol", strconv.Quote(c.ProxyProtocol), `"off", "v1" or "v2"`)
 	}
 	if c.Upstream.Port < 1 || c.Upstream.Port > 65535 {
 		bad("upstream port", c.Upstream.Port, "1 to 65535")

@@ -5,6 +5,7 @@ package proxy
 
 import (
 	"bytes"
+	"net"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -177,7 +178,7 @@ var errGone = amqp.Errorf(amqp.ConnectionForced, 0, "the client is gone")
 
 // dialShared opens one more shared upstream.
 func (p *pool) dialShared(f *loginFlight) {
-	u, err := p.s.openUpstream(p, nil, false)
+	u, err := p.s.openUpstream(p, nil, nil, false)
 	p.mu.Lock()
 	if err == nil {
 		p.addLocked(u)
@@ -211,17 +212,26 @@ func (p *pool) remove(u *upstream) {
 }
 
 // idleSession gives a client an upstream that was a session and is free, with the same
-// client-properties if match says so.
+// client-properties if match says so. One that told the broker an address is for clients of that.
 func (p *pool) idleSession(c *client, match bool) *upstream {
+	from := c.tells()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, u := range p.ups {
 		if u.session && u.owner.Load() == nil && u.load == 0 && !u.retired && !u.suspect.Load() &&
-			(!match || bytes.Equal(u.props, c.props)) && u.giveTo(c) {
+			(!match || bytes.Equal(u.props, c.props)) && speaksFor(u.from, from) && u.giveTo(c) {
 			return u
 		}
 	}
 	return nil
+}
+
+// speaksFor reports whether a connection that was made for one client may serve another: nil is nobody.
+func speaksFor(told, client *net.TCPAddr) bool {
+	if told == nil || client == nil {
+		return told == client
+	}
+	return told.IP.Equal(client.IP)
 }
 
 // giveBack ends a session; the upstream may serve another one.

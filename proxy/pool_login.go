@@ -3,6 +3,7 @@
 package proxy
 
 import (
+	"net"
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
@@ -11,9 +12,9 @@ import (
 
 // firstLogin opens the pool's first upstream, on the connection that verified the account if it is there.
 func (p *pool) firstLogin() *amqp.Error {
-	u, err := p.openSpare(nil)
+	u, err := p.openSpare(nil, nil)
 	if u == nil && err == nil {
-		u, err = p.s.openUpstream(p, nil, false)
+		u, err = p.s.openUpstream(p, nil, nil, false)
 	}
 	if err == nil {
 		p.mu.Lock()
@@ -24,8 +25,8 @@ func (p *pool) firstLogin() *amqp.Error {
 }
 
 // openSpare opens the vhost on the account's spare connection, see takeSpare. Nil and nil: there is none that works.
-func (p *pool) openSpare(props []byte) (*upstream, *amqp.Error) {
-	u := p.s.takeSpare(p, props)
+func (p *pool) openSpare(props []byte, from *net.TCPAddr) (*upstream, *amqp.Error) {
+	u := p.s.takeSpare(p, props, from)
 	if u == nil {
 		return nil, nil
 	}
@@ -100,7 +101,7 @@ func (c *client) served() bool {
 
 // openOwn opens the upstream of a client that is a session from its start.
 func (c *client) openOwn() *amqp.Error {
-	u, e := c.pool.openSpare(c.props)
+	u, e := c.pool.openSpare(c.props, c.tells())
 	switch {
 	case u != nil:
 		c.adopt(u)
@@ -168,7 +169,7 @@ func (p *pool) recheckBehind() {
 
 // recheck verifies the identity anew. The error is why it is not.
 func (p *pool) recheck() *amqp.Error {
-	u, err := p.s.openUpstream(p, nil, true)
+	u, err := p.s.openUpstream(p, nil, nil, true)
 	v := verdictOf(err)
 	now, cfg := p.env.now(), p.env.cfg()
 	spare := false

@@ -41,10 +41,11 @@ type upstream struct {
 	n         uint64 // number, for names and logs
 	conn      net.Conn
 	account   *account
-	pool      *pool  // nil before connection.open
-	props     []byte // client-properties it was opened with
-	own       bool   // these are the proxy's own
-	session   bool   // opened with a client's own properties
+	pool      *pool        // nil before connection.open
+	props     []byte       // client-properties it was opened with
+	from      *net.TCPAddr // whose address the broker was told; nil: nobody's
+	own       bool         // these are the proxy's own
+	session   bool         // opened with a client's own properties
 	link      *broker.Link
 	berth     *berth // its place at the bounds on connections
 	tune      amqp.Tune

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
@@ -15,11 +16,22 @@ import (
 // brokerConfig is the part of the configuration that leads to the broker.
 func (c *Config) brokerConfig() broker.Config {
 	return broker.Config{Targets: []broker.Target{c.Upstream}, ConnectTimeout: c.ConnectTimeout, RetryDelay: c.RetryDelay,
-		WaitTimeout: c.WaitTimeout, Heartbeat: c.Heartbeat, Dial: c.Dial}
+		WaitTimeout: c.WaitTimeout, Heartbeat: c.Heartbeat, Dial: c.Dial,
+		ProxyProtocol: map[string]byte{"v1": 1, "v2": 2}[c.ProxyProtocol]}
 }
 
-// dial connects to the broker and logs in; props nil: with the proxy's own client-properties.
-func (s *Server) dial(ctx context.Context, lane broker.Lane, who login, props []byte) (*upstream, *amqp.Error) {
+// tells is the address that a connection of the client's own tells the broker, where it asks; else nil.
+func (c *client) tells() *net.TCPAddr {
+	if p := c.env.cfg().ProxyProtocol; p == "" || p == "off" {
+		return nil
+	}
+	a, _ := c.address().(*net.TCPAddr)
+	return a
+}
+
+// dial connects to the broker and logs in; props nil: with the proxy's own client-properties;
+// from nil: it speaks for nobody.
+func (s *Server) dial(ctx context.Context, lane broker.Lane, who login, props []byte, from *net.TCPAddr) (*upstream, *amqp.Error) {
 	key, err := who.sends.next(ctx)
 	if err != nil {
 		return nil, s.forClients(err)
@@ -33,6 +45,9 @@ func (s *Server) dial(ctx context.Context, lane broker.Lane, who login, props []
 		sent = u.props
 	} else if p := s.withProxy(props); s.fitsStartOk(p, key) {
 		sent = p
+	}
+	if u.from = from; from != nil {
+		ctx = broker.For(ctx, from)
 	}
 	k, err := s.broker.Login(ctx, lane, key, sent)
 	if err != nil {
@@ -105,17 +120,17 @@ func (u *upstream) start(p *pool) {
 	go u.read()
 }
 
-// openUpstream dials, logs in and opens the vhost. Places are bounded; props nil: the proxy's own.
+// openUpstream dials, logs in and opens the vhost. Places are bounded; props and from as for dial.
 // beyond: it is for a moment and may be one more than the pool's bound.
-func (s *Server) openUpstream(p *pool, props []byte, beyond bool) (*upstream, *amqp.Error) {
+func (s *Server) openUpstream(p *pool, props []byte, from *net.TCPAddr, beyond bool) (*upstream, *amqp.Error) {
 	b, err := s.gate.take(p, props != nil, beyond)
 	if err != nil {
 		p.heard(err)
 		return nil, err
 	}
-	u, err := s.dialOpen(p, props)
+	u, err := s.dialOpen(p, props, from)
 	if err != nil && verdictOf(err).ruling == full && !beyond && s.makeRoom(p, err) {
-		u, err = s.dialOpen(p, props)
+		u, err = s.dialOpen(p, props, from)
 	}
 	if err != nil {
 		b.leave()
@@ -128,8 +143,8 @@ func (s *Server) openUpstream(p *pool, props []byte, beyond bool) (*upstream, *a
 }
 
 // dialOpen is dial and open.
-func (s *Server) dialOpen(p *pool, props []byte) (*upstream, *amqp.Error) {
-	u, err := s.dial(s.ctx, broker.Known, p.account.login, props)
+func (s *Server) dialOpen(p *pool, props []byte, from *net.TCPAddr) (*upstream, *amqp.Error) {
+	u, err := s.dial(s.ctx, broker.Known, p.account.login, props, from)
 	if err != nil {
 		return nil, err
 	}

@@ -48,7 +48,9 @@ type Config struct {
 	WaitTimeout time.Duration
 	// Heartbeat is asked of the broker; the smaller of this and the broker's own is used. 0: the broker's.
 	Heartbeat time.Duration
-	Dial      DialFunc
+	// ProxyProtocol is the version of the header that each connection begins with; 0: none.
+	ProxyProtocol byte
+	Dial          DialFunc
 }
 
 // Lane is whose handshakes wait for one another.
@@ -218,7 +220,9 @@ func (b *Broker) Login(ctx context.Context, l Lane, c Credential, props []byte) 
 	defer give()
 	ctx, cancel := context.WithTimeout(ctx, b.conf.Load().ConnectTimeout)
 	defer cancel()
-	if k := b.takeGreeted(); k != nil {
+	if k := b.takeGreeted(); k != nil && clientOf(ctx) != nil {
+		k.Close() // it speaks for nobody
+	} else if k != nil {
 		err := k.logIn(ctx, c, props)
 		if err == nil {
 			return k, nil

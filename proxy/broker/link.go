@@ -49,6 +49,12 @@ func (b *Broker) greet(ctx context.Context, cfg *settings, t Target) (*Link, err
 	if err != nil {
 		return nil, err
 	}
+	if v := cfg.ProxyProtocol; v != 0 {
+		if err := tell(conn, v, clientOf(ctx)); err != nil {
+			_ = conn.Close()
+			return nil, err
+		}
+	}
 	if t.TLS != nil {
 		if conn, err = startTLS(ctx, conn, t); err != nil {
 			return nil, err

@@ -151,6 +151,9 @@ var Table = []Setting{
 	{Section: "upstream", Key: "heartbeat", Kind: KindDuration, Max: 65535 * secondNS, Live: true,
 		Help: "Heartbeat asked of the broker, in whole seconds; the smaller of this and the broker's own is used. A broker that has been silent for two of them is lost. 0 takes the broker's.",
 		at:   func(s *Settings, _ *Listener) any { return &s.Engine.Heartbeat }},
+	{Section: "upstream", Key: "proxy_protocol", Kind: KindChoice, Values: []string{"off", "v1", "v2"}, Live: true,
+		Help: "For a broker with proxy_protocol = true, or a balancer before it that asks for the PROXY protocol. A connection of one client's own (a session) then has its client's address at the broker, and serves clients of that address only; shared ones have the proxy's own. Without it the broker must not ask.",
+		at:   func(s *Settings, _ *Listener) any { return &s.Engine.ProxyProtocol }},
 
 	{Section: "tls", Key: "ca_file", Kind: KindPath, Live: true,
 		Help: "File with the certificates (PEM) of the authorities that may vouch for the broker. Empty: those of the system.",

@@ -1,6 +1,8 @@
 # pika at work: OP PORT QUEUE N. Bodies are the numbers 0 to N-1; whatever is out of
 # order or missing ends it with an error.
 import json
+import os
+import ssl
 import sys
 import time
 
@@ -10,8 +12,10 @@ op, port, queue, n = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4]
 
 
 def connect():
+    ca = os.environ.get("AMQP_CACERT")  # with a CA file the port speaks TLS
+    tls = pika.SSLOptions(ssl.create_default_context(cafile=ca), "localhost") if ca else None
     return pika.BlockingConnection(pika.ConnectionParameters(
-        "127.0.0.1", port, blocked_connection_timeout=60, socket_timeout=30))
+        "127.0.0.1", port, ssl_options=tls, blocked_connection_timeout=60, socket_timeout=30))
 
 
 ms = []

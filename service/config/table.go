@@ -81,7 +81,7 @@ var Sections = []Section{
 	{"upstream", "Broker", "The broker to which connections are pooled."},
 	{"tls", "TLS to the broker", "For an amqps URL. TLS 1.2 or newer; the files are read again at a reload."},
 	{"pool", "Pools", "Connections to the broker, and how they are shared. A pool holds those of one user, password and vhost."},
-	{"client", "Clients", "What one client, and all of them, may take. In use at a time is at most message_buffer + client_queues + 256 KiB for each client (4 KiB while it is idle) + 16 KiB (80 KiB with TLS) for each of max_handshakes + 1 MiB for each connection to the broker, 40 MiB for the program itself, and up to as much again before Go's collector has cleaned up, which the environment variable GOMEMLIMIT bounds."},
+	{"client", "Clients", "What one client, and all of them, may take. In use at a time is at most message_buffer + client_queues + 256 KiB for each client (4 KiB while it is idle, 14 KiB with TLS) + 16 KiB (80 KiB with TLS) for each of max_handshakes + 1 MiB for each connection to the broker, 40 MiB for the program itself, and up to as much again before Go's collector has cleaned up, which the environment variable GOMEMLIMIT bounds."},
 	{"http", "Metrics and health", "/metrics for Prometheus, /healthz (the process lives) and /readyz (the broker can be reached)."},
 	{"admin", "Admin channel", "Where the commands that look at a running proxy and act on it reach it: clients, pools, upstreams, stats, top, config, kick, reconnect."},
 	{"log", "Logging", "Log lines go to the terminal, the journal or the Windows event log, and to a file when one is set."},

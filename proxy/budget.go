@@ -255,8 +255,8 @@ func (g *budget) wanted() bool {
 }
 
 // slowest is the client to be ended for those that wait, or nil: one that gathers less than
-// roomPace; after limit, the slowest whatever its pace, and at last the one that waits itself
-// and holds most. Who is ended frees room only a moment later: it is named once.
+// roomPace; after limit, the slowest whatever its pace. Where all that hold room wait for more, the
+// one that holds most. Who is ended frees room only a moment later: it is named once.
 func (g *budget) slowest(now int64, limit time.Duration) *client {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -269,13 +269,16 @@ func (g *budget) slowest(now int64, limit time.Duration) *client {
 		return nil
 	}
 	var worst, most *hoard
+	stuck := true // all that hold room wait for more
 	for h := g.first; h != nil; h = h.next {
 		if h.waits != nil {
 			if most == nil || h.held > most.held {
 				most = h
 			}
+			stuck = stuck && h.c.phase.Load() == phaseRunning // else it is about to free its own
 			continue
 		}
+		stuck = false
 		if h.pace < 0 || !h.c.reading.Load() || h.c.phase.Load() != phaseRunning {
 			continue // too new to be judged, or held up by the broker, or ended already
 		}
@@ -286,6 +289,8 @@ func (g *budget) slowest(now int64, limit time.Duration) *client {
 	switch {
 	case worst != nil && (worst.pace < roomPace || longest >= limit):
 		return worst.c
+	case stuck && most != nil:
+		return most.c // they wait for one another, and no time changes that
 	case worst == nil && most != nil && longest >= 2*limit && g.first == most:
 		return most.c // its publishes do not fit together, and nobody else can go on
 	}

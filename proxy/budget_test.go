@@ -212,3 +212,49 @@ func TestTricklersHoldUpNobody(t *testing.T) {
 		})
 	}
 }
+
+// Clients that each gather more than one message and have all come to wait for one another are
+// ended until the others can go on, also when they have hung up, which nobody reads then.
+func TestWhoWaitForOneAnotherAreEnded(t *testing.T) {
+	users := map[string]string{"hog0": "p", "hog1": "p", "victim": "p"}
+	withBroker(t, proxytest.BrokerConfig{Users: users}, func(c *Config) { c.MaxMessageSize, c.MessageBuffer = 1<<20, 8<<20 }, func(r *rig) {
+		victim := r.client(proxytest.ClientConfig{User: "victim", Password: "p"})
+		r.must(victim.Confirm(1))
+		var wg sync.WaitGroup
+		var hogs []*proxytest.Client
+		for i := range 6 {
+			c := r.client(proxytest.ClientConfig{User: fmt.Sprint("hog", i%2), Password: "p"})
+			hogs = append(hogs, c)
+			wg.Go(func() {
+				for ch := uint16(2); ch < 62; ch++ {
+					p := append(proxytest.Method(ch, amqp.ChannelOpen, ""), proxytest.Method(ch, amqp.BasicPublish, 0, "", "q", 0)...)
+					p = append(append(p, proxytest.Header(ch, 110_000)...), proxytest.Body(ch, make([]byte, 100_000))...)
+					if c.Send(p) != nil {
+						return
+					}
+				}
+			})
+		}
+		time.Sleep(5 * time.Second)
+		for _, c := range hogs {
+			_ = c.Hangup()
+		}
+		wg.Wait()
+		began := time.Now()
+		whole := proxytest.PublishBytes(1, "", "q", make([]byte, 300<<10), 131072)
+		r.must(victim.Send(whole[:100<<10]))
+		synctest.Wait()
+		r.must(victim.Send(whole[100<<10:]))
+		if _, err := victim.Await(1, amqp.BasicAck); err != nil {
+			t.Errorf("after %v: %v", time.Since(began), err)
+		}
+		time.Sleep(15 * time.Second)
+		r.s.budget.mu.Lock()
+		used := r.s.budget.used
+		r.s.budget.mu.Unlock()
+		if n := r.s.Stats().Clients; n != 1 || used != 0 {
+			t.Errorf("%d clients are left and %d bytes in use, long after the others have hung up", n, used)
+		}
+		_ = victim.Hangup()
+	})
+}

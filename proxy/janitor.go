@@ -4,6 +4,7 @@
 package proxy
 
 import (
+	"runtime"
 	"runtime/debug"
 	"time"
 )
@@ -51,7 +52,7 @@ func (s *Server) janitor() {
 			s.giveBack()
 		}
 		if i%10 == 0 && crowd.left(s.load()) {
-			go debug.FreeOSMemory()
+			go freeMemory()
 		}
 		if i%5 == 0 {
 			s.tendPools()
@@ -60,6 +61,13 @@ func (s *Server) janitor() {
 			s.strangers.tend()
 		}
 	}
+}
+
+// freeMemory gives memory back to the system. It collects twice: pools of buffers give up what is
+// idle only at the second collection.
+func freeMemory() {
+	runtime.GC()
+	debug.FreeOSMemory()
 }
 
 // giveBack returns memory to the system when a crowd of clients has come to rest: their
@@ -74,7 +82,7 @@ func (s *Server) giveBack() {
 	s.rests.Store(0)
 	s.restsSeen = 0
 	if rests >= crowd {
-		go debug.FreeOSMemory()
+		go freeMemory()
 	}
 }
 

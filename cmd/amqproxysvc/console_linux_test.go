@@ -166,12 +166,12 @@ func tryCommand(t *testing.T, alone []string, dir, bin string, c *console.Comman
 	t.Cleanup(func() { _ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) })
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
-	limit := time.After(2 * time.Minute)
-	var patience <-chan time.Time // runs when all is said: long enough for one that ends by itself
+	limit := time.After(10 * time.Minute) // builds, on a loaded machine
+	var patience <-chan time.Time         // runs when all is said: long enough for one that ends by itself
 	for {
 		select {
 		case err := <-ended:
-			for wait := time.After(time.Second); !c.Matches(text()) && wait != nil; {
+			for wait := time.After(time.Minute); !c.Matches(text()) && wait != nil; {
 				select {
 				case <-said.more: // what a terminal has not passed on yet
 				case <-wait:
@@ -189,7 +189,7 @@ func tryCommand(t *testing.T, alone []string, dir, bin string, c *console.Comman
 			continue
 		case <-patience:
 		case <-limit:
-			t.Errorf("no end within two minutes; the page promises\n%s\nit says\n%s", c.Promised, text())
+			t.Errorf("no end within ten minutes; the page promises\n%s\nit says\n%s", c.Promised, text())
 			return
 		}
 		break

@@ -40,7 +40,7 @@ deps-clean: ## remove the tests' cache: roots, brokers, what was downloaded (pac
 	@./proxy/proxytest/rabbit/install --clean
 
 .PHONY: test
-test: deps lint cross static test-unit kubernetes fuzz test-integration test-hostile ## all checks but those of service and packages
+test: deps lint cross static test-unit test-locks kubernetes fuzz test-integration test-hostile ## all checks but those of service and packages
 	@echo "make test: all passed"
 
 .PHONY: lint
@@ -77,6 +77,10 @@ static: build ## check that the Linux binary needs no library
 test-unit: ## unit tests and hazards, with the race detector (PKG=./proxy RUN=TestPool: some)
 	$(GOTEST) -race -timeout 45m -run '$(RUN)' $(PKG)
 	@go -C packaging/tools test ./...
+
+.PHONY: test-locks
+test-locks: ## the engine's unit tests, with the order looked after in which mutexes are taken
+	$(GOTEST) -tags lockrank ./proxy/lock ./proxy/outbox ./proxy
 
 .PHONY: kubernetes
 kubernetes: ## the manifests of packaging/kubernetes against Kubernetes' own types

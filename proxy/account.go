@@ -8,12 +8,12 @@ import (
 	"context"
 	"errors"
 	"net"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
 	"github.com/amqproxysvc/amqproxysvc/proxy/broker"
+	"github.com/amqproxysvc/amqproxysvc/proxy/lock"
 	"github.com/amqproxysvc/amqproxysvc/proxy/wait"
 )
 
@@ -64,7 +64,7 @@ func (a *account) servedLocked(now int64, ttl time.Duration) bool {
 
 // logins holds the accounts.
 type logins struct {
-	mu       sync.Mutex
+	mu       lock.Mutex[lock.Logins]
 	accounts map[login]*account
 }
 

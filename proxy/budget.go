@@ -5,10 +5,10 @@ package proxy
 
 import (
 	"context"
-	"sync"
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/lock"
 	"github.com/amqproxysvc/amqproxysvc/proxy/wait"
 )
 
@@ -27,7 +27,7 @@ const (
 // way: whoever has held room for longest may always have one message's worth in all (most), and
 // the others, together, leave that much for it. So its publish gets whole, and then the next's.
 type budget struct {
-	mu    sync.Mutex
+	mu    lock.Mutex[lock.Leaf]
 	size  int64
 	used  int64
 	most  int64 // of one message, with its frames

@@ -9,13 +9,13 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
 	"github.com/amqproxysvc/amqproxysvc/proxy/broker"
 	"github.com/amqproxysvc/amqproxysvc/proxy/ledger"
+	"github.com/amqproxysvc/amqproxysvc/proxy/lock"
 	"github.com/amqproxysvc/amqproxysvc/proxy/outbox"
 	"github.com/amqproxysvc/amqproxysvc/proxy/wait"
 )
@@ -80,7 +80,7 @@ type client struct {
 	received  atomic.Uint64 // bytes; written by the reader
 	waitsFrom atomic.Int64  // since when it waits for a place, coarse clock; 0: it does not
 
-	mu          sync.Mutex // guards the outbox, the channels' states and all below
+	mu          lock.Mutex[lock.Leaf] // guards the outbox, the channels' states and all below
 	out         outbox.Box
 	counted     int         // what of its queue client_queues knows of
 	uncounted   bool        // it has ended: nothing of it counts any more

@@ -4,8 +4,9 @@
 package proxy
 
 import (
-	"sync"
 	"sync/atomic"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/lock"
 )
 
 const clientShards = 256
@@ -17,7 +18,7 @@ type clientSet struct {
 }
 
 type clientShard struct {
-	mu    sync.Mutex // a leaf
+	mu    lock.Mutex[lock.Shard] // a leaf
 	all   map[*client]struct{}
 	ended bool
 	gone  uint64 // bytes sent to those that have left

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/lock"
 )
 
 // env is a leaf: it refers to no other part.
@@ -44,7 +46,7 @@ func (e *env) spawn(f func()) {
 
 // owners counts the goroutines that the server's end waits for.
 type owners struct {
-	mu     sync.Mutex // a leaf
+	mu     lock.Mutex[lock.Leaf] // a leaf
 	closed bool
 	wg     sync.WaitGroup
 }

@@ -6,11 +6,11 @@ package proxy
 
 import (
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/lock"
 	"github.com/amqproxysvc/amqproxysvc/proxy/wait"
 )
 
@@ -28,7 +28,7 @@ const (
 type transients struct {
 	is atomic.Int32 // permission; written under mu
 
-	mu     sync.Mutex // a leaf
+	mu     lock.Mutex[lock.Leaf] // a leaf
 	words  *amqp.Error
 	until  int64       // the denial is believed, coarse clock
 	asked  int64       // when somebody went to ask
@@ -85,12 +85,12 @@ func (t *transients) ask(now int64, patience time.Duration) <-chan struct{} {
 	return nil
 }
 
-// denies tells whether the broker closed a connection for a transient queue.
+// denies reports whether the broker closed a connection for a transient queue.
 func denies(e *amqp.Error) bool {
 	return e.Code == amqp.InternalError && strings.Contains(e.Text, "`transient_nonexcl_queues`")
 }
 
-// isTransient tells whether a queue.declare is of a queue that is neither durable nor exclusive.
+// isTransient reports whether a queue.declare is of a queue that is neither durable nor exclusive.
 func isTransient(bits byte) bool {
 	const passive, durable, exclusive = 1, 2, 4
 	return bits&(passive|durable|exclusive) == 0

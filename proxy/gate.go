@@ -3,11 +3,11 @@
 package proxy
 
 import (
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/lock"
 	"github.com/amqproxysvc/amqproxysvc/proxy/wait"
 )
 
@@ -16,7 +16,7 @@ import (
 type gate struct {
 	s       *Server
 	env     *env
-	mu      sync.Mutex
+	mu      lock.Mutex[lock.Gate]
 	used    int
 	line    wait.Line[*placeWanted]
 	waiters atomic.Int32 // how many stand in the line
@@ -143,7 +143,7 @@ func offer(c chan struct{}) {
 	}
 }
 
-// full tells whether the pool can open no other connection now.
+// full reports whether the pool can open no other connection now.
 func (g *gate) full(p *pool) bool {
 	cfg := g.env.cfg()
 	g.mu.Lock()

@@ -50,7 +50,7 @@ func (c *client) hazards() hazards {
 	return c.known
 }
 
-// mayFail tells whether a method that is in order by itself may yet be a hard error at
+// mayFail reports whether a method that is in order by itself may yet be a hard error at
 // the broker, for what its queue or exchange is. Such a method is sent by sessions only.
 func (h hazards) mayFail(m amqp.Method, f amqp.Frame, bits byte) bool {
 	switch m {
@@ -102,7 +102,7 @@ func (c *client) asks(ch *channel, e *amqp.Error) bool {
 	return false
 }
 
-// hasField tells whether the arguments table behind the fields has one of the names.
+// hasField reports whether the arguments table behind the fields has one of the names.
 func hasField(f amqp.Frame, fields string, names ...string) bool {
 	a := amqp.ReadArgs(f)
 	for _, k := range fields {
@@ -127,14 +127,14 @@ func hasField(f amqp.Frame, fields string, names ...string) bool {
 	return false
 }
 
-// badReplyTo tells whether a publish goes to a direct reply-to address that cannot be one.
+// badReplyTo reports whether a publish goes to a direct reply-to address that cannot be one.
 func badReplyTo(f amqp.Frame) bool {
 	a := amqp.ReadArgs(f)
 	a.Short()
 	return len(a.Str()) == 0 && amqp.BadReplyTo(a.Str())
 }
 
-// bearable tells whether the broker bears a content header that CheckContentHeader has passed.
+// bearable reports whether the broker bears a content header that CheckContentHeader has passed.
 func (c *client) bearable(ch *channel, header []byte) bool {
 	odd := amqp.HeaderOdd(header)
 	if odd == 0 {
@@ -152,13 +152,13 @@ func (c *client) bearable(ch *channel, header []byte) bool {
 	return true
 }
 
-// alone tells whether the channel is on an upstream of the client's own, where what fails hard fails for it alone.
+// alone reports whether the channel is on an upstream of the client's own, where what fails hard fails for it alone.
 func (c *client) alone(ch *channel) bool {
 	b := ch.cur.Load()
 	return b != nil && b.u.owner.Load() == c
 }
 
-// acksNothing tells whether an ack of all deliveries, in a transaction, finds none, which brokers
+// acksNothing reports whether an ack of all deliveries, in a transaction, finds none, which brokers
 // other than RabbitMQ do not bear.
 func (c *client) acksNothing(ch *channel, f amqp.Frame) bool {
 	a := amqp.ReadArgs(f)

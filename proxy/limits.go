@@ -8,10 +8,10 @@ import (
 	"errors"
 	"net"
 	"net/netip"
-	"sync"
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/lock"
 	"github.com/amqproxysvc/amqproxysvc/proxy/wait"
 )
 
@@ -21,8 +21,8 @@ type limits struct {
 	clients wait.Bound // max_clients
 	sockets int        // that clients and upstreams may have together; 0: no bound
 
-	mu         sync.Mutex // a leaf
-	handshakes int        // under way
+	mu         lock.Mutex[lock.Leaf] // a leaf
+	handshakes int                   // under way
 	from       map[netip.Prefix]int
 	logged     time.Time
 }

@@ -7,11 +7,11 @@ import (
 	"bytes"
 	"net"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/lock"
 	"github.com/amqproxysvc/amqproxysvc/proxy/wait"
 )
 
@@ -29,7 +29,7 @@ type pool struct {
 
 	logins, reused atomic.Uint64 // see PoolStats
 
-	mu        sync.Mutex // guards all below and the pool's part of its upstreams
+	mu        lock.Mutex[lock.Pool] // guards all below and the pool's part of its upstreams
 	ups       []*upstream
 	opening   int // upstreams that are being opened
 	clients   int
@@ -77,7 +77,7 @@ func (p *pool) fitsLocked(u *upstream, l lane) bool {
 	return u.lane == l
 }
 
-// roomLocked tells whether a shared upstream takes a channel more, whatever its lane.
+// roomLocked reports whether a shared upstream takes a channel more, whatever its lane.
 func (p *pool) roomLocked(u *upstream) bool {
 	// Channels that are being closed carry no client any more, but have their id until the
 	// broker's close-ok: a distant broker has many on their way.

@@ -6,8 +6,9 @@ package proxy
 import (
 	"encoding/base64"
 	"strings"
-	"sync"
 	"time"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/lock"
 )
 
 const (
@@ -24,7 +25,7 @@ const (
 
 // rotation counts the secrets that the broker has accepted of each user for the first time.
 type rotation struct {
-	mu    sync.Mutex // a leaf
+	mu    lock.Mutex[lock.Leaf] // a leaf
 	users map[string]*rotating
 }
 
@@ -86,7 +87,7 @@ func (s *Server) accepted(a *account, id loginID) {
 		"user", a.login.user, "passwords", secretsFree+1, "within", secretsWithin, "remedy", remedy)
 }
 
-// signedUser tells whether a user name is one of ApsaraMQ's whose passwords are signatures.
+// signedUser reports whether a user name is one of ApsaraMQ's whose passwords are signatures.
 func signedUser(user string) bool {
 	name, err := base64.StdEncoding.DecodeString(user)
 	return err == nil && strings.HasPrefix(string(name), "0:")

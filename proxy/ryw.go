@@ -4,9 +4,10 @@
 package proxy
 
 import (
-	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/lock"
 )
 
 // ticket stands for one quiet close that the broker has not answered.
@@ -18,7 +19,7 @@ type ticket struct {
 // pendingCloses are the quiet closes under way of one identity.
 type pendingCloses struct {
 	n  atomic.Int32 // len(open), for the fast path
-	mu sync.Mutex
+	mu lock.Mutex[lock.Closes]
 	// open is unordered: a reader waits for all that are there when it comes.
 	open map[*ticket]struct{}
 }

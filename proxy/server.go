@@ -14,6 +14,7 @@ import (
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
 	"github.com/amqproxysvc/amqproxysvc/proxy/broker"
+	"github.com/amqproxysvc/amqproxysvc/proxy/lock"
 )
 
 var bg = context.Background()
@@ -49,7 +50,7 @@ type Server struct {
 	offences  atomic.Int32 // len(offenders)
 	limited   atomic.Bool  // channelLimits is not empty
 
-	mu              sync.Mutex // guards all below
+	mu              lock.Mutex[lock.Server] // guards all below
 	listeners       []*listener
 	accepting       bool
 	upstreams       map[*upstream]struct{}

@@ -12,10 +12,10 @@ import (
 	"crypto/sha256"
 	"io"
 	"net"
-	"sync"
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/lock"
 	"github.com/amqproxysvc/amqproxysvc/proxy/wait"
 )
 
@@ -41,7 +41,7 @@ type loginID [sha256.Size]byte
 type strangers struct {
 	key [32]byte // of loginID, this process's own
 
-	mu sync.Mutex // a leaf
+	mu lock.Mutex[lock.Leaf] // a leaf
 	// accepted are those that the broker has accepted, in two generations: the older one is
 	// dropped when the newer one is full.
 	accepted, before map[loginID]struct{}

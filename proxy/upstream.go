@@ -8,13 +8,13 @@ import (
 	"log/slog"
 	"net"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
 	"github.com/amqproxysvc/amqproxysvc/proxy/broker"
 	"github.com/amqproxysvc/amqproxysvc/proxy/ledger"
+	"github.com/amqproxysvc/amqproxysvc/proxy/lock"
 	"github.com/amqproxysvc/amqproxysvc/proxy/outbox"
 	"github.com/amqproxysvc/amqproxysvc/proxy/wait"
 )
@@ -70,7 +70,7 @@ type upstream struct {
 	owner    atomic.Pointer[client] // the client whose session this is
 	received atomic.Uint64          // bytes, for lists; written by the reader
 
-	mu  sync.Mutex // guards all below, the outbox and the bindings' states
+	mu  lock.Mutex[lock.Upstream] // guards all below, the outbox and the bindings' states
 	out outbox.Box
 	ids ids
 	// table maps ids to bindings; written under mu, read by the reader without.

@@ -24,7 +24,7 @@ func (u *upstream) retire() {
 	u.pool.mu.Unlock()
 }
 
-// turnToReaders tells whether the upstream is one for readers, which it becomes when the
+// turnToReaders reports whether the upstream is one for readers, which it becomes when the
 // caller's channel is the only one there and there is no other for readers.
 func (u *upstream) turnToReaders() bool {
 	p := u.pool

@@ -5,10 +5,10 @@ package proxy
 
 import (
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/lock"
 )
 
 // ruling is what the broker decided.
@@ -102,7 +102,7 @@ const recheckFor = 10 * time.Minute
 // standing is what is known of a login over time: of a user and secret (an account's), or of these
 // with a vhost (a pool's). Times are the coarse clock's.
 type standing struct {
-	mu       sync.Mutex // a leaf
+	mu       lock.Mutex[lock.Leaf] // a leaf
 	last     verdict
 	heard    int64 // when that came; 0: nobody has asked
 	accepted int64 // when the broker last accepted it; 0: never, or it is refused since

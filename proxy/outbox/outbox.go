@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/amqproxysvc/amqproxysvc/proxy/lock"
 	"github.com/amqproxysvc/amqproxysvc/proxy/wait"
 )
 
@@ -35,7 +36,7 @@ var (
 // Box is a write queue. Methods ending in Locked are called with the owner's mutex held,
 // all others without it.
 type Box struct {
-	mu      *sync.Mutex
+	mu      lock.Any
 	w       io.Writer
 	onError func(error)   // called once, without the lock, on the first failed write
 	now     *atomic.Int64 // the owner's coarse clock, nanoseconds
@@ -58,7 +59,7 @@ type Box struct {
 }
 
 // Init makes a queue for w. mu is the owner's mutex; now its coarse clock. onError may be nil.
-func (b *Box) Init(mu *sync.Mutex, w io.Writer, now *atomic.Int64, onError func(error)) {
+func (b *Box) Init(mu lock.Any, w io.Writer, now *atomic.Int64, onError func(error)) {
 	b.mu, b.w, b.now, b.onError = mu, w, now, onError
 	b.LastWrite.Store(now.Load())
 }

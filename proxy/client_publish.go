@@ -260,7 +260,7 @@ func recycleSpill(p []byte) {
 	}
 }
 
-// fits tells whether a method or header, which cannot be cut, is no larger than the upstream
+// fits reports whether a method or header, which cannot be cut, is no larger than the upstream
 // takes: the brokers of a cluster may differ, or have changed since the client's tune. False:
 // the client is being closed.
 func (c *client) fits(u *upstream, f amqp.Frame) bool {

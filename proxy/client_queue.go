@@ -56,7 +56,7 @@ func (c *client) measureLocked(u *upstream) {
 	go c.log(slog.LevelWarn, "client closed: it reads too slowly", "client_queue", limit)
 }
 
-// relievedLocked tells whether little waits for the client, and notes it.
+// relievedLocked reports whether little waits for the client, and notes it.
 func (c *client) relievedLocked() bool {
 	if c.out.LenLocked() > c.s.queues.high(c.env.cfg())/4 && c.out.ErrLocked() == nil {
 		return false

@@ -208,7 +208,7 @@ func (c *client) updateSecret(f amqp.Frame) {
 	u.retire()
 }
 
-// movable says whether all of the client's channels can go to another upstream.
+// movable reports whether all of the client's channels can go to another upstream.
 func (c *client) movable() bool {
 	for ch := range c.chans.all() {
 		if b := ch.cur.Load(); b != nil && (ch.state.Load() != chOpen || !b.movable()) {

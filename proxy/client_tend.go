@@ -98,7 +98,7 @@ func (c *client) tend() {
 	}
 }
 
-// cut tells whether the socket has been closed: the reader, which goes on for a moment, ends the
+// cut reports whether the socket has been closed: the reader, which goes on for a moment, ends the
 // client, and what was said and counted of its end is not said and counted anew.
 func (c *client) cut() bool {
 	select {
@@ -109,7 +109,7 @@ func (c *client) cut() bool {
 	}
 }
 
-// ownsUpstream tells whether the client has a session: then it may be as slow as it likes.
+// ownsUpstream reports whether the client has a session: then it may be as slow as it likes.
 func (c *client) ownsUpstream() bool { return c.hasSession.Load() }
 
 // rest interrupts the read of a client that has been idle, see read. From now on the

@@ -32,7 +32,7 @@ func (c *client) offender() offender {
 	return offender{c.host(), c.user}
 }
 
-// hasOffended tells whether the client, or one like it, must have a session.
+// hasOffended reports whether the client, or one like it, must have a session.
 func (s *Server) hasOffended(c *client) bool {
 	if s.offences.Load() == 0 {
 		return false
@@ -151,7 +151,7 @@ func channelLimit(e *amqp.Error) (n int, ok bool) {
 	return n, err == nil
 }
 
-// atChannelLimit tells whether one more channel may be more than the broker lets the user
+// atChannelLimit reports whether one more channel may be more than the broker lets the user
 // have: it is then opened on a connection of its own, so that a refusal hits nobody else.
 func (s *Server) atChannelLimit(p *pool) bool {
 	if !s.limited.Load() {

@@ -37,7 +37,7 @@ const (
 	lookEvery = 5 * tick
 )
 
-// heldUp tells whether the proxy itself has stood still since the janitor looked last: what
+// heldUp reports whether the proxy itself has stood still since the janitor looked last: what
 // has come meanwhile is not read yet, and nobody was silent.
 func (u *upstream) heldUp(now int64) bool {
 	a := &u.alive
@@ -124,7 +124,7 @@ func (u *upstream) silent(e *amqp.Error) {
 	u.fail(e, true)
 }
 
-// owes tells whether the broker owes an answer. Where nothing has been sent since the last
+// owes reports whether the broker owes an answer. Where nothing has been sent since the last
 // look, the channels need not be looked at.
 func (u *upstream) owes(now int64) bool {
 	if u.closingN.Load() > 0 {

@@ -89,7 +89,7 @@ func (s *Server) forClients(err error) *amqp.Error {
 	return amqp.Errorf(amqp.ConnectionForced, 0, "%v", err)
 }
 
-// stale tells whether the proxy has been told meanwhile of another broker than u's.
+// stale reports whether the proxy has been told meanwhile of another broker than u's.
 func (u *upstream) stale() bool { return u.link.Moved() }
 
 // open names the vhost: the second half of the handshake.

@@ -201,7 +201,7 @@ func reasonOf(status string, r *Report) string {
 	return r.Result
 }
 
-// ownKind says whether a process runs a program of our name.
+// ownKind reports whether a process runs a program of our name.
 func ownKind(pid int) bool {
 	own, err := os.ReadFile("/proc/self/comm")
 	if err != nil {

@@ -26,7 +26,7 @@ type Installed struct {
 	Running bool
 }
 
-// MayWrite says whether the service's sandbox lets it write to a file.
+// MayWrite reports whether the service's sandbox lets it write to a file.
 func (i *Installed) MayWrite(file string) bool {
 	if i.Writable == nil {
 		return true

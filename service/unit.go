@@ -71,7 +71,7 @@ var (
 	instanceName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]*$`)
 )
 
-// checkName tells whether name can be a service's on both systems.
+// checkName reports whether name can be a service's on both systems.
 func checkName(name string) error {
 	if len(name) > 80 || !instanceName.MatchString(name) {
 		return &ExitError{Code: ExitUsage, Err: fmt.Errorf("--name: the name is %q, allowed are up to 80 letters, digits, '_', '-' and '.', a letter or digit first", name)}

@@ -7,5 +7,5 @@ import (
 	"syscall"
 )
 
-// addressInUse says whether another socket has the address.
+// addressInUse reports whether another socket has the address.
 func addressInUse(err error) bool { return errors.Is(err, syscall.EADDRINUSE) }

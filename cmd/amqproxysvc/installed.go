@@ -71,7 +71,7 @@ func socketCounts(socket string, listener int, asked string) string {
 	return fmt.Sprintf("the socket unit listens on %s, listener %d of the settings says %s: ListenStream= of the .socket unit counts", socket, listener+1, asked)
 }
 
-// elsewhere says whether a socket is not the address that was asked for, as far as that can
+// elsewhere reports whether a socket is not the address that was asked for, as far as that can
 // be told: a name has many.
 func elsewhere(socket, asked string) bool {
 	at, err1 := netip.ParseAddrPort(socket)

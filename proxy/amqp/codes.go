@@ -30,7 +30,7 @@ const (
 	InternalError      = 541
 )
 
-// IsHard tells whether a reply code closes the connection rather than a channel.
+// IsHard reports whether a reply code closes the connection rather than a channel.
 func IsHard(code uint16) bool {
 	switch code {
 	case ConnectionForced, InvalidPath, FrameError, SyntaxError, CommandInvalid, ChannelError,

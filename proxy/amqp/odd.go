@@ -51,10 +51,10 @@ func HeaderOdd(p []byte) (odd Odd) {
 	return odd
 }
 
-// IsUTF8 tells whether a short string is what the specification lets it be.
+// IsUTF8 reports whether a short string is what the specification lets it be.
 func IsUTF8(s []byte) bool { return asciiOrUTF8(s) }
 
-// LateTimes tells whether a table, or one within it, has a time after the year 9999.
+// LateTimes reports whether a table, or one within it, has a time after the year 9999.
 func LateTimes(table []byte) bool {
 	for len(table) > 0 {
 		n := 1 + int(table[0])

@@ -11,7 +11,7 @@ import (
 
 const replyTo = "amq.rabbitmq.reply-to."
 
-// BadReplyTo tells whether a routing key or a queue's name is a direct reply-to address
+// BadReplyTo reports whether a routing key or a queue's name is a direct reply-to address
 // that cannot be one: after the prefix base64 of an Erlang process id in external term
 // format, a dot, and a key.
 func BadReplyTo(name []byte) bool {
@@ -45,7 +45,7 @@ func BadReplyTo(name []byte) bool {
 	return true
 }
 
-// badRoutes tells whether the headers CC or BCC route to a bad reply-to address.
+// badRoutes reports whether the headers CC or BCC route to a bad reply-to address.
 func badRoutes(headers []byte) bool {
 	if !bytes.Contains(headers, []byte("CCA")) { // either name, and the type of an array
 		return false

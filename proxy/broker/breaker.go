@@ -123,7 +123,7 @@ func (k *breaker) news(why string) bool {
 	return true
 }
 
-// hasGreeted tells whether a broker was ever at the address.
+// hasGreeted reports whether a broker was ever at the address.
 func (k *breaker) hasGreeted() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -126,7 +126,7 @@ func (b *Box) MemLocked() int {
 	return cap(b.pending) + b.lent
 }
 
-// IdleLocked tells whether nothing waits and nobody writes.
+// IdleLocked reports whether nothing waits and nobody writes.
 func (b *Box) IdleLocked() bool { return !b.busy && len(b.pending) == 0 }
 
 // ErrLocked is why nothing can be sent any more, or nil.

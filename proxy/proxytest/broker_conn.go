@@ -369,7 +369,7 @@ func (c *BrokerConn) takeZero(f amqp.Frame) error {
 	return amqp.Errorf(amqp.CommandInvalid, m, "unexpected method %v on channel 0", m)
 }
 
-// can tells whether the client announced the capability.
+// can reports whether the client announced the capability.
 func (c *BrokerConn) can(capability string) bool {
 	_, caps, _ := amqp.Lookup(c.login.Properties, "capabilities")
 	return amqp.LookupBool(caps, capability)

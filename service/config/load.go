@@ -160,7 +160,7 @@ func (s *Settings) check() (problems []string) {
 	return problems
 }
 
-// ownAddress says whether a connect to host leads to a listener on address: as far as it can
+// ownAddress reports whether a connect to host leads to a listener on address: as far as it can
 // be told without a name server.
 func ownAddress(host, address string) bool {
 	if strings.EqualFold(host, address) {
@@ -179,7 +179,7 @@ func ownAddress(host, address string) bool {
 	return overlap(host, address)
 }
 
-// overlap says whether two hosts cannot both be bound to one port: they are the same, or
+// overlap reports whether two hosts cannot both be bound to one port: they are the same, or
 // one of them stands for all addresses, the other's among them.
 func overlap(a, b string) bool {
 	x, errX := netip.ParseAddr(a)

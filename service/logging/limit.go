@@ -122,7 +122,7 @@ func (h *limited) Handle(ctx context.Context, r slog.Record) error {
 	return h.next.Handle(ctx, r)
 }
 
-// admit counts a line and says whether it may pass.
+// admit counts a line and reports whether it may pass.
 func (l *limiter) admit(key limitKey, by cause) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -156,7 +156,7 @@ func (l *limiter) admit(key limitKey, by cause) bool {
 	return true
 }
 
-// first notes a cause and says whether its line is the first in this window; beyond the
+// first notes a cause and reports whether its line is the first in this window; beyond the
 // bounds none is.
 func (e *limitEntry) first(by cause) bool {
 	if _, known := e.causes[by]; known || len(e.causes) >= limitCauses || e.addresses[by.address] >= limitPerAddress {

@@ -101,7 +101,7 @@ func (s *step) endAll(all []*client) {
 	s.note("PHP: %s", strings.Join(words, ", "))
 }
 
-// accepts tells whether somebody listens.
+// accepts reports whether somebody listens.
 func accepts(port int) bool {
 	c, err := net.DialTimeout("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), time.Second)
 	if err == nil {

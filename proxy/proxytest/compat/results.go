@@ -69,7 +69,7 @@ func (t *tally) add(o outcome) {
 	}
 }
 
-// decided says whether a majority of most runs is reached.
+// decided reports whether a majority of most runs is reached.
 func (t tally) decided(most int) bool { return 2*t.passed > most || 2*(t.runs-t.passed) > most }
 
 func (t tally) mostly() bool { return 2*t.passed > t.runs }

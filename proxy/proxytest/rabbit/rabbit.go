@@ -435,7 +435,7 @@ func (b *Broker) Resume() error { return b.signal(syscall.SIGCONT) }
 // until it serves.
 func (b *Broker) Restart() error { return b.run() }
 
-// Running says whether the broker's process lives.
+// Running reports whether the broker's process lives.
 func (b *Broker) Running() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -38,7 +38,7 @@ type account struct {
 // loginFlight is one login that many may wait for, and the verdict on it.
 type loginFlight = wait.Flight[verdict]
 
-// again reports whether who came at the given time shall try once more after a flight that began
+// again reports whether a client that came at the given time shall try once more after a flight that began
 // then has failed: it was under way when they came, and they have waited for less than half of it,
 // for a place or the broker.
 func (v verdict) again(came, began time.Time) bool {
@@ -205,7 +205,7 @@ func (s *Server) verify(a *account, f *loginFlight, id loginID, known bool, t *t
 	}
 	moved := u != nil && u.stale()
 	if u != nil && (v.ruling != accepted || moved) {
-		u.drop() // who waits asks the new broker
+		u.drop() // those that wait ask the new broker
 		u = nil
 	}
 	if u != nil {

@@ -256,7 +256,7 @@ func (g *budget) wanted() bool {
 
 // slowest is the client to be ended for those that wait, or nil: one that gathers less than
 // roomPace; after limit, the slowest whatever its pace. Where all that hold room wait for more, the
-// one that holds most. Who is ended frees room only a moment later: it is named once.
+// one that holds most. A client that is ended frees room only a moment later: it is named once.
 func (g *budget) slowest(now int64, limit time.Duration) *client {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -84,7 +84,7 @@ type client struct {
 	out         outbox.Box
 	counted     int         // what of its queue client_queues knows of
 	uncounted   bool        // it has ended: nothing of it counts any more
-	fedBy       *upstream   // who added to the queue last
+	fedBy       *upstream   // the upstream that added to the queue last
 	crowdedAt   []*upstream // in whose crowded the client counts; not empty: crowding
 	blockedBy   *upstream   // whose alarm the client is told of
 	blockedSaid bool        // connection.blocked was sent
@@ -274,7 +274,7 @@ func (c *client) closeSocket() {
 	}
 }
 
-// cutOff is closeSocket for who broke the rules: as with RabbitMQ the connection is reset.
+// cutOff is closeSocket for a client that broke the rules: as with RabbitMQ the connection is reset.
 func (c *client) cutOff() {
 	c.closes()
 	c.reset()
@@ -317,7 +317,7 @@ func (c *client) closeLocked(e *amqp.Error) {
 	case phaseClosing:
 		return
 	}
-	c.closeAt.Store(c.env.now() + int64(closeGrace)) // first: who sees the phase finds it
+	c.closeAt.Store(c.env.now() + int64(closeGrace)) // first: those that see the phase find it
 	c.phase.Store(phaseClosing)
 	c.out.SetBufferLocked(amqp.AppendClose(c.out.BufferLocked(300), 0, e))
 	c.out.KickLocked()

@@ -42,7 +42,7 @@ const (
 	doSkipLate             // likewise, on a channel that is closed
 )
 
-// by is who ends the channel, of doEnd.
+// by is the cause of the channel's end, of doEnd.
 func (a *action) by() ledger.Cause {
 	if a.do == doEndClose {
 		return ledger.ByClient

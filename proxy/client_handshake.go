@@ -208,7 +208,7 @@ func (c *client) expect(due amqp.Method) (amqp.Frame, bool) {
 }
 
 // fault ends a client that has sent what was not due. Like RabbitMQ it says nothing until tune-ok
-// is there: who publishes on a connection that another thread of theirs recovers (bunny lets them)
+// is there: an application that publishes on a connection that another thread of theirs recovers (bunny lets them)
 // breaks in upon the handshake, and takes a connection.close there for a refused login.
 func (c *client) fault(due amqp.Method, e *amqp.Error) {
 	if due == amqp.ConnectionOpen {

@@ -1,5 +1,5 @@
-// The set of clients, in shards: who looks at all of them, ten times a second and for every
-// statistic, holds up nobody who comes or leaves meanwhile for longer than a shard takes.
+// The set of clients, in shards: whatever looks at all of them, ten times a second and for every
+// statistic, holds up no client that comes or leaves meanwhile for longer than a shard takes.
 
 package proxy
 

@@ -38,7 +38,7 @@ type Listener struct {
 	MatchProperties bool
 	// TLS is what clients are met with; nil: plain AMQP.
 	TLS *ServerTLS
-	// Proxy is who tells the addresses of clients; nil: they come themselves.
+	// Proxy are the balancers that tell the addresses of clients; nil: they come themselves.
 	Proxy *ProxyProtocol
 }
 

@@ -24,7 +24,7 @@ type ProxyProtocol struct {
 	// From are the networks whose connections begin with a header, all of them.
 	From []netip.Prefix
 	// Direct are the networks whose connections begin without one: probes, clients of this
-	// machine. Who is in neither is closed without a word.
+	// machine. A socket from neither is closed without a word.
 	Direct []netip.Prefix
 }
 

@@ -1,5 +1,5 @@
 // TLS on a listener: what it is spoken with, renewed without a restart; the handshake in the
-// client's own goroutine; and what comes of who speaks something else.
+// client's own goroutine; and what comes of a client that speaks something else.
 
 package proxy
 
@@ -90,7 +90,7 @@ type serverTLS struct {
 }
 
 // setTLS takes what clients meet from now on. Where that is something else, no session of
-// before is resumed: the keys of its tickets are a Config's own, so that who was let in by an
+// before is resumed: the keys of its tickets are a Config's own, so that a client let in by an
 // authority that is no longer there shows a certificate again.
 func (l *listener) setTLS(t *ServerTLS, own func(net.Addr) bool) {
 	if old := l.tls.Load(); old != nil && old.equal(t) {

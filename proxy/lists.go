@@ -1,4 +1,4 @@
-// Lists for who looks: the clients, the upstreams and the pools as they are now, and the one
+// Lists for those that look: the clients, the upstreams and the pools as they are now, and the one
 // verb that acts on a client. Made only when asked for; nobody who works waits for longer
 // than a shard of the clients, or one upstream's table, takes to be read.
 

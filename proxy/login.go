@@ -23,7 +23,7 @@ type claim struct {
 	secret    broker.Secret
 }
 
-// login is a principal with what the broker is sent for it. Who has the same one, ==, is of one
+// login is a principal with what the broker is sent for it. Clients that have the same one, ==, are of one
 // account and may share connections.
 type login struct {
 	principal

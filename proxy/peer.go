@@ -99,7 +99,7 @@ func (p *peer) loggedIn() {
 	}
 }
 
-// reset ends the connection for who broke the rules: what the peer still sends fails at once
+// reset ends the connection of a client that broke the rules: what the peer still sends fails at once
 // instead of going nowhere. Nothing is said before, and nothing waited for.
 func (p *peer) reset() {
 	abrupt(p.sock)

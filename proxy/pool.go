@@ -68,7 +68,7 @@ func (p *pool) fitsLocked(u *upstream, l lane) bool {
 		return true
 	}
 	if l == laneNone {
-		// Who only declares sits with the publishers; while these are blocked, with the readers.
+		// A channel that only declares sits with the publishers; while these are blocked, with the readers.
 		if u.lane == lanePublish {
 			return !u.blocked.Load()
 		}
@@ -124,7 +124,7 @@ func (p *pool) acquire(l lane, gone <-chan struct{}) (place, *amqp.Error) {
 			}
 		}
 		p.mu.Lock()
-		// Once more, in one step with the look at who dials: he may just have come back.
+		// Once more, in one step with the look for a dial under way: it may just have ended.
 		if pl, ok := p.tryLocked(nil, l); ok {
 			p.mu.Unlock()
 			return pl, nil

@@ -201,7 +201,7 @@ func (p *pool) recheck() *amqp.Error {
 	return err
 }
 
-// forget is called when the broker refuses the identity: who is connected stays, nobody
+// forget is called when the broker refuses the identity: clients that are connected stay, nobody
 // new comes in unless the broker accepts them.
 func (p *pool) forget() {
 	p.mu.Lock()

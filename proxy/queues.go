@@ -108,7 +108,7 @@ func (s *Server) relieve() {
 		n int
 	}
 	var all []crowder
-	over := -most // of those that stay: who has been ended is on its way, and may leave meanwhile
+	over := -most // of those that stay: a client that has been ended is on its way, and may leave meanwhile
 	for _, c := range s.clients.appendTo(nil, func(c *client) bool { return c.counting.Load() }) {
 		c.mu.Lock()
 		c.countLocked()
@@ -131,7 +131,7 @@ func (s *Server) relieve() {
 	}
 }
 
-// yields ends the client for what waits for all, unless nobody else is served by who feeds it.
+// yields ends the client for what waits for all, unless nobody else is served by the upstream that feeds it.
 func (c *client) yields() bool {
 	c.mu.Lock()
 	if c.phase.Load() != phaseRunning || c.hasOwnLocked() {

@@ -1,4 +1,4 @@
-// Read your writes: who reads or declares waits until the quiet closes of the same
+// Read your writes: a client that reads or declares waits until the quiet closes of the same
 // identity that came before it are through.
 
 package proxy

@@ -1,7 +1,7 @@
 // Strangers: credentials that the broker has not accepted. They wait for one another and for
-// nobody else's harm: who fails again and again, as the same user from the same address, is
+// nobody else's harm: a client that fails again and again, as the same user from the same address, is
 // asked one at a time and with a pause; a wrong password that was just refused is not asked
-// again; and who was accepted once is no stranger, however often others fail.
+// again; and a login that was accepted once is no stranger, however often others fail.
 
 package proxy
 
@@ -37,7 +37,7 @@ const (
 // loginID stands for a user, secret and vhost (or none) without holding the secret.
 type loginID [sha256.Size]byte
 
-// strangers knows who is one.
+// strangers knows which logins are strangers'.
 type strangers struct {
 	key [32]byte // of loginID, this process's own
 
@@ -255,7 +255,7 @@ func (s *strangers) failedLocked(src source) {
 }
 
 // tidyLocked forgets sources: those whose time is over, and if these are too few those that
-// wait for nothing. Who tries many user names makes many.
+// wait for nothing. A client that tries many user names makes many.
 func (s *strangers) tidyLocked() {
 	for src, f := range s.sources {
 		if f.inside == 0 && time.Since(f.since) > failuresFor {

@@ -184,7 +184,7 @@ func (u *upstream) send(r *run, gone <-chan struct{}) error {
 			}
 		}
 	}
-	// Who is gone waits no longer, but its run leaves all the same: it opens channels that
+	// A client that is gone waits no longer, but its run leaves all the same: it opens channels that
 	// are about to be closed, and closes others that nobody else will close.
 	if err := u.out.AwaitRoomLocked(upstreamHigh, gone); err != nil && !errors.Is(err, outbox.ErrCanceled) {
 		u.mu.Unlock()

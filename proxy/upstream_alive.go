@@ -5,10 +5,10 @@
 // asked, by opening and closing a spare channel, which tells a call that takes long from a
 // connection that answers nobody. When that has had no answer for as long again, it ends.
 //
-// RabbitMQ does not read who publishes while its queues are behind, and looks no different
+// RabbitMQ does not read a connection that publishes while its queues are behind, and looks no different
 // then but for its heartbeats; one comes at the latest a whole interval after its last byte.
-// Who publishes keeps the connection while these come, for write_timeout more; who waits there
-// for an answer and has not published is told at once. In an alarm, which the broker tells of,
+// A publisher keeps the connection while these come, for write_timeout more; those that wait there
+// for an answer and have not published are told at once. In an alarm, which the broker tells of,
 // nothing is owed.
 
 package proxy

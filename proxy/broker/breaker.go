@@ -41,7 +41,7 @@ type breaker struct {
 	why     string
 }
 
-// enter waits for the permission to dial; who has it calls leave. An error: do not dial.
+// enter waits for the permission to dial; the caller that has it calls leave. An error: do not dial.
 func (k *breaker) enter(ctx context.Context) (probe bool, err error) {
 	for {
 		k.mu.Lock()

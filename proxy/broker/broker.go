@@ -350,7 +350,7 @@ func (g *Greeting) Done() <-chan struct{} { return g.done }
 func (g *Greeting) Err() error { return g.err }
 
 // Greet is asked before a client is greeted: nil where the broker is known to be up. Otherwise
-// it is being dialled, once for all who wait, and the next login takes that connection.
+// it is being dialled, once for all that wait, and the next login takes that connection.
 func (b *Broker) Greet() *Greeting {
 	if b.standing.Load() > 0 || time.Now().UnixNano()-b.lastUp.Load() < int64(upFor) {
 		return nil

@@ -26,7 +26,7 @@ type Info struct {
 	Loopback bool
 }
 
-// FailureClose is the capability of saying connection.close to who is refused at login.
+// FailureClose is the capability of saying connection.close to a client that is refused at login.
 const FailureClose = "authentication_failure_close"
 
 // FirstFrame is the largest frame, in octets with all that belongs to it, that the broker takes

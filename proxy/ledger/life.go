@@ -58,7 +58,7 @@ const (
 	SayClose   Act = 1 << iota // channel.close: to the client the broker's, to the broker our own
 	SayCloseOk                 // channel.close-ok, behind close where both are said
 	Uncount                    // the client has one channel less
-	Wake                       // who waits for this client's closes looks again
+	Wake                       // the reader that waits for this client's closes looks again
 	Silent                     // nobody waits for the broker's answer
 	Ticket                     // later readers wait for this close
 	Through                    // they wait no longer

@@ -53,8 +53,8 @@ type Box struct {
 	lent    int // the capacity they take
 	busy    bool
 	err     error
-	turns   wait.Line[struct{}] // who waits to be the one that writes
-	waiters wait.Line[struct{}] // who waits for room to append
+	turns   wait.Line[struct{}] // writers that wait for their turn
+	waiters wait.Line[struct{}] // writers that wait for room to append
 	room    wait.Signal         // pending has been taken, or there was an error
 }
 
@@ -153,7 +153,7 @@ func (b *Box) Flush() {
 	b.FlushLocked()
 }
 
-// FlushLocked is Flush for who has the lock, which it gives up.
+// FlushLocked is Flush for a caller that has the lock, which it gives up.
 func (b *Box) FlushLocked() {
 	if b.busy || len(b.pending) == 0 || b.err != nil {
 		b.mu.Unlock()
@@ -172,7 +172,7 @@ type Trier interface {
 	TryWrite(p []byte) (n int, err error)
 }
 
-// FlushTry is Flush for who must not wait for the socket: what it does not take at once, a
+// FlushTry is Flush for a caller that must not wait for the socket: what it does not take at once, a
 // goroutine sends.
 func (b *Box) FlushTry(w Trier) {
 	b.mu.Lock()
@@ -206,7 +206,7 @@ func (b *Box) StartLocked() bool {
 	return true
 }
 
-// TakeLocked gives who has the turn what waits, to be written before its own bytes. Taking
+// TakeLocked gives the writer whose turn it is what waits, to be written before its own bytes. Taking
 // it is one step with the decision that its own bytes may still be sent: what is appended
 // after that leaves after them.
 func (b *Box) TakeLocked() []byte { return b.takeLocked() }
@@ -259,8 +259,8 @@ func (b *Box) WaitTurn(cancel <-chan struct{}) error {
 }
 
 // AwaitRoomLocked waits until at most the given number of bytes wait, an error, or until
-// cancel is closed; who came first is woken first. The lock is not held meanwhile, and is again
-// afterwards. Who has appended then calls PassRoomLocked.
+// cancel is closed; the first to come is woken first. The lock is not held meanwhile, and is again
+// afterwards. After appending the caller calls PassRoomLocked.
 func (b *Box) AwaitRoomLocked(most int, cancel <-chan struct{}) error {
 	for first := true; b.err == nil && (len(b.pending) > most || first && b.waiters.LenLocked() > 0); first = false {
 		var w *wait.Place[struct{}]
@@ -282,7 +282,7 @@ func (b *Box) AwaitRoomLocked(most int, cancel <-chan struct{}) error {
 				b.PassRoomLocked(most) // woken at the same moment
 			}
 			if b.err != nil {
-				return b.err // who goes on after ErrCanceled must not after this
+				return b.err // a caller that goes on after ErrCanceled must not after this
 			}
 			return ErrCanceled
 		}
@@ -357,7 +357,7 @@ func (b *Box) drain() {
 	}
 }
 
-// nextLocked gives the turn to who waits for it, to a goroutine when bytes wait, or to nobody.
+// nextLocked gives the turn to the writer that waits for it, to a goroutine when bytes wait, or to nobody.
 func (b *Box) nextLocked() {
 	switch {
 	case b.turns.ServeFirstLocked():

@@ -21,7 +21,7 @@ type Flight[T any] struct {
 	result T // written before landed is closed
 
 	mu        sync.Mutex
-	line      Line[struct{}] // who waits, so that it is known for how long
+	line      Line[struct{}] // those that wait, so that it is known for how long
 	abandoned bool
 }
 
@@ -80,7 +80,7 @@ func (f *Flight[T]) Wait(s *Seat, gone <-chan struct{}) (T, error) {
 	return f.result, nil
 }
 
-// Land gives the outcome to all who wait. It is called once.
+// Land gives the outcome to all that wait. It is called once.
 func (f *Flight[T]) Land(result T) {
 	f.result = result
 	close(f.landed)

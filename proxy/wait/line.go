@@ -1,4 +1,4 @@
-// A line: who comes first is served first. Serving is done by whoever makes room, under the
+// A line: the first to come is served first. Serving is done by whoever makes room, under the
 // owner's lock and before the one that waits wakes up: nobody who comes later gets in between,
 // and only those are woken that have what they waited for.
 
@@ -49,7 +49,7 @@ func (l *Line[T]) JoinLocked(want T) *Place[T] {
 	return p
 }
 
-// RejoinLocked begins a wait at the head of the line: for who has been served, and found that
+// RejoinLocked begins a wait at the head of the line: for a caller that has been served, and found that
 // somebody else was quicker. Its turn is not lost.
 func (l *Line[T]) RejoinLocked(want T) *Place[T] {
 	p := &Place[T]{Want: want, Since: time.Now(), served: make(chan struct{}), next: l.first, in: true}

@@ -21,7 +21,7 @@ func (s *Signal) WaitLocked() <-chan struct{} {
 	return s.c
 }
 
-// FireLocked wakes all who wait now.
+// FireLocked wakes all that wait now.
 func (s *Signal) FireLocked() {
 	if s.c != nil {
 		close(s.c)

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/amqproxysvc/amqproxysvc/proxy/proxytest"
 	"github.com/amqproxysvc/amqproxysvc/proxy/proxytest/console"
 )
 
@@ -65,6 +66,11 @@ func operationsBed(b *bed) {
 		s.check(err)
 		s.check(os.MkdirAll(filepath.Dir(m.path(bundle)), 0o755))
 		s.check(os.WriteFile(m.path(bundle), certs, 0o644))
+		issued, err := proxytest.NewCerts()
+		s.check(err)
+		for name, pem := range map[string][]byte{"proxy.pem": issued.CertPEM, "proxy.key": issued.KeyPEM, "clients-ca.pem": issued.CAPEM} {
+			s.check(os.WriteFile(m.path("/root/"+name), pem, 0o600))
+		}
 		s.check(os.WriteFile(m.path("/usr/local/bin/sudo"), []byte("#!/bin/sh\nexec \"$@\"\n"), 0o755))
 	})
 	b.follow(m, chapter)

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 type key struct{}
@@ -88,6 +90,32 @@ func TestLeftBehind(t *testing.T) {
 	}
 	if b, _ := os.ReadFile(file); string(b) != "x" {
 		t.Error("the file was touched")
+	}
+}
+
+// A socket whose owner is too busy to accept is not taken for one that was left behind.
+func TestBusyIsInUse(t *testing.T) {
+	at := filepath.Join(t.TempDir(), "s.sock")
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Close(fd) }()
+	if err := errors.Join(unix.Bind(fd, &unix.SockaddrUnix{Name: at}), unix.Listen(fd, 0)); err != nil {
+		t.Fatal(err)
+	}
+	for range 100 { // until its backlog is full
+		c, err := net.Dial("unix", at)
+		if err != nil {
+			break
+		}
+		defer func() { _ = c.Close() }()
+	}
+	if _, err := serve(t, at); !errors.Is(err, ErrInUse) {
+		t.Errorf("got %v, want ErrInUse", err)
+	}
+	if _, err := os.Stat(at); err != nil {
+		t.Errorf("the socket was taken away: %v", err)
 	}
 }
 

@@ -32,8 +32,12 @@ func listen(at string) (net.Listener, error) {
 		if serr == nil && info.Mode()&os.ModeSocket == 0 {
 			return nil, fmt.Errorf("%s is there and is no socket", at)
 		}
-		if c, derr := net.Dial("unix", at); derr == nil {
+		c, derr := net.Dial("unix", at)
+		if derr == nil {
 			_ = c.Close()
+		}
+		// Only a refusal says that nobody serves it: one that is busy answers otherwise.
+		if !errors.Is(derr, syscall.ECONNREFUSED) {
 			return nil, fmt.Errorf("%s: %w", at, ErrInUse)
 		}
 		if rerr := os.Remove(at); rerr != nil {

@@ -110,7 +110,6 @@ func (s *Server) ListClients() []ClientInfo {
 	for _, c := range all {
 		info := c.info(now)
 		if w := at[c]; w != nil {
-			slices.Sort(w.on)
 			info.Bound, info.Upstreams = w.bound, w.on
 		}
 		infos = append(infos, info)

@@ -176,21 +176,29 @@ func TestReadYourWrites(t *testing.T) {
 	})
 }
 
+// closesUnderWay has the client open, publish on and close n channels, whose closes the broker
+// leaves without an answer; it gives their ids there.
+func closesUnderWay(r *rig, c *proxytest.Client, p *proxytest.Peer, n int) []uint16 {
+	r.t.Helper()
+	ids := make([]uint16, n)
+	for i := range ids {
+		ch := uint16(i + 2)
+		r.must(c.OpenChannel(ch))
+		r.must(c.Publish(ch, "", "q", nil))
+		r.must(c.CloseChannel(ch))
+		ids[i] = p.OpenChannel()
+		p.ExpectContent(amqp.BasicPublish)
+		p.ExpectOn(ids[i], amqp.ChannelClose)
+	}
+	return ids
+}
+
 // A broker that falls behind with closes that nobody waits for gets no new channels until it
 // has caught up.
 func TestBrokerFallsBehindWithCloses(t *testing.T) {
 	withScript(t, 0, nil, func(r *rig) {
 		c, p := r.pair(proxytest.ClientConfig{})
-		ids := make([]uint16, closesLate)
-		for i := range ids {
-			ch := uint16(i + 2)
-			r.must(c.OpenChannel(ch))
-			r.must(c.Publish(ch, "", "q", nil))
-			r.must(c.CloseChannel(ch))
-			ids[i] = p.OpenChannel()
-			p.ExpectContent(amqp.BasicPublish)
-			p.ExpectOn(ids[i], amqp.ChannelClose)
-		}
+		ids := closesUnderWay(r, c, p, closesLate)
 		time.Sleep(lateAfter + 2*tick)
 		r.must(c.Publish(1, "", "q", nil))
 		p.ExpectNothing(time.Second)
@@ -208,16 +216,7 @@ func TestBrokerFallsBehindWithCloses(t *testing.T) {
 func TestClosesUnderWayAreBounded(t *testing.T) {
 	withScript(t, 0, nil, func(r *rig) {
 		c, p := r.pair(proxytest.ClientConfig{})
-		ids := make([]uint16, closesMost)
-		for i := range ids {
-			ch := uint16(i + 2)
-			r.must(c.OpenChannel(ch))
-			r.must(c.Publish(ch, "", "q", nil))
-			r.must(c.CloseChannel(ch))
-			ids[i] = p.OpenChannel()
-			p.ExpectContent(amqp.BasicPublish)
-			p.ExpectOn(ids[i], amqp.ChannelClose)
-		}
+		ids := closesUnderWay(r, c, p, closesMost)
 		r.must(c.Publish(1, "", "q", nil))
 		p.ExpectNothing(lateAfter / 2)
 		for _, id := range ids {

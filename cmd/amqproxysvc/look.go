@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net/http"
 	"net/url"
 	"os"
@@ -150,13 +151,7 @@ const clearScreen = "\x1b[H\x1b[J"
 
 // filters are flags that go into the query as they are.
 func filters(cmd *cobra.Command, q url.Values, usage map[string]string) {
-	for _, name := range slices.Sorted(func(yield func(string) bool) {
-		for k := range usage {
-			if !yield(k) {
-				return
-			}
-		}
-	}) {
+	for _, name := range slices.Sorted(maps.Keys(usage)) {
 		cmd.Flags().Var(queryValue{q, name}, name, usage[name])
 	}
 }

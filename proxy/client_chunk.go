@@ -51,6 +51,7 @@ func (c *client) chunk() bool {
 	}
 	c.flushRun()
 	c.rd.Skip(pos)
+	c.buf = nil // it goes back when there is nothing to read, and must not be held from here
 	c.env.n.framesClients.Add(frames)
 	if alive && c.spilling > 0 && c.phase.Load() == phaseRunning {
 		c.reserveAll()

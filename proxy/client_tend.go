@@ -22,7 +22,7 @@ func (c *client) due() bool {
 	if c.crowding.Load() || c.counting.Load() {
 		return true
 	}
-	if !c.rested.Load() && now-c.lastRead.Load() >= int64(restAfter) {
+	if c.tired() {
 		return true
 	}
 	hb := int64(c.heartbeat)
@@ -69,9 +69,6 @@ func (c *client) tend() {
 		return
 	}
 	silent := now - c.lastRead.Load()
-	if silent >= int64(restAfter) {
-		c.rest()
-	}
 	if since := c.out.WriteSince.Load(); since != 0 && now-since >= int64(c.env.cfg().WriteTimeout) &&
 		silent >= int64(c.env.cfg().WriteTimeout) && !c.ownsUpstream() {
 		c.log(slog.LevelInfo, "client closed: it takes no data", "write_timeout", c.env.cfg().WriteTimeout)
@@ -111,6 +108,11 @@ func (c *client) cut() bool {
 
 // ownsUpstream reports whether the client has a session: then it may be as slow as it likes.
 func (c *client) ownsUpstream() bool { return c.hasSession.Load() }
+
+// tired reports whether the client has been idle for so long that it may rest.
+func (c *client) tired() bool {
+	return c.phase.Load() == phaseRunning && !c.rested.Load() && c.env.now()-c.lastRead.Load() >= int64(restAfter)
+}
 
 // rest interrupts the read of a client that has been idle, see read. From now on the
 // kernel also looks whether its peer is still there: clients without heartbeats may die unseen.

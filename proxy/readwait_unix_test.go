@@ -62,6 +62,9 @@ func TestWaitingReaderHoldsNoBuffer(t *testing.T) {
 		if n := cap(c.rd.Buffered()); n > most {
 			t.Errorf("a waiting reader holds %d octets, want at most %d", n, most)
 		}
+		if c.buf != nil {
+			t.Error("a waiting reader still points into the buffer that it gave back: it cannot be collected")
+		}
 	}
 	say(one)
 	rests(0)

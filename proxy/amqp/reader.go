@@ -16,13 +16,17 @@ const (
 	// idleReads is how many small reads in a row give a borrowed buffer back. One: whoever
 	// goes idle after it must not keep the buffer.
 	idleReads = 1
+	// smallBuffer is what a reader borrows that has little to read: many may hold theirs at a time, while
+	// each waits for a channel.
+	smallBuffer = 4 << 10
 	// restBuffer is the largest part of a frame that Rest keeps outside of a borrowed buffer.
 	restBuffer = 512
 )
 
 var (
-	bigBuffers  = sync.Pool{New: func() any { return new([bigBuffer]byte) }}
-	hugeBuffers = sync.Pool{New: func() any { return new([hugeBuffer]byte) }}
+	smallBuffers = sync.Pool{New: func() any { return new([smallBuffer]byte) }}
+	bigBuffers   = sync.Pool{New: func() any { return new([bigBuffer]byte) }}
+	hugeBuffers  = sync.Pool{New: func() any { return new([hugeBuffer]byte) }}
 )
 
 // Reader cuts a stream into frames. A frame that Next returned is valid until the next Fill.
@@ -34,14 +38,16 @@ type Reader struct {
 	// what a busy reader borrows; 0: no bound.
 	MaxBuffer int
 
-	home   []byte            // the small buffer, owned
-	big    *[bigBuffer]byte  // borrowed, or nil
-	huge   *[hugeBuffer]byte // likewise
-	buf    []byte            // home, big or one made for a large frame
-	r, w   int               // buf[r:w] has been read and not been consumed
-	smalls int               // reads in a row that home would have held
-	need   int               // length of the frame at r as far as known
-	lends  bool              // Borrow is used, not Fill
+	home   []byte             // the small buffer, owned
+	small  *[smallBuffer]byte // borrowed, or nil
+	big    *[bigBuffer]byte   // likewise
+	huge   *[hugeBuffer]byte  // likewise
+	buf    []byte             // home, what is borrowed or one made for a large frame
+	r, w   int                // buf[r:w] has been read and not been consumed
+	smalls int                // reads in a row that home would have held
+	need   int                // length of the frame at r as far as known
+	lends  bool               // Borrow is used, not Fill
+	much   bool               // the last read into what Borrow gave was a large one
 }
 
 // NewReader has a small buffer of the given size, at least HeaderLen+1.
@@ -71,13 +77,17 @@ func (rd *Reader) Fill(src io.Reader) (n int, err error) {
 
 // Borrow makes room for a read that the caller does itself, in a buffer from the pool; Took says
 // what came. Who then has to wait gives the buffer back with Rest: an idle reader holds none, and a
-// busy one gets one that is in the processor's cache still. Not for a Reader that is filled too.
+// busy one gets one that is in the processor's cache still. It is a small one until a read has filled
+// more than half of it. Not for a Reader that is filled too.
 func (rd *Reader) Borrow() []byte {
 	if !rd.lends {
 		rd.lends, rd.home = true, nil
 	}
 	left := rd.w - rd.r
-	want := max(bigBuffer, rd.need)
+	want := smallBuffer
+	if rd.much || rd.need > smallBuffer {
+		want = max(bigBuffer, rd.need)
+	}
 	if left >= want {
 		want = 2 * left // whoever leaves all of it wants more
 	}
@@ -92,17 +102,24 @@ func (rd *Reader) Borrow() []byte {
 }
 
 // Took notes that n octets were read into what Borrow gave.
-func (rd *Reader) Took(n int) { rd.w += n }
+func (rd *Reader) Took(n int) {
+	rd.w += n
+	rd.much = n > smallBuffer/2
+}
 
 // Rest gives the buffer back. A small part of a frame goes on in a small buffer of the reader's own,
 // a large one keeps what it is in.
 func (rd *Reader) Rest() {
 	left := rd.w - rd.r
 	switch {
-	case left > restBuffer:
 	case left == 0:
 		rd.giveBack()
 		rd.buf, rd.r, rd.w = nil, 0, 0
+	case left > smallBuffer:
+	case left > restBuffer:
+		if rd.small == nil {
+			rd.move(smallBuffer)
+		}
 	default:
 		if rd.home == nil {
 			rd.home = make([]byte, restBuffer)
@@ -144,19 +161,23 @@ func (rd *Reader) room() {
 func (rd *Reader) move(want int) {
 	var next []byte
 	old := *rd
+	rd.small, rd.big, rd.huge = nil, nil, nil
 	switch {
 	case want <= len(rd.home):
-		next, rd.big, rd.huge = rd.home, nil, nil
+		next = rd.home
+	case rd.lends && want == smallBuffer:
+		rd.small = smallBuffers.Get().(*[smallBuffer]byte)
+		next = rd.small[:]
 	case want < bigBuffer:
-		next, rd.big, rd.huge = make([]byte, want), nil, nil
+		next = make([]byte, want)
 	case want == bigBuffer:
-		rd.big, rd.huge = bigBuffers.Get().(*[bigBuffer]byte), nil
+		rd.big = bigBuffers.Get().(*[bigBuffer]byte)
 		next = rd.big[:]
 	case want <= hugeBuffer:
-		rd.big, rd.huge = nil, hugeBuffers.Get().(*[hugeBuffer]byte)
+		rd.huge = hugeBuffers.Get().(*[hugeBuffer]byte)
 		next = rd.huge[:]
 	default:
-		next, rd.big, rd.huge = make([]byte, want), nil, nil
+		next = make([]byte, want)
 	}
 	n := copy(next, old.buf[old.r:old.w])
 	rd.buf, rd.r, rd.w = next, 0, n
@@ -165,13 +186,16 @@ func (rd *Reader) move(want int) {
 
 // giveBack returns what is borrowed to its pool.
 func (rd *Reader) giveBack() {
+	if rd.small != nil {
+		smallBuffers.Put(rd.small)
+	}
 	if rd.big != nil {
 		bigBuffers.Put(rd.big)
 	}
 	if rd.huge != nil {
 		hugeBuffers.Put(rd.huge)
 	}
-	rd.big, rd.huge = nil, nil
+	rd.small, rd.big, rd.huge = nil, nil, nil
 }
 
 // Next is the next whole frame, or nil when another Fill is needed.

@@ -69,7 +69,7 @@ func borrowAll(t testing.TB, rd *Reader, src io.Reader) (frames [][]byte, err er
 			if rd.Rest(); !bytes.Equal(rd.Buffered(), left) {
 				t.Fatalf("%x is left of %x after a rest", rd.Buffered(), left)
 			}
-			if len(left) == 0 && rd.buf != nil || len(left) <= restBuffer && rd.big != nil {
+			if len(left) == 0 && rd.buf != nil || len(left) <= smallBuffer && rd.big != nil || len(left) <= restBuffer && rd.small != nil {
 				t.Fatalf("a reader at rest keeps %d octets for the %d that are left", len(rd.buf), len(left))
 			}
 		}
@@ -315,6 +315,31 @@ func TestReaderBorrowsAndReturns(t *testing.T) {
 	_ = borrowed
 	bigBuffers.Put(a)
 	bigBuffers.Put(b)
+}
+
+// Who reads little borrows little: many may hold theirs while each waits for a channel.
+func TestReaderBorrowsByWhatCame(t *testing.T) {
+	var rd Reader
+	for _, x := range []struct {
+		n, want int // octets that come, and the room there is for the read after them
+		rest    bool
+	}{
+		{0, smallBuffer, true},
+		{800, smallBuffer, true},
+		{smallBuffer - 8, bigBuffer, true},
+		{bigBuffer, bigBuffer, true},
+		{8, bigBuffer, false}, // it has a large one
+		{8, smallBuffer, true},
+	} {
+		rd.Took(copy(rd.Borrow(), bytes.Repeat(Heartbeat, x.n/len(Heartbeat))))
+		rd.Skip(len(rd.Buffered()))
+		if x.rest {
+			rd.Rest()
+		}
+		if got := len(rd.Borrow()); got != x.want {
+			t.Errorf("after a read of %d octets there is room for %d, want %d", x.n, got, x.want)
+		}
+	}
 }
 
 // Two readers that borrow and return in turn never see each other's octets.

@@ -104,7 +104,7 @@ func (s *Server) authenticate(c *client, who login, props []byte) (*account, *am
 			}
 			return nil, e
 		}
-		known := s.strangers.known(id)
+		known := who.stored() != nil || s.strangers.known(id)
 		var f *loginFlight
 		if a != nil {
 			f = a.flight

@@ -264,7 +264,8 @@ func (c *client) startOk(f amqp.Frame) bool {
 		c.refuseLogin(broker.RefusedLogin(mechanism))
 		return false
 	}
-	who, e := c.s.auth.identify(c.s.ctx, said)
+	c.user = said.user // for the log
+	who, e := c.s.auth.identify(c, said)
 	if e != nil {
 		c.refuseLogin(e)
 		return false
@@ -367,8 +368,12 @@ func (c *client) tuneOk(f amqp.Frame, offer amqp.Tune) bool {
 // open takes the vhost, gets the verdict on it, and answers.
 func (c *client) open(f amqp.Frame) bool {
 	a := amqp.ReadArgs(f)
-	c.pool = c.s.poolOf(c.account, string(a.Str()))
-	e := c.admitted()
+	vhost := string(a.Str())
+	e := c.s.mayOpen(c.account.login, vhost)
+	if e == nil {
+		c.pool = c.s.poolOf(c.account, vhost)
+		e = c.admitted()
+	}
 	if e == errGone {
 		return false
 	}

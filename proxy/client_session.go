@@ -186,6 +186,11 @@ func (c *client) endSession() {
 // client becomes one for it when all of its channels can follow: one that stays would go
 // on with the old secret.
 func (c *client) updateSecret(f amqp.Frame) {
+	if c.account.login.stored() != nil {
+		// What the client sends proved who it is, and is not what the broker knows.
+		c.pass0(amqp.AppendMethod(nil, 0, amqp.ConnectionUpdateSecretOk))
+		return
+	}
 	if c.session == nil && c.lst.Mode == PoolAuto && c.movable() {
 		if e := c.becomeSession(); e != nil {
 			c.die(e)

@@ -53,6 +53,10 @@ type Config struct {
 	// a session's has the address of its client, all others the proxy's own.
 	ProxyProtocol string
 
+	// Users are those whose credentials the proxy keeps; about others UnknownUsers says who decides, "" the broker.
+	Users        []User
+	UnknownUsers UnknownUsers
+
 	// MaxClients bounds the clients held at a time; 0: no bound.
 	MaxClients int
 	// LoopbackUsers are refused from other machines where the broker is on this one's loopback.
@@ -127,6 +131,7 @@ func DefaultConfig() Config {
 		Listeners:     []Listener{{Address: "127.0.0.1:5673", Mode: PoolAuto, MatchProperties: true}},
 		Upstream:      Upstream{Host: "localhost", Port: 5672},
 		ProxyProtocol: "off",
+		UnknownUsers:  UnknownBroker,
 		LoopbackUsers: []string{"guest"},
 		MaxHandshakes: 2000,
 
@@ -192,6 +197,7 @@ func (c *Config) Validate() error {
 	if c.Upstream.Port < 1 || c.Upstream.Port > 65535 {
 		bad("upstream port", c.Upstream.Port, "1 to 65535")
 	}
+	errs = append(errs, c.validateUsers()...)
 	ranged := func(name string, v, lo, hi int64) {
 		if v < lo || v > hi {
 			bad(name, v, fmt.Sprintf("%d to %d", lo, hi))

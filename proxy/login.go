@@ -44,8 +44,8 @@ type credentials interface {
 type authenticator interface {
 	// mechanisms are the SASL mechanisms that connection.start offers, as words.
 	mechanisms() string
-	// identify takes a client's claim. It may wait, until ctx ends.
-	identify(ctx context.Context, c claim) (login, *amqp.Error)
+	// identify takes a client's claim. It may wait, until the client is gone.
+	identify(c *client, said claim) (login, *amqp.Error)
 }
 
 // brokerDecides is the authenticator that believes nobody: the broker is sent what the client
@@ -56,8 +56,8 @@ const mechanisms = "PLAIN AMQPLAIN"
 
 func (brokerDecides) mechanisms() string { return mechanisms }
 
-func (brokerDecides) identify(_ context.Context, c claim) (login, *amqp.Error) {
-	return login{principal{c.user}, asSent{c.user, c.secret}}, nil
+func (brokerDecides) identify(_ *client, said claim) (login, *amqp.Error) {
+	return login{principal{said.user}, asSent{said.user, said.secret}}, nil
 }
 
 // asSent are credentials that a client sent.

@@ -20,7 +20,7 @@ type kept struct {
 
 func (kept) mechanisms() string { return mechanisms }
 
-func (k kept) identify(_ context.Context, c claim) (login, *amqp.Error) {
+func (k kept) identify(_ *client, c claim) (login, *amqp.Error) {
 	if k.passwords[c.user] == "" || c.secret != broker.NewSecret(k.passwords[c.user]) {
 		return login{}, broker.RefusedLogin(c.mechanism)
 	}

@@ -132,7 +132,7 @@ func (p *pool) flight() *loginFlight {
 			ask = p.recheck
 		}
 		p.env.spawn(func() {
-			v := verdictOf(ask())
+			v := p.verdictOf(ask())
 			p.mu.Lock()
 			p.login = nil
 			p.mu.Unlock()
@@ -142,10 +142,20 @@ func (p *pool) flight() *loginFlight {
 	return p.login
 }
 
+// verdictOf reads the outcome of a login of the pool. Where the secret that the broker refuses is one that the
+// proxy keeps, no client is to blame: they have proved who they are, and what stands serves them for now.
+func (p *pool) verdictOf(e *amqp.Error) verdict {
+	v := verdictOf(e)
+	if v.ofSecret() && p.account.login.stored() != nil {
+		v.ruling = throttled
+	}
+	return v
+}
+
 // heard takes the broker's word on the identity, whoever asked for it. Any lock may be held for an
 // acceptance, nil.
 func (p *pool) heard(e *amqp.Error) verdict {
-	v := verdictOf(e)
+	v := p.verdictOf(e)
 	revoked := p.standing.hear(v, p.env.now())
 	switch v.ruling {
 	case accepted, full:
@@ -170,7 +180,7 @@ func (p *pool) recheckBehind() {
 // recheck verifies the identity anew. The error is why it is not.
 func (p *pool) recheck() *amqp.Error {
 	u, err := p.s.openUpstream(p, nil, nil, true)
-	v := verdictOf(err)
+	v := p.verdictOf(err)
 	now, cfg := p.env.now(), p.env.cfg()
 	spare := false
 	p.mu.Lock()

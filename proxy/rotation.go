@@ -96,7 +96,7 @@ func signedUser(user string) bool {
 // idleTimeoutLocked is how long an upstream of the pool is kept when it is idle.
 func (p *pool) idleTimeoutLocked() time.Duration {
 	keep := p.env.cfg().IdleTimeout
-	if p.clients == 0 && p.account.logins.Load() <= 1 {
+	if p.clients == 0 && p.account.logins.Load() <= 1 && p.account.login.stored() == nil {
 		return min(keep, onceFor)
 	}
 	return keep

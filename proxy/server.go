@@ -15,6 +15,7 @@ import (
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
 	"github.com/amqproxysvc/amqproxysvc/proxy/broker"
 	"github.com/amqproxysvc/amqproxysvc/proxy/lock"
+	"github.com/amqproxysvc/amqproxysvc/proxy/wait"
 )
 
 var bg = context.Background()
@@ -37,6 +38,8 @@ type Server struct {
 	// noBroker stands in before the first handshake with the broker: RabbitMQ's values.
 	noBroker   *broker.Info
 	auth       authenticator
+	users      atomic.Pointer[directory] // nil: the broker decides about all
+	hashing    wait.Bound
 	strangers  *strangers
 	rotation   rotation
 	checking   atomic.Int32 // SelfChecks under way
@@ -96,7 +99,8 @@ func New(cfg Config) (*Server, error) {
 	s.gate.s, s.gate.env = s, &s.env
 	s.queues.full = make(chan struct{}, 1)
 	s.logins.accounts = make(map[login]*account)
-	s.auth = brokerDecides{}
+	s.auth = keepsUsers{}
+	s.hashing.Resize(hashesAtATime)
 	s.strangers = newStrangers()
 	s.broker = broker.New(s.ctx, s.log, s.spawn, broker.Config{})
 	s.setConfig(cfg)
@@ -110,6 +114,7 @@ func (s *Server) setConfig(cfg Config) (moved bool) {
 	}
 	s.budget.resize(cfg.MessageBuffer, cfg.MaxMessageSize)
 	s.conf.Store(&cfg)
+	s.users.Store(newDirectory(&cfg, s.users.Load()))
 	moved = s.broker.Set(cfg.brokerConfig())
 	s.gate.poke()
 	s.limits.clients.Resize(cfg.MaxClients)

@@ -40,6 +40,7 @@ type Stats struct {
 	BytesFromClients, BytesToClients       uint64
 	BytesFromUpstreams, BytesToUpstreams   uint64
 	FramesFromClients, FramesFromUpstreams uint64
+	LocalOK, LocalRefused                  uint64 // logins of the proxy's own users: proved, or refused here
 	RechecksFailed                         uint64 // logins behind served ones that found no place or no broker
 	HeldBehindCloses                       uint64 // reads, declares and new channels that waited for closes that came before
 	LateErrors                             uint64 // soft errors of channels that were closed quietly
@@ -93,7 +94,7 @@ type PoolStats struct {
 type counters struct {
 	clientsTotal, upstreamsTotal, upstreamSeq atomic.Uint64
 	loginsOK, loginsRefused, loginsFailed     atomic.Uint64
-	reuseHits                                 atomic.Uint64
+	reuseHits, localOK, localRefused          atomic.Uint64
 	fromClients, fromUpstreams                atomic.Uint64
 	toUpstreams, turnedAway                   atomic.Uint64
 	framesClients, framesUpstreams            atomic.Uint64
@@ -139,6 +140,7 @@ func (s *Server) Stats() Stats {
 		Channels: int(n.channels.Load()), Bindings: int(n.bindings.Load()),
 		ConnectLatencySum: time.Duration(n.latencySum.Load()),
 	}
+	st.LocalOK, st.LocalRefused = n.localOK.Load(), n.localRefused.Load()
 	st.ChannelsOpened, st.ChannelsReused = n.channelsOpened.Load(), n.channelsReused.Load()
 	st.ChannelBarriers = n.barriers.Load()
 	for i := range st.ChannelsNotReused {

@@ -163,7 +163,7 @@ func TestStrangersEvictNobody(t *testing.T) {
 func TestWhoIsKnown(t *testing.T) {
 	s := newStrangers()
 	who := func(user, secret string) login {
-		w, _ := brokerDecides{}.identify(bg, claim{"PLAIN", user, broker.NewSecret(secret)})
+		w, _ := brokerDecides{}.identify(nil, claim{"PLAIN", user, broker.NewSecret(secret)})
 		return w
 	}
 	a := s.id(who("u", "p"))

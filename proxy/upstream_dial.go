@@ -49,7 +49,13 @@ func (s *Server) dial(ctx context.Context, lane broker.Lane, who login, props []
 	if u.from = from; from != nil {
 		ctx = broker.For(ctx, from)
 	}
-	k, err := s.broker.Login(ctx, lane, key, sent)
+	try := func(key broker.Credential) (*broker.Link, error) { return s.broker.Login(ctx, lane, key, sent) }
+	var k *broker.Link
+	if c := who.stored(); c != nil {
+		k, err = s.loginStored(ctx, c, try)
+	} else {
+		k, err = try(key)
+	}
 	if err != nil {
 		return nil, s.forClients(err)
 	}

@@ -77,6 +77,8 @@ var labelled = []struct {
 }{
 	{"amqproxysvc_logins_total", "Logins: ok, refused by the broker, or failed because it could not be reached.", "result",
 		[]string{"ok", "refused", "failed"}, func(s *proxy.Stats) []uint64 { return []uint64{s.LoginsOK, s.LoginsRefused, s.LoginsFailed} }},
+	{"amqproxysvc_local_logins_total", "Logins of users whose credentials the proxy keeps: the password was right, or refused here.", "result",
+		[]string{"ok", "refused"}, func(s *proxy.Stats) []uint64 { return []uint64{s.LocalOK, s.LocalRefused} }},
 	{"amqproxysvc_channels_not_reused_total", "Channels closed at the broker instead of kept, by what they had done.", "reason",
 		proxy.NotReusedReasons[:], func(s *proxy.Stats) []uint64 { return s.ChannelsNotReused[:] }},
 	{"amqproxysvc_received_bytes_total", "Bytes received.", "from",

@@ -1,5 +1,5 @@
-// Certificates that are renewed while the proxy runs: their files are looked at once a minute,
-// and what has changed is taken if it is whole; else the old ones stay.
+// Certificates that are renewed while the proxy runs, and secrets that are changed: their files are
+// looked at once a minute, and what has changed is taken if it is whole; else the old ones stay.
 
 package main
 
@@ -32,7 +32,7 @@ type certificates struct {
 // stamps is how the files look now; nil for one that is not there.
 func stamps(settings *config.Settings) map[string]os.FileInfo {
 	seen := map[string]os.FileInfo{}
-	for _, f := range settings.TLSFiles() {
+	for _, f := range append(settings.TLSFiles(), settings.SecretFiles()...) {
 		info, err := os.Stat(f)
 		if err != nil {
 			info = nil
@@ -52,6 +52,18 @@ func changed(before, now map[string]os.FileInfo) (files []string) {
 	}
 	slices.Sort(files)
 	return files
+}
+
+// partedBy parts the files that are among some from the others.
+func partedBy(files, some []string) (others, among []string) {
+	for _, f := range files {
+		if slices.Contains(some, f) {
+			among = append(among, f)
+		} else {
+			others = append(others, f)
+		}
+	}
+	return others, among
 }
 
 // watchCertificates has the files looked at until the drain.
@@ -90,10 +102,19 @@ func (e *engine) lookAtCertificates(now time.Time) {
 		if err == nil {
 			_, err = e.server.Reload(cfg)
 		}
-		if err != nil {
+		certificates, secrets := partedBy(files, settings.SecretFiles())
+		switch {
+		case err != nil && len(certificates) == 0:
+			slog.Warn("changed secrets are not taken, those from before stay", "reason", err, "files", files)
+		case err != nil:
 			slog.Warn("renewed certificates are not taken, those from before stay", "reason", err, "files", files)
-		} else {
-			slog.Info("certificates renewed", "files", files)
+		default:
+			if len(certificates) > 0 {
+				slog.Info("certificates renewed", "files", certificates)
+			}
+			if len(secrets) > 0 {
+				slog.Info("changed secrets are used for connections to come", "files", secrets)
+			}
 		}
 	}
 	if now.Sub(c.asked) >= 24*time.Hour {

@@ -51,6 +51,11 @@ func examineInstalled(in service.Installed, src config.Source) (settings config.
 	if reason := service.Unreadable(in.User, src.File); reason != "" {
 		problems = append(problems, src.File+": "+reason)
 	}
+	for _, file := range settings.SecretFiles() {
+		if reason := service.Unreadable(in.User, file); reason != "" {
+			problems = append(problems, file+": "+reason)
+		}
+	}
 	if len(problems) > 0 {
 		return settings, warnings, problems
 	}

@@ -156,8 +156,8 @@ as a number of bytes. A path that is not absolute starts at the directory of the
 		name := "TOP OF THE FILE"
 		switch sec.Name {
 		case "":
-		case "listener":
-			name = `\[\[LISTENER\]\]`
+		case "listener", "user":
+			name = `\[\[` + strings.ToUpper(sec.Name) + `\]\]`
 		default:
 			name = `\[` + strings.ToUpper(sec.Name) + `\]`
 		}

@@ -57,6 +57,7 @@ Settings are taken from the command line, then the environment, then the file gi
 	root.Flags().BoolP("version", "v", false, "Show the version")
 
 	root.AddCommand(checkConfigCommand(), importConfigCommand(), sampleConfigCommand(), versionCommand(), manCommand(), healthcheckCommand())
+	root.AddCommand(userCommands()...)
 	root.AddCommand(serviceCommands()...)
 	root.AddCommand(lookCommands()...)
 	for _, command := range systemCommands {
@@ -120,7 +121,9 @@ func (f *settingFlags) add(cmd *cobra.Command) {
 	fs.BoolVarP(&f.debug, "debug", "d", false, "Log debug lines too")
 	_ = cmd.RegisterFlagCompletionFunc("set", func(*cobra.Command, []string, string) (names []string, _ cobra.ShellCompDirective) {
 		for i := range config.Table {
-			names = append(names, config.Table[i].Name()+"=")
+			if d := &config.Table[i]; !d.FileOnly() {
+				names = append(names, d.Name()+"=")
+			}
 		}
 		return names, cobra.ShellCompDirectiveNoSpace | cobra.ShellCompDirectiveNoFileComp
 	})
@@ -199,6 +202,9 @@ func (v *setValue) Set(text string) error {
 		}
 		return fmt.Errorf("unknown setting %q, sample-config lists all", name)
 	}
+	if d.FileOnly() {
+		return fmt.Errorf("%s is set in the settings file only", d.Name())
+	}
 	v.flags.overrides = append(v.flags.overrides, config.Override{Setting: d, Value: value, Origin: "--set " + name})
 	return nil
 }
@@ -260,14 +266,14 @@ func singleDash(root *cobra.Command, args []string) error {
 }
 
 // nearestCommand is the command that someone who wrote word may have meant: one that
-// begins with it, the shortest first, else the one that differs least.
+// begins with it, the shortest or the first of which it is a whole word, else the one that differs least.
 func nearestCommand(word string, commands []string) string {
 	if strings.ContainsAny(word, ":/.@") {
 		return "" // rather a URL
 	}
 	best := ""
 	for _, c := range commands {
-		if len(word) >= 2 && strings.HasPrefix(c, word) && (best == "" || len(c) < len(best)) {
+		if len(word) >= 2 && strings.HasPrefix(c, word) && (best == "" || len(c) < len(best) && !strings.HasPrefix(best, word+"-")) {
 			best = c
 		}
 	}

@@ -34,6 +34,9 @@ func (s *Settings) ProxyConfig(version string, logger *slog.Logger) (proxy.Confi
 		}
 		c.Listeners = append(c.Listeners, listener)
 	}
+	users, problems := s.engineUsers()
+	wrong.Problems = append(wrong.Problems, problems...)
+	c.Users, c.UnknownUsers = users, proxy.UnknownUsers(s.Auth.UnknownUsers)
 	c.Upstream = proxy.Upstream{Host: s.Broker.Host, Port: s.Broker.Port}
 	if s.Broker.TLS {
 		t, err := s.TLS.client(s.Broker.Host)

@@ -16,11 +16,15 @@ func Explain(src Source, s *Settings) []Explained {
 	scratch := Defaults()
 	var inFile map[string]int
 	if src.File != "" {
-		_, _, inFile = loadFile(src.File, &scratch)
+		_, _, inFile = loadFile(src.File, src.Env, &scratch)
 	}
 	all := make([]Explained, 0, len(Table))
 	for i := range Table {
 		d := &Table[i]
+		if d.Section == "user" {
+			all = append(all, d.ofUsers(src, s, inFile)...)
+			continue
+		}
 		if d.Section != "listener" {
 			all = append(all, Explained{d.Name(), d.TOML(s, &s.Listeners[0]), originOf(d, src, inFile)})
 			continue
@@ -36,6 +40,25 @@ func Explain(src Source, s *Settings) []Explained {
 			}
 			all = append(all, e)
 		}
+	}
+	return all
+}
+
+// ofUsers is a setting of [[user]], once for each.
+func (d *Setting) ofUsers(src Source, s *Settings, inFile map[string]int) (all []Explained) {
+	none := Defaults()
+	with := *s
+	for i := range s.Users {
+		with.user = s.Users[i]
+		e := Explained{d.Name(), d.shown(&with, nil), originOf(d, src, inFile)}
+		if i > 0 {
+			e.Name = fmt.Sprintf("%s[%d].%s", d.Section, i+1, d.Key)
+			e.Origin = "default"
+			if d.TOML(&with, nil) != d.TOML(&none, nil) {
+				e.Origin = src.File
+			}
+		}
+		all = append(all, e)
 	}
 	return all
 }

@@ -18,7 +18,7 @@ import (
 
 // loadFile puts the file's values into s. Problems begin with FILE:LINE. inFile has the line
 // of each setting of the file, of the first listener's among those of listeners.
-func loadFile(path string, s *Settings) (warnings, problems []string, inFile map[string]int) {
+func loadFile(path string, env func(string) (string, bool), s *Settings) (warnings, problems []string, inFile map[string]int) {
 	data, err := readFile(path)
 	if err != nil {
 		return nil, []string{err.Error()}, nil
@@ -30,13 +30,14 @@ func loadFile(path string, s *Settings) (warnings, problems []string, inFile map
 	if abs, err := filepath.Abs(path); err == nil {
 		dir = filepath.Dir(abs)
 	}
-	f := fileLoader{path: path, dir: dir, text: string(data), lines: linesOf(string(data)), s: s, inFile: map[string]int{}}
+	f := fileLoader{path: path, dir: dir, env: env, text: string(data), lines: linesOf(string(data)), s: s, inFile: map[string]int{}}
 	f.load()
 	return f.warnings, f.problems, f.inFile
 }
 
 type fileLoader struct {
 	path, dir, text    string
+	env                func(string) (string, bool) // nil: none is looked at
 	lines              map[place]int
 	inFile             map[string]int
 	s                  *Settings
@@ -66,6 +67,10 @@ func (f *fileLoader) load() {
 		}
 		if key == "listener" {
 			f.listeners(value)
+			continue
+		}
+		if key == "user" {
+			f.users(value)
 			continue
 		}
 		table, isTable := value.(map[string]any)
@@ -124,6 +129,9 @@ func (f *fileLoader) set(d *Setting, l *Listener, index int, value any) {
 	}
 	if d.Kind == KindPath || d.Kind == KindPaths {
 		value = f.absolute(value)
+	}
+	if d.Kind == KindSecret {
+		value = f.secretPath(value)
 	}
 	warning, err := d.setTOML(f.s, l, value)
 	if err != nil {
@@ -225,8 +233,8 @@ func keysOf(section string) (keys []string) {
 
 // header is a section as it is written in the file.
 func header(section string) string {
-	if section == "listener" {
-		return "[[listener]]"
+	if section == "listener" || isOptional(section) {
+		return "[[" + section + "]]"
 	}
 	return "[" + section + "]"
 }

@@ -61,14 +61,17 @@ func Load(src Source) (s Settings, warnings []string, err error) {
 	// The command line is checked first, on a copy: its errors come before others'.
 	scratch := Defaults()
 	for _, o := range src.CommandLine {
-		if _, err := o.Setting.setText(&scratch, &scratch.Listeners[0], o.Value); err != nil {
+		if o.Setting.FileOnly() {
+			wrong.Problems = append(wrong.Problems, fmt.Sprintf("%s: %s is one of %s, which only the settings file has", o.Origin, o.Setting.Name(), header(o.Setting.Section)))
+			wrong.CommandLine = true
+		} else if _, err := o.Setting.setText(&scratch, &scratch.Listeners[0], o.Value); err != nil {
 			wrong.Problems = append(wrong.Problems, o.Origin+": "+err.Error())
 			wrong.CommandLine = true
 		}
 	}
 	var inFile map[string]int
 	if src.File != "" {
-		fileWarnings, problems, lines := loadFile(src.File, &s)
+		fileWarnings, problems, lines := loadFile(src.File, src.Env, &s)
 		warnings = append(warnings, fileWarnings...)
 		wrong.Problems = append(wrong.Problems, problems...)
 		inFile = lines
@@ -115,6 +118,9 @@ func Load(src Source) (s Settings, warnings []string, err error) {
 	if len(wrong.Problems) > 0 {
 		return Defaults(), warnings, &wrong
 	}
+	if mode, open := readableByAll(src.File); open && len(s.Users) > 0 {
+		warnings = append(warnings, fmt.Sprintf("%s: everybody on this machine may read or change the hashes of its [[user]] (mode %04o): chmod 0640", src.File, mode))
+	}
 	return s, warnings, nil
 }
 
@@ -134,6 +140,7 @@ func (s *Settings) check() (problems []string) {
 	if at := s.Admin.Socket; at != "" && at != "off" && !socketPath(at) {
 		bad("admin.socket is %q, allowed is off, or %s", at, socketPathAllowed)
 	}
+	problems = append(problems, s.checkUsers()...)
 	bound := []Listener{{Address: s.HTTP.Address, Port: s.HTTP.Port}}
 	for i, l := range s.Listeners {
 		for j, other := range bound {
@@ -209,6 +216,11 @@ func readFile(path string) ([]byte, error) {
 		return data, nil
 	}
 	return nil, fmt.Errorf("%s: cannot be read: %s", path, plainReason(err))
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 func readUpTo(path string, most int64) ([]byte, error) {

@@ -21,6 +21,8 @@ type Settings struct {
 	// Upstream are not used here: see Listeners and Broker, and ProxyConfig.
 	Engine    proxy.Config
 	Listeners []Listener
+	Users     []User
+	Auth      Auth
 	Broker    Broker
 	TLS       TLS
 	HTTP      HTTP
@@ -32,6 +34,13 @@ type Settings struct {
 	DrainDelay time.Duration
 	// MemoryLimit is MemoryAuto or MemoryOff.
 	MemoryLimit string
+
+	user User // the [[user]] that is being read or written, see Setting.at
+}
+
+// Auth says who decides about users that have no [[user]].
+type Auth struct {
+	UnknownUsers string // "broker" or "refuse"
 }
 
 // Whether Go's collector is told of the memory limit that the system sets.
@@ -131,6 +140,7 @@ func Defaults() Settings {
 		Log:         Log{Level: slog.LevelInfo, Format: "text", MaxSize: 100 << 20, MaxAge: 30 * day, MaxBackups: 10, Compress: true},
 		TermTimeout: 10 * time.Second,
 		MemoryLimit: MemoryAuto,
+		Auth:        Auth{UnknownUsers: string(proxy.UnknownBroker)},
 	}
 	for range engine.Listeners {
 		s.Listeners = append(s.Listeners, defaultListener())

@@ -16,6 +16,7 @@ const (
 	KindText     Kind = iota // any text
 	KindPath                 // a file's path; in the settings file relative to that file
 	KindPaths                // one of these, or a list
+	KindSecret               // a file with a secret: as KindPath, or the name of a credential of systemd
 	KindNames                // one name, or a list
 	KindNetworks             // one network (10.0.0.0/8) or address, or a list
 	KindHost                 // a host name or an IP address
@@ -35,7 +36,7 @@ type Special struct {
 
 // Setting is one row of the table.
 type Setting struct {
-	Section string // "" at the top of the file; "listener" is an array of tables
+	Section string // "" at the top of the file; "listener" and "user" are arrays of tables
 	Key     string
 	Kind    Kind
 	// Min and Max bound numbers: plain, bytes, or nanoseconds for a duration.
@@ -46,9 +47,10 @@ type Setting struct {
 	Flag     string   // long name of the command line flag, "" for none
 	Short    string   // its letter, "" for none
 	Live     bool     // a reload applies it; otherwise it takes a restart
+	Hidden   bool     // the value is shown nowhere
 	Help     string   // one paragraph
 
-	at func(*Settings, *Listener) any // where the value is kept
+	at func(*Settings, *Listener) any // where the value is kept; of a user, in Settings.user
 }
 
 // Name is the setting's full name, section.key.
@@ -67,12 +69,19 @@ const (
 	milliNS  = int64(time.Millisecond)
 )
 
+// FileOnly reports whether the setting is one of tables of which there may be none: it cannot be set
+// on the command line or in the environment.
+func (d *Setting) FileOnly() bool { return isOptional(d.Section) }
+
 // Section is a group of settings.
 type Section struct {
 	Name  string // "" for the top of the file
 	Title string
 	Help  string
 }
+
+// isOptional reports whether a section is an array of tables that has none by default.
+func isOptional(section string) bool { return section == "user" }
 
 // Sections are the groups in the order of the sample file.
 var Sections = []Section{
@@ -82,6 +91,8 @@ var Sections = []Section{
 	{"tls", "TLS to the broker", "For an amqps URL. TLS 1.2 or newer; the files are read again at a reload."},
 	{"pool", "Pools", "Connections to the broker, and how they are shared. A pool holds those of one user, password and vhost."},
 	{"client", "Clients", "What one client, and all of them, may take. In use at a time is at most message_buffer + client_queues + 256 KiB for each client (4 KiB while it is idle, 14 KiB with TLS) + 16 KiB (80 KiB with TLS) for each of max_handshakes + 1 MiB for each connection to the broker, 40 MiB for the program itself, and up to as much again before Go's collector has cleaned up, which the environment variable GOMEMLIMIT bounds."},
+	{"auth", "Logins", "Who decides about a login. Without a [[user]] the broker decides about all of them."},
+	{"user", "Users", "Users whose credentials the proxy keeps, a [[user]] for each: their applications know a password of the proxy's, and the broker is sent another that they never see. Only the file has them, and they are all live: clients that are connected stay."},
 	{"http", "Metrics and health", "/metrics for Prometheus, /healthz (the process lives) and /readyz (the broker can be reached)."},
 	{"admin", "Admin channel", "Where the commands that look at a running proxy and act on it reach it: clients, pools, upstreams, stats, top, config, kick, reconnect."},
 	{"log", "Logging", "Log lines go to the terminal, the journal or the Windows event log, and to a file when one is set."},
@@ -238,6 +249,26 @@ var Table = []Setting{
 	{Section: "client", Key: "write_timeout", Kind: KindDuration, Min: secondNS, Max: int64(year), Live: true,
 		Help: "How long a client or the broker may take no byte of what it is sent, before it counts as dead.",
 		at:   func(s *Settings, _ *Listener) any { return &s.Engine.WriteTimeout }},
+
+	{Section: "auth", Key: "unknown_users", Kind: KindChoice, Values: []string{"broker", "refuse"}, Live: true,
+		Help: "What becomes of users that have no [[user]]. broker: the broker is sent what they send and decides, as it does where there is no [[user]] at all. refuse: they are refused here, in RabbitMQ's words.",
+		at:   func(s *Settings, _ *Listener) any { return &s.Auth.UnknownUsers }},
+
+	{Section: "user", Key: "name", Kind: KindText, Live: true,
+		Help: "Name that applications log in with.",
+		at:   func(s *Settings, _ *Listener) any { return &s.user.Name }},
+	{Section: "user", Key: "password_hash", Kind: KindText, Live: true, Hidden: true,
+		Help: "Hash of the password that applications log in with: what amqproxysvc hash-password prints (argon2id), or a password_hash of RabbitMQ's definitions (SHA-256 or SHA-512), which amqproxysvc import-users takes over. Never the password itself.",
+		at:   func(s *Settings, _ *Listener) any { return &s.user.PasswordHash }},
+	{Section: "user", Key: "vhosts", Kind: KindNames, Live: true,
+		Help: "Vhosts that the user may open; others are refused here, with RabbitMQ's 530. Empty: the broker decides.",
+		at:   func(s *Settings, _ *Listener) any { return &s.user.VHosts }},
+	{Section: "user", Key: "broker_user", Kind: KindText, Live: true,
+		Help: "Name that the broker knows the user by: in its list of connections, its permissions, and the user_id of messages. Empty: the same name.",
+		at:   func(s *Settings, _ *Listener) any { return &s.user.BrokerUser }},
+	{Section: "user", Key: "broker_password_file", Kind: KindSecret, Live: true,
+		Help: "File with the password that the broker is sent, on its first line; not readable by everybody. A name without a directory is looked for in $CREDENTIALS_DIRECTORY first (systemd's LoadCredential= and LoadCredentialEncrypted=), then beside the settings file. It is read again at a reload, and within a minute after it has changed; a new password is used for the next connection, and until the broker has accepted it the one before is tried too. Connections that stand stay.",
+		at:   func(s *Settings, _ *Listener) any { return &s.user.BrokerPasswordFile }},
 
 	{Section: "http", Key: "address", Kind: KindHost, Env: "HTTP_ADDRESS",
 		Help: "Address on which metrics and health are served. There is no login: keep it on loopback or behind a firewall.",

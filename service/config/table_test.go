@@ -54,6 +54,9 @@ func TestTableRowsAreWhole(t *testing.T) {
 		}
 		seen[d.Name()] = true
 		s := Defaults()
+		if d.FileOnly() && (d.Env != "" || d.Flag != "") {
+			t.Errorf("%s is for the file only and has a flag or a variable", d.Name())
+		}
 		if d.at == nil || d.at(&s, &s.Listeners[0]) == nil {
 			t.Errorf("%s is kept nowhere", d.Name())
 		}
@@ -76,6 +79,9 @@ func TestTableRowsAreWhole(t *testing.T) {
 func TestDefaultsRoundTrip(t *testing.T) {
 	for i := range Table {
 		d := &Table[i]
+		if d.FileOnly() {
+			continue // there is none
+		}
 		text := d.DefaultText()
 		dir := t.TempDir()
 		path := filepath.Join(dir, "x.toml")
@@ -104,13 +110,23 @@ func TestSampleIsTheDefaults(t *testing.T) {
 	}
 	// As it is, and with every setting's comment sign removed.
 	live := sample
+	if n := strings.Count(live, "\n# [[user]]\n"); n != 1 {
+		t.Errorf("the sample has %d commented [[user]]", n)
+	}
+	live = strings.ReplaceAll(live, "\n# [[user]]\n", "\n[[user]]\n")
 	for i := range Table {
 		live = strings.ReplaceAll(live, "\n# "+Table[i].Key+" = ", "\n"+Table[i].Key+" = ")
 	}
-	if n := strings.Count(live, "\n# "); strings.Count(sample, "\n# ")-n != len(Table) {
-		t.Errorf("%d settings could be switched on, want %d", strings.Count(sample, "\n# ")-n, len(Table))
+	if n := strings.Count(live, "\n# "); strings.Count(sample, "\n# ")-n != len(Table)+1 { // and [[user]]
+		t.Errorf("%d settings could be switched on, want %d", strings.Count(sample, "\n# ")-n, len(Table)+1)
 	}
-	for name, text := range map[string]string{"as it is": sample, "all switched on": live} {
+	switchedOn := live
+	// A user is whole with a name, a hash and a file.
+	for _, whole := range [][2]string{{"\nname = \"\"", "\nname = \"u\""}, {"\npassword_hash = \"\"", "\npassword_hash = \"kI3GCqW5JLMJa4iX1lo7X4D6XbYqlLgxIs30+P6tENUV2POR\""},
+		{"\nbroker_password_file = \"\"", "\nbroker_password_file = \"x\""}} {
+		switchedOn = strings.Replace(switchedOn, whole[0], whole[1], 1)
+	}
+	for name, text := range map[string]string{"as it is": sample, "all switched on": switchedOn} {
 		path := filepath.Join(t.TempDir(), "s.toml")
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
@@ -245,7 +261,7 @@ func TestEverySettingRefuses(t *testing.T) {
 		case KindPaths, KindNames:
 			bad = []string{"a\x00b"}
 			badTOML = []string{"1", "false", "[1]", `["a", ""]`}
-		case KindPath, KindText:
+		case KindPath, KindSecret, KindText:
 			bad = []string{"a\x00b"}
 			badTOML = []string{"1", "false"}
 		}
@@ -263,7 +279,7 @@ func TestEverySettingRefuses(t *testing.T) {
 			}
 		}
 		for _, text := range bad {
-			if text == "" && d.Env != "" {
+			if text == "" && d.Env != "" || d.FileOnly() {
 				continue // an empty variable is one that is not set
 			}
 			o := Override{Setting: d, Value: text, Origin: "--set " + d.Name()}

@@ -17,7 +17,7 @@ func Sample(set map[string]string) (string, error) {
 	l := &s.Listeners[0]
 	for name, text := range set {
 		d := Find(name)
-		if d == nil {
+		if d == nil || d.FileOnly() {
 			return "", fmt.Errorf("unknown setting %q", name)
 		}
 		if _, err := d.setText(&s, l, text); err != nil {
@@ -39,7 +39,11 @@ func Sample(set map[string]string) (string, error) {
 `)
 	for _, sec := range Sections {
 		fmt.Fprintf(&b, "\n\n%s\n%s", "# "+strings.Repeat("-", 20)+" "+sec.Title, comment(sec.Help))
-		if sec.Name != "" {
+		switch {
+		case sec.Name == "":
+		case isOptional(sec.Name): // of which there is none until somebody takes the sign away
+			b.WriteString("\n# " + header(sec.Name) + "\n")
+		default:
 			b.WriteString("\n" + header(sec.Name) + "\n")
 		}
 		for i := range Table {
@@ -65,7 +69,7 @@ func (d *Setting) note() string {
 		live = "(live)"
 	}
 	switch d.Kind {
-	case KindBool, KindHost, KindPath, KindPaths, KindNames, KindNetworks, KindText, KindURL:
+	case KindBool, KindHost, KindPath, KindPaths, KindSecret, KindNames, KindNetworks, KindText, KindURL:
 		return live
 	}
 	return "Allowed: " + d.Allowed() + ". " + live

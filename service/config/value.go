@@ -23,6 +23,8 @@ func (d *Setting) Allowed() string {
 	switch d.Kind {
 	case KindPath:
 		return "the path of a file"
+	case KindSecret:
+		return "the path of a file, or the name of a credential of systemd"
 	case KindPaths:
 		return "the path of a file, or a list of such"
 	case KindNames:
@@ -66,6 +68,9 @@ func (d *Setting) number(n int64) string {
 func (d *Setting) bad(value string) error {
 	if len(value) > 200 {
 		value = value[:200] + "..."
+	}
+	if d.Hidden {
+		value = "not readable as such"
 	}
 	return fmt.Errorf("%s is %s, allowed is %s", d.Name(), Redact(value), d.Allowed())
 }
@@ -304,6 +309,14 @@ func levelName(name string) string {
 		return "error"
 	}
 	return name
+}
+
+// shown is TOML, but for what is hidden.
+func (d *Setting) shown(s *Settings, l *Listener) string {
+	if text, ok := d.at(s, l).(*string); ok && d.Hidden && *text != "" {
+		return quoteTOML("[redacted]")
+	}
+	return d.TOML(s, l)
 }
 
 // TOML writes the value in force as it stands in the file.

@@ -37,6 +37,8 @@ type ServerTLS struct {
 	ClientCert ClientCert
 	ClientCAs  *x509.CertPool // for ClientCert other than none
 	MinVersion uint16         // tls.VersionTLS12 or more
+	// External is what of a client's certificate is its name, for SASL EXTERNAL; "": it is not offered.
+	External ExternalUser
 }
 
 // validate says what is missing; nil is a plain listener.
@@ -51,8 +53,14 @@ func (t *ServerTLS) validate(address string) (errs []error) {
 	if t.MinVersion < tls.VersionTLS12 || t.MinVersion > tls.VersionTLS13 {
 		bad("the lowest version of TLS is neither 1.2 nor 1.3")
 	}
+	if !t.External.valid() {
+		bad("external_user is " + strconv.Quote(string(t.External)) + `, allowed is "off", "cn", "dn", "san_dns", "san_uri" or "san_email"`)
+	}
 	switch t.ClientCert {
 	case ClientCertNone:
+		if !t.External.off() {
+			bad("external_user needs client_cert: clients are asked for no certificate")
+		}
 	case ClientCertOptional, ClientCertRequired:
 		if t.ClientCAs == nil {
 			bad("certificates of clients without an authority that vouches for them")

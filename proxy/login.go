@@ -42,19 +42,17 @@ type credentials interface {
 
 // authenticator says who a client is and what the broker is sent for it.
 type authenticator interface {
-	// mechanisms are the SASL mechanisms that connection.start offers, as words.
-	mechanisms() string
+	// mechanisms are the SASL mechanisms that connection.start offers to a client, as words.
+	mechanisms(c *client) string
 	// identify takes a client's claim. It may wait, until the client is gone.
 	identify(c *client, said claim) (login, *amqp.Error)
 }
 
-// brokerDecides is the authenticator that believes nobody: the broker is sent what the client
+// brokerDecides is how the users of the broker are told apart: it believes nobody, the broker is sent what the client
 // sent, and its verdict on that is the proof.
 type brokerDecides struct{}
 
 const mechanisms = "PLAIN AMQPLAIN"
-
-func (brokerDecides) mechanisms() string { return mechanisms }
 
 func (brokerDecides) identify(_ *client, said claim) (login, *amqp.Error) {
 	return login{principal{said.user}, asSent{said.user, said.secret}}, nil

@@ -18,7 +18,7 @@ type kept struct {
 	pairs     map[string]*pairs
 }
 
-func (kept) mechanisms() string { return mechanisms }
+func (kept) mechanisms(*client) string { return mechanisms }
 
 func (k kept) identify(_ *client, c claim) (login, *amqp.Error) {
 	if k.passwords[c.user] == "" || c.secret != broker.NewSecret(k.passwords[c.user]) {

@@ -38,16 +38,17 @@ func defaultBroker() *broker.Info {
 
 // greeting is connection.start for clients, made when first needed.
 type greeting struct {
-	of    *broker.Info
-	frame []byte
+	of         *broker.Info
+	mechanisms string
+	frame      []byte
 }
 
 // startFrame is connection.start for clients: the broker's, and the proxy's field.
-func (s *Server) startFrame(info *broker.Info) []byte {
-	if g := s.greeting.Load(); g != nil && (g.of == info || bytes.Equal(g.of.Properties, info.Properties)) {
+func (s *Server) startFrame(info *broker.Info, mechanisms string) []byte {
+	if g := s.greeting.Load(); g != nil && g.mechanisms == mechanisms && (g.of == info || bytes.Equal(g.of.Properties, info.Properties)) {
 		return g.frame
 	}
-	g := &greeting{info, amqp.AppendStart(nil, s.withProxy(info.Properties), s.auth.mechanisms(), "en_US")}
+	g := &greeting{info, mechanisms, amqp.AppendStart(nil, s.withProxy(info.Properties), mechanisms, "en_US")}
 	s.greeting.Store(g)
 	return g.frame
 }

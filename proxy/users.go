@@ -30,10 +30,20 @@ type User struct {
 	Name string
 	// Password is that of their password; zero: no password lets them in.
 	Password hash.Hash
+	// Certificate is the name in the certificate that lets them in by EXTERNAL; "": Name is.
+	Certificate string
 	// VHosts are those that they may open; none: the broker decides.
 	VHosts []string
 	// Broker is what the broker is sent for them.
 	Broker Provider
+}
+
+// certificate is the name that a certificate of the user has.
+func (u *User) certificate() string {
+	if u.Certificate != "" {
+		return u.Certificate
+	}
+	return u.Name
 }
 
 // Provider is what the broker is sent for a user. Values that are == are the same.
@@ -69,17 +79,21 @@ const (
 
 // validateUsers says what is wrong with them.
 func (c *Config) validateUsers() (errs []error) {
-	seen := map[string]bool{}
+	seen, shown := map[string]bool{}, map[string]string{}
 	for i, u := range c.Users {
-		switch {
+		switch other, twice := shown[u.certificate()]; {
 		case u.Name == "":
 			errs = append(errs, fmt.Errorf("user %d has no name", i+1))
 		case seen[u.Name]:
 			errs = append(errs, fmt.Errorf("user %d has the name of one before", i+1))
 		case u.Broker == nil:
 			errs = append(errs, fmt.Errorf("user %d has nothing that the broker is sent", i+1))
+		case twice && u.Certificate != "" && other != "":
+			errs = append(errs, fmt.Errorf("user %d has the certificate of one before", i+1))
+		case twice:
+			errs = append(errs, fmt.Errorf("user %d: a name in a certificate, %s, is the name of another user", i+1, strconv.Quote(u.certificate())))
 		}
-		seen[u.Name] = true
+		seen[u.Name], shown[u.certificate()] = true, u.Certificate
 	}
 	switch c.UnknownUsers {
 	case "", UnknownBroker, UnknownRefuse:
@@ -94,9 +108,10 @@ const hashesAtATime = 2
 
 // directory are the users of a configuration. It is not changed once it was made.
 type directory struct {
-	users  map[string]*keptUser
-	hashes []hash.Hash // all of them
-	refuse bool        // users that are not in it
+	users        map[string]*keptUser
+	certificates map[string]*keptUser // by the name that a certificate has
+	hashes       []hash.Hash          // all of them
+	refuse       bool                 // users that are not in it
 }
 
 type keptUser struct {
@@ -109,7 +124,7 @@ func newDirectory(cfg *Config, old *directory) *directory {
 	if len(cfg.Users) == 0 && cfg.UnknownUsers != UnknownRefuse {
 		return nil
 	}
-	d := &directory{users: make(map[string]*keptUser, len(cfg.Users)), refuse: cfg.UnknownUsers == UnknownRefuse}
+	d := &directory{users: make(map[string]*keptUser, len(cfg.Users)), certificates: make(map[string]*keptUser, len(cfg.Users)), refuse: cfg.UnknownUsers == UnknownRefuse}
 	for _, u := range cfg.Users {
 		l := &keptUser{User: u}
 		if old != nil {
@@ -121,7 +136,7 @@ func newDirectory(cfg *Config, old *directory) *directory {
 		if l.stored == nil {
 			l.stored = &stored{name: u.Name, account: u.Broker.Account(), now: u.Broker}
 		}
-		d.users[u.Name] = l
+		d.users[u.Name], d.certificates[u.certificate()] = l, l
 		if !u.Password.IsZero() {
 			d.hashes = append(d.hashes, u.Password)
 		}
@@ -143,9 +158,17 @@ func (d *directory) decoy(key []byte, user string) hash.Hash {
 // leaves others to the broker.
 type keepsUsers struct{}
 
-func (keepsUsers) mechanisms() string { return mechanisms }
+func (keepsUsers) mechanisms(c *client) string {
+	if c.certified() != nil {
+		return mechanisms + " " + external
+	}
+	return mechanisms
+}
 
 func (keepsUsers) identify(c *client, said claim) (login, *amqp.Error) {
+	if said.mechanism == external {
+		return c.identifyExternal()
+	}
 	d := c.s.users.Load()
 	if d == nil {
 		return brokerDecides{}.identify(c, said)

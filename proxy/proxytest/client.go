@@ -72,6 +72,8 @@ func ClientProperties(name string) []byte {
 
 // Client is a raw AMQP client for one goroutine.
 type Client struct {
+	// Mechanisms are those that connection.start offers.
+	Mechanisms string
 	// ServerProperties is the inside of the server's table in connection.start.
 	ServerProperties []byte
 	// Offered is the server's tune, Tune what was settled.
@@ -164,8 +166,12 @@ func (c *Client) Start() error {
 	a.Octet()
 	a.Octet()
 	c.ServerProperties = append([]byte(nil), a.LongStr()...)
+	c.Mechanisms = string(a.LongStr())
 	response := []byte("\x00" + c.cfg.User + "\x00" + c.cfg.Password)
-	if c.cfg.Mechanism == "AMQPLAIN" {
+	switch c.cfg.Mechanism {
+	case "EXTERNAL":
+		response = []byte(c.cfg.User)
+	case "AMQPLAIN":
 		response = amqp.AppendStringField(nil, "LOGIN", c.cfg.User)
 		response = amqp.AppendStringField(response, "PASSWORD", c.cfg.Password)
 	}

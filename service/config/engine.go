@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy"
@@ -107,6 +108,12 @@ func (s *Settings) Warnings() (warnings []string) {
 	}
 	if !s.Broker.TLS && s.TLS != Defaults().TLS {
 		warnings = append(warnings, "[tls] is set but upstream.url is "+s.Broker.String()+", without TLS")
+	}
+	byCertificate := slices.ContainsFunc(s.Listeners, func(l Listener) bool { return l.ExternalUser != string(proxy.ExternalOff) })
+	for i := range s.Users {
+		if u := &s.Users[i]; u.Certificate != "" && !byCertificate {
+			warnings = append(warnings, u.which(i)+": user.certificate is set but no listener has external_user: it lets nobody in")
+		}
 	}
 	for i, l := range s.Listeners {
 		if l.ProxyProtocol == "off" && len(l.ProxyFrom)+len(l.DirectFrom) > 0 {

@@ -32,6 +32,9 @@ func (l *Listener) checkTLS(n int) (problems []string) {
 	case len(l.CertFile) != len(l.KeyFile):
 		bad("listener.cert_file has %d, listener.key_file %d, allowed are as many keys as certificates, in the same order", len(l.CertFile), len(l.KeyFile))
 	}
+	if l.ClientCert == proxy.ClientCertNone && l.ExternalUser != string(proxy.ExternalOff) {
+		bad("listener.external_user is %s, which needs listener.client_cert: clients are asked for no certificate", l.ExternalUser)
+	}
 	if l.ClientCert != proxy.ClientCertNone && l.ClientCAFile == "" {
 		bad("listener.client_cert is %s, which needs listener.client_ca_file", l.ClientCert)
 	}
@@ -40,7 +43,7 @@ func (l *Listener) checkTLS(n int) (problems []string) {
 
 // server reads the files. Problems name setting and file; there are none if t is not nil.
 func (l *Listener) server() (t *proxy.ServerTLS, problems []string) {
-	t = &proxy.ServerTLS{Files: l.CertFile, ClientCert: l.ClientCert, MinVersion: tls.VersionTLS12}
+	t = &proxy.ServerTLS{Files: l.CertFile, ClientCert: l.ClientCert, MinVersion: tls.VersionTLS12, External: proxy.ExternalUser(l.ExternalUser)}
 	if l.TLSMinVersion == "1.3" {
 		t.MinVersion = tls.VersionTLS13
 	}
@@ -128,7 +131,7 @@ func encrypted(key []byte) bool {
 func (l *Listener) warnings(now time.Time) (warnings []string) {
 	if !l.TLS {
 		d := defaultListener()
-		if len(l.CertFile) > 0 || len(l.KeyFile) > 0 || l.ClientCert != d.ClientCert || l.ClientCAFile != "" || l.TLSMinVersion != d.TLSMinVersion {
+		if len(l.CertFile) > 0 || len(l.KeyFile) > 0 || l.ClientCert != d.ClientCert || l.ClientCAFile != "" || l.TLSMinVersion != d.TLSMinVersion || l.ExternalUser != d.ExternalUser {
 			warnings = append(warnings, "certificates and what belongs to them are set but listener.tls is not: clients speak plain AMQP here")
 		}
 		return warnings

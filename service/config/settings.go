@@ -61,6 +61,7 @@ type Listener struct {
 	ClientCert        proxy.ClientCert
 	ClientCAFile      string
 	TLSMinVersion     string // "1.2" or "1.3"
+	ExternalUser      string // proxy.ExternalUser
 
 	ProxyProtocol         string // "off" or "required"
 	ProxyFrom, DirectFrom []netip.Prefix
@@ -153,7 +154,7 @@ func defaultListener() Listener {
 	host, port, _ := net.SplitHostPort(first.Address)
 	n, _ := strconv.Atoi(port)
 	return Listener{Address: host, Port: n, PoolMode: first.Mode, MatchProperties: first.MatchProperties,
-		ClientCert: proxy.ClientCertNone, TLSMinVersion: "1.2", ProxyProtocol: "off"}
+		ClientCert: proxy.ClientCertNone, TLSMinVersion: "1.2", ExternalUser: string(proxy.ExternalOff), ProxyProtocol: "off"}
 }
 
 // hostPort is net.JoinHostPort for hosts with or without brackets.

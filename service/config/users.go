@@ -17,6 +17,7 @@ import (
 type User struct {
 	Name         string
 	PasswordHash string
+	Certificate  string
 	VHosts       []string
 
 	BrokerUser         string // "": Name
@@ -59,7 +60,7 @@ func (u *User) which(i int) string {
 
 // checkUsers looks at what goes together.
 func (s *Settings) checkUsers() (problems []string) {
-	first := map[string]int{}
+	first, shown := map[string]int{}, map[string]int{}
 	for i := range s.Users {
 		u := &s.Users[i]
 		bad := func(format string, args ...any) {
@@ -73,8 +74,15 @@ func (s *Settings) checkUsers() (problems []string) {
 		if u.Name == "" {
 			bad("user.name is not set, it is the name that its clients send")
 		}
-		if u.PasswordHash == "" {
-			bad("user.password_hash is not set, amqproxysvc hash-password makes one")
+		if u.Certificate != "" {
+			if j, twice := shown[u.Certificate]; twice {
+				bad("user.certificate is that of user %d too, allowed is one [[user]] for a certificate", j+1)
+			}
+			shown[u.Certificate] = i
+		}
+		if u.PasswordHash == "" && u.Certificate == "" {
+			bad("neither user.password_hash nor user.certificate is set: amqproxysvc hash-password makes a hash")
+		} else if u.PasswordHash == "" {
 		} else if _, err := hash.Parse(u.PasswordHash); err != nil {
 			bad("user.password_hash %s", err)
 		}
@@ -92,17 +100,20 @@ func (s *Settings) checkUsers() (problems []string) {
 func (s *Settings) engineUsers() (users []proxy.User, problems []string) {
 	for i := range s.Users {
 		u := &s.Users[i]
-		h, err := hash.Parse(u.PasswordHash)
-		if err != nil {
-			problems = append(problems, u.which(i)+": user.password_hash "+err.Error())
-			continue
+		var h hash.Hash
+		if u.PasswordHash != "" {
+			var err error
+			if h, err = hash.Parse(u.PasswordHash); err != nil {
+				problems = append(problems, u.which(i)+": user.password_hash "+err.Error())
+				continue
+			}
 		}
 		p, err := u.provider()
 		if err != nil {
 			problems = append(problems, u.which(i)+": "+err.Error())
 			continue
 		}
-		users = append(users, proxy.User{Name: u.Name, Password: h, VHosts: u.VHosts, Broker: p})
+		users = append(users, proxy.User{Name: u.Name, Password: h, Certificate: u.Certificate, VHosts: u.VHosts, Broker: p})
 	}
 	return users, problems
 }

@@ -123,6 +123,27 @@ func TestSecretsThatAreCredentials(t *testing.T) {
 	}
 }
 
+// A certificate that lets nobody in is said, and a name that is asked of none refused.
+func TestCertificatesOfUsers(t *testing.T) {
+	const certified = "[[user]]\nname = \"a\"\ncertificate = \"x\"\nbroker_password_file = \"x.password\"\n"
+	_, file := usersFile(t, certified)
+	s, _, err := Load(Source{File: file})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if w := s.Warnings(); len(w) != 1 || !strings.Contains(w[0], "user 1 (a): user.certificate is set but no listener has external_user") {
+		t.Errorf("warnings are %q", w)
+	}
+	c, err := s.ProxyConfig("dev", nil)
+	if err != nil || len(c.Users) != 1 || c.Users[0].Certificate != "x" || !c.Users[0].Password.IsZero() {
+		t.Errorf("%v: %+v", err, c.Users)
+	}
+	_, file = usersFile(t, "[[listener]]\ntls = true\ncert_file = \"c\"\nkey_file = \"k\"\nexternal_user = \"cn\"\n"+certified)
+	if _, _, err := Load(Source{File: file}); err == nil || !strings.Contains(err.Error(), "listener 1: listener.external_user is cn, which needs listener.client_cert") {
+		t.Errorf("names out of no certificate: %v", err)
+	}
+}
+
 // Each of these is one line that names user and setting, and has nothing of a secret.
 func TestUsersThatAreWrong(t *testing.T) {
 	const whole = "password_hash = \"" + aHash + "\"\nbroker_password_file = \"x.password\"\n"
@@ -132,7 +153,8 @@ func TestUsersThatAreWrong(t *testing.T) {
 		"unknown key":      {"[[user]]\nname = \"a\"\npassword = \"hunter2\"\n", `a.toml:3: unknown setting "password" in [[user]], did you mean "password_hash"?`},
 		"no name":          {"[[user]]\n" + whole, "user 1: user.name is not set"},
 		"twice":            {"[[user]]\nname = \"a\"\n" + whole + "[[user]]\nname = \"a\"\n" + whole, "user 2 (a): user.name is that of user 1 too, allowed is one [[user]] for a name"},
-		"no hash":          {"[[user]]\nname = \"a\"\nbroker_password_file = \"x.password\"\n", "user 1 (a): user.password_hash is not set"},
+		"no hash":          {"[[user]]\nname = \"a\"\nbroker_password_file = \"x.password\"\n", "user 1 (a): neither user.password_hash nor user.certificate is set"},
+		"one certificate":  {strings.Repeat("[[user]]\nname = \"a\"\ncertificate = \"x\"\nbroker_password_file = \"x.password\"\n", 1) + "[[user]]\nname = \"b\"\ncertificate = \"x\"\nbroker_password_file = \"x.password\"\n", "user 2 (b): user.certificate is that of user 1 too"},
 		"a password":       {"[[user]]\nname = \"a\"\npassword_hash = \"hunter2\"\nbroker_password_file = \"x.password\"\n", "user 1 (a): user.password_hash is no hash of a password, allowed is what hash-password prints"},
 		"a number as hash": {"[[user]]\nname = \"a\"\npassword_hash = 31337\n", "a.toml:3: user.password_hash is not readable as such"},
 		"MD5":              {"[[user]]\nname = \"a\"\npassword_hash = \"AAAAAAAAAAAAAAAAAAAAAAAAAAA=\"\nbroker_password_file = \"x.password\"\n", "rabbit_password_hashing_md5, which is not taken"},

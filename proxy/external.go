@@ -1,0 +1,115 @@
+// SASL EXTERNAL: who a client is by its certificate, which TLS has verified. It is offered to those
+// clients alone whose certificate names a user that the proxy keeps.
+
+package proxy
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"log/slog"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/broker"
+)
+
+const external = "EXTERNAL"
+
+// ExternalUser says what of a client's certificate is its name.
+type ExternalUser string
+
+const (
+	ExternalOff      ExternalUser = "off" // EXTERNAL is not offered
+	ExternalCN       ExternalUser = "cn"
+	ExternalDN       ExternalUser = "dn" // RFC 4514, as RabbitMQ writes it: CN=shop,O=Acme
+	ExternalSANDNS   ExternalUser = "san_dns"
+	ExternalSANURI   ExternalUser = "san_uri"
+	ExternalSANEmail ExternalUser = "san_email"
+)
+
+func (e ExternalUser) off() bool { return e == "" || e == ExternalOff }
+
+func (e ExternalUser) valid() bool {
+	switch e {
+	case "", ExternalOff, ExternalCN, ExternalDN, ExternalSANDNS, ExternalSANURI, ExternalSANEmail:
+		return true
+	}
+	return false
+}
+
+var commonName = asn1.ObjectIdentifier{2, 5, 4, 3}
+
+// nameIn is a certificate's name, "" for none. Of alternative names the first counts, as for
+// RabbitMQ; of two common names none, since others may read the other one.
+func (e ExternalUser) nameIn(cert *x509.Certificate) string {
+	first := func(names []string) string {
+		if len(names) == 0 {
+			return ""
+		}
+		return names[0]
+	}
+	switch e {
+	case ExternalCN, ExternalDN:
+		var names pkix.RDNSequence
+		if rest, err := asn1.Unmarshal(cert.RawSubject, &names); err != nil || len(rest) > 0 {
+			return ""
+		}
+		if e == ExternalDN {
+			return names.String()
+		}
+		n := 0
+		for _, set := range names {
+			for _, a := range set {
+				if a.Type.Equal(commonName) {
+					n++
+				}
+			}
+		}
+		if n == 1 {
+			return cert.Subject.CommonName
+		}
+	case ExternalSANDNS:
+		return first(cert.DNSNames)
+	case ExternalSANURI:
+		if len(cert.URIs) > 0 {
+			return cert.URIs[0].String()
+		}
+	case ExternalSANEmail:
+		return first(cert.EmailAddresses)
+	}
+	return ""
+}
+
+// certified is the user that the client's certificate names; nil: none. The TLS handshake is over.
+func (c *client) certified() *keptUser {
+	d, t := c.s.users.Load(), c.lst.tls.Load()
+	if d == nil || t == nil || t.External.off() {
+		return nil
+	}
+	conn, ok := c.conn.(*tls.Conn)
+	if !ok {
+		return nil
+	}
+	state := conn.ConnectionState()
+	if len(state.VerifiedChains) == 0 {
+		return nil
+	}
+	name := t.External.nameIn(state.PeerCertificates[0])
+	if l := d.certificates[name]; l != nil && name != "" {
+		return l
+	}
+	c.log(slog.LevelDebug, "the client's certificate names no user", "name", name, "external_user", string(t.External))
+	return nil
+}
+
+// identifyExternal is the login of a client by its certificate; what it says of itself is not looked at.
+func (c *client) identifyExternal() (login, *amqp.Error) {
+	l := c.certified()
+	if l == nil { // not any more: a reload came since connection.start
+		c.env.n.localRefused.Add(1)
+		return login{}, broker.RefusedLogin(external)
+	}
+	c.env.n.localOK.Add(1)
+	return login{principal{l.Name}, l.stored}, nil
+}

@@ -85,7 +85,7 @@ func in(f func() error) <-chan error {
 
 func (r *rig) login(l Lane, user string) <-chan error {
 	return in(func() error {
-		k, err := r.b.Login(ctx, l, Credential{user, NewSecret("s3cret")}, props())
+		k, err := r.b.Login(ctx, l, Credential{User: user, Secret: NewSecret("s3cret")}, props())
 		if err != nil {
 			return err
 		}
@@ -148,7 +148,7 @@ func TestRefusedByTheEndOfTheSocket(t *testing.T) {
 					p = props()
 				}
 				done := in(func() error {
-					_, err := r.b.Login(ctx, Known, Credential{"u", NewSecret("x")}, p)
+					_, err := r.b.Login(ctx, Known, Credential{User: "u", Secret: NewSecret("x")}, p)
 					return err
 				})
 				peer := r.sc.Accept()
@@ -256,7 +256,7 @@ func TestNobodyWaits(t *testing.T) {
 		for range 2 * slowInARow {
 			c, cancel := context.WithCancel(ctx)
 			done := in(func() error {
-				_, err := r.b.Login(c, Strangers, Credential{"u", NewSecret("x")}, props())
+				_, err := r.b.Login(c, Strangers, Credential{User: "u", Secret: NewSecret("x")}, props())
 				return err
 			})
 			synctest.Wait()
@@ -425,7 +425,7 @@ func TestTargets(t *testing.T) {
 func TestStartOkTooLarge(t *testing.T) {
 	withBroker(t, func(r *rig) {
 		done := in(func() error {
-			_, err := r.b.Login(ctx, Strangers, Credential{"u", NewSecret(strings.Repeat("p", 4096))}, props())
+			_, err := r.b.Login(ctx, Strangers, Credential{User: "u", Secret: NewSecret(strings.Repeat("p", 4096))}, props())
 			return err
 		})
 		p := r.sc.Accept()
@@ -439,7 +439,7 @@ func TestStartOkTooLarge(t *testing.T) {
 }
 
 func TestSecretIsNotPrinted(t *testing.T) {
-	c := Credential{"u", NewSecret("hunter2")}
+	c := Credential{User: "u", Secret: NewSecret("hunter2")}
 	// Fields that fmt cannot ask are printed as they are.
 	hidden := struct {
 		s Secret

@@ -147,6 +147,13 @@ func (k *Link) logIn(ctx context.Context, c Credential, props []byte) error {
 			mechanism = "AMQPLAIN"
 			response = amqp.AppendStringField(amqp.AppendStringField(nil, "LOGIN", c.User), "PASSWORD", c.Secret.Reveal())
 		}
+		if c.External {
+			mechanism, response = "EXTERNAL", nil
+			if !hasWord(k.Info.Mechanisms, mechanism) {
+				verdict = amqp.Errorf(amqp.AccessRefused, 0, "Login was refused using authentication mechanism EXTERNAL: the broker offers %s", k.Info.Mechanisms)
+				return nil
+			}
+		}
 		startOk := amqp.AppendStartOk(nil, props, mechanism, response, "en_US")
 		if most := k.Info.FirstFrame(); most > 0 && len(startOk) > most {
 			verdict = amqp.FrameTooLarge(amqp.FrameMethod, uint32(len(startOk)-amqp.FrameOverhead), uint32(most-amqp.FrameOverhead))

@@ -46,4 +46,6 @@ func (Secret) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte(redacted)) }
 type Credential struct {
 	User   string
 	Secret Secret
+	// External: the certificate of the target's TLS proves the user, by SASL EXTERNAL.
+	External bool
 }

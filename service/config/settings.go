@@ -141,6 +141,7 @@ func Defaults() Settings {
 		Log:         Log{Level: slog.LevelInfo, Format: "text", MaxSize: 100 << 20, MaxAge: 30 * day, MaxBackups: 10, Compress: true},
 		TermTimeout: 10 * time.Second,
 		MemoryLimit: MemoryAuto,
+		user:        defaultUser(),
 		Auth:        Auth{UnknownUsers: string(proxy.UnknownBroker)},
 	}
 	for range engine.Listeners {

@@ -22,7 +22,19 @@ type User struct {
 
 	BrokerUser         string // "": Name
 	BrokerPasswordFile string
+
+	Provider          string // "": password
+	InstanceID        string
+	AccessKeyFile     string
+	SecurityTokenFile string // "": the key is not a temporary one
 }
+
+// The ways to what the broker is sent for a user.
+const (
+	providerPassword = "password"
+	providerAlibaba  = "alibaba"
+	providerExternal = "external"
+)
 
 // users takes the [[user]] tables.
 func (f *fileLoader) users(value any) {
@@ -35,12 +47,14 @@ func (f *fileLoader) users(value any) {
 		return
 	}
 	for i, table := range tables {
-		f.s.user = User{}
+		f.s.user = defaultUser()
 		f.section("user", nil, i, table)
 		f.s.Users = append(f.s.Users, f.s.user)
 	}
-	f.s.user = User{}
+	f.s.user = defaultUser()
 }
+
+func defaultUser() User { return User{Provider: providerPassword} }
 
 // brokerUser is whom the broker knows the user as.
 func (u *User) brokerUser() string {
@@ -86,14 +100,36 @@ func (s *Settings) checkUsers() (problems []string) {
 		} else if _, err := hash.Parse(u.PasswordHash); err != nil {
 			bad("user.password_hash %s", err)
 		}
-		if u.BrokerPasswordFile == "" {
-			bad("user.broker_password_file is not set, it holds the password that the broker knows %s by", Redact(u.brokerUser()))
-		}
+		u.checkProvider(s, bad)
 	}
 	if s.Auth.UnknownUsers == string(proxy.UnknownRefuse) && len(s.Users) == 0 {
 		problems = append(problems, "auth.unknown_users is refuse, which needs a [[user]]: nobody could log in")
 	}
 	return problems
+}
+
+// checkProvider looks at what a provider needs, and at what it has no use for.
+func (u *User) checkProvider(s *Settings, bad func(string, ...any)) {
+	for _, needs := range []struct{ provider, setting, value, is string }{
+		{providerPassword, "broker_password_file", u.BrokerPasswordFile, "it holds the password that the broker knows " + Redact(u.brokerUser()) + " by"},
+		{providerAlibaba, "instance_id", u.InstanceID, "it is that of the ApsaraMQ instance"},
+		{providerAlibaba, "access_key_file", u.AccessKeyFile, "it holds the AccessKey id and its secret, a line each"},
+	} {
+		switch {
+		case u.Provider == needs.provider && needs.value == "":
+			bad("user.%s is not set, %s", needs.setting, needs.is)
+		case u.Provider != needs.provider && needs.value != "":
+			bad("user.%s is for provider = %q, user.provider is %q", needs.setting, needs.provider, u.Provider)
+		}
+	}
+	switch {
+	case u.SecurityTokenFile != "" && u.Provider != providerAlibaba:
+		bad("user.security_token_file is for provider = %q, user.provider is %q", providerAlibaba, u.Provider)
+	case u.Provider == providerAlibaba && u.BrokerUser != "":
+		bad("user.broker_user is set, and user.provider is alibaba, whose names are made of the AccessKey")
+	case u.Provider == providerExternal && (!s.Broker.TLS || s.TLS.CertFile == ""):
+		bad("user.provider is external, which needs an amqps URL and tls.cert_file: the broker is shown that certificate")
+	}
 }
 
 // engineUsers reads the files. Problems name setting and file, and nothing of what is in it.
@@ -119,6 +155,24 @@ func (s *Settings) engineUsers() (users []proxy.User, problems []string) {
 }
 
 func (u *User) provider() (proxy.Provider, error) {
+	switch u.Provider {
+	case providerExternal:
+		return proxy.Certificate{User: u.brokerUser()}, nil
+	case providerAlibaba:
+		id, secret, err := readTwo("user.access_key_file", u.AccessKeyFile)
+		if err != nil {
+			return nil, err
+		}
+		key := proxy.AccessKey{Instance: u.InstanceID, ID: id, Secret: broker.NewSecret(secret)}
+		if u.SecurityTokenFile != "" {
+			token, err := readSecret("user.security_token_file", u.SecurityTokenFile)
+			if err != nil {
+				return nil, err
+			}
+			key.Token = broker.NewSecret(token)
+		}
+		return key, nil
+	}
 	secret, err := readSecret("user.broker_password_file", u.BrokerPasswordFile)
 	if err != nil {
 		return nil, err
@@ -128,22 +182,43 @@ func (u *User) provider() (proxy.Provider, error) {
 
 // readSecret is the first line of a file that only its owner and group may read.
 func readSecret(setting, file string) (string, error) {
+	lines, err := readSecrets(setting, file)
+	if err != nil {
+		return "", err
+	}
+	return lines[0], nil
+}
+
+// readTwo are the first two lines.
+func readTwo(setting, file string) (first, second string, err error) {
+	lines, err := readSecrets(setting, file)
+	if err != nil {
+		return "", "", err
+	}
+	if len(lines) < 2 || lines[1] == "" || strings.ContainsRune(lines[1], 0) {
+		return "", "", fmt.Errorf("%s: %s: has no second line, it is the secret", setting, file)
+	}
+	return lines[0], lines[1], nil
+}
+
+func readSecrets(setting, file string) (lines []string, err error) {
 	if mode, open := readableByAll(file); open {
-		return "", fmt.Errorf("%s: %s: everybody on this machine may read or change it (mode %04o), allowed is 0640 or stricter", setting, file, mode)
+		return nil, fmt.Errorf("%s: %s: everybody on this machine may read or change it (mode %04o), allowed is 0640 or stricter", setting, file, mode)
 	}
 	data, err := readFile(file)
 	if err != nil {
-		return "", fmt.Errorf("%s: %w", setting, err)
+		return nil, fmt.Errorf("%s: %w", setting, err)
 	}
-	line, _, _ := strings.Cut(string(data), "\n")
-	line = strings.TrimSuffix(line, "\r")
+	for line := range strings.SplitSeq(string(data), "\n") {
+		lines = append(lines, strings.TrimSuffix(line, "\r"))
+	}
 	switch {
-	case line == "":
-		return "", fmt.Errorf("%s: %s: its first line is empty, it is the secret", setting, file)
-	case strings.ContainsRune(line, 0):
-		return "", fmt.Errorf("%s: %s: has a NUL in its first line, which no password has", setting, file)
+	case lines[0] == "":
+		return nil, fmt.Errorf("%s: %s: its first line is empty, it is the secret", setting, file)
+	case strings.ContainsRune(lines[0], 0):
+		return nil, fmt.Errorf("%s: %s: has a NUL in its first line, which no password has", setting, file)
 	}
-	return line, nil
+	return lines, nil
 }
 
 // secretPath is where a secret is: a name without a directory is that of a credential of systemd, where there is one.
@@ -163,7 +238,12 @@ func (f *fileLoader) secretPath(value any) any {
 // SecretFiles are the files that secrets are in.
 func (s *Settings) SecretFiles() (files []string) {
 	for i := range s.Users {
-		files = append(files, s.Users[i].BrokerPasswordFile)
+		u := &s.Users[i]
+		for _, f := range []string{u.BrokerPasswordFile, u.AccessKeyFile, u.SecurityTokenFile} {
+			if f != "" {
+				files = append(files, f)
+			}
+		}
 	}
 	return files
 }

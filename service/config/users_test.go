@@ -144,6 +144,58 @@ func TestCertificatesOfUsers(t *testing.T) {
 	}
 }
 
+// What the broker is sent: a password, a pair made of an AccessKey, a certificate.
+func TestProviders(t *testing.T) {
+	const head = "[[user]]\nname = \"a\"\npassword_hash = \"" + aHash + "\"\n"
+	const key = "provider = \"alibaba\"\ninstance_id = \"amqp-cn-1\"\naccess_key_file = \"k\"\n"
+	load := func(text string, files map[string]string) (proxy.Provider, error) {
+		dir, file := usersFile(t, text)
+		for name, data := range files {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(data), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s, _, err := Load(Source{File: file})
+		if err != nil {
+			return nil, err
+		}
+		c, problems := s.engineUsers()
+		if len(problems) > 0 {
+			return nil, &Error{Problems: problems}
+		}
+		return c[0].Broker, nil
+	}
+	keys := map[string]string{"k": "LTAI5t\nk3y\n", "t": "st5\n"}
+	p, err := load(head+key, keys)
+	if k, ok := p.(proxy.AccessKey); err != nil || !ok || k.Instance != "amqp-cn-1" || k.ID != "LTAI5t" || k.Secret.Reveal() != "k3y" || k.Token.Reveal() != "" {
+		t.Errorf("%v: %+v", err, p)
+	}
+	p, err = load(head+key+"security_token_file = \"t\"\n", keys)
+	if k, ok := p.(proxy.AccessKey); err != nil || !ok || k.Token.Reveal() != "st5" {
+		t.Errorf("%v: %+v", err, p)
+	}
+	p, err = load("[upstream]\nurl = \"amqps://b\"\n[tls]\ncert_file = \"c\"\nkey_file = \"k\"\n"+head+"provider = \"external\"\nbroker_user = \"b\"\n", nil)
+	if c, ok := p.(proxy.Certificate); err != nil || !ok || c.User != "b" {
+		t.Errorf("%v: %+v", err, p)
+	}
+	for name, c := range map[string]struct{ text, want string }{
+		"unknown":        {head + "provider = \"vault\"\n", `user.provider is "vault", allowed is `},
+		"no instance":    {head + "provider = \"alibaba\"\naccess_key_file = \"k\"\n", "user.instance_id is not set"},
+		"no key":         {head + "provider = \"alibaba\"\ninstance_id = \"i\"\n", "user.access_key_file is not set"},
+		"key, no second": {head + "provider = \"alibaba\"\ninstance_id = \"i\"\naccess_key_file = \"t\"\n", "has no second line, it is the secret"},
+		"a name":         {head + key + "broker_user = \"b\"\n", "user.provider is alibaba, whose names are made of the AccessKey"},
+		"a password":     {head + key + "broker_password_file = \"x.password\"\n", `user.broker_password_file is for provider = "password", user.provider is "alibaba"`},
+		"a key":          {head + "broker_password_file = \"x.password\"\naccess_key_file = \"k\"\n", `user.access_key_file is for provider = "alibaba"`},
+		"a token":        {head + "broker_password_file = \"x.password\"\nsecurity_token_file = \"t\"\n", `user.security_token_file is for provider = "alibaba"`},
+		"no certificate": {head + "provider = \"external\"\n", "user.provider is external, which needs an amqps URL and tls.cert_file"},
+	} {
+		_, err := load(c.text, keys)
+		if err == nil || !strings.Contains(err.Error(), c.want) || len(err.(*Error).Problems) != 1 {
+			t.Errorf("%s: %v, want %q", name, err, c.want)
+		}
+	}
+}
+
 // Each of these is one line that names user and setting, and has nothing of a secret.
 func TestUsersThatAreWrong(t *testing.T) {
 	const whole = "password_hash = \"" + aHash + "\"\nbroker_password_file = \"x.password\"\n"

@@ -53,6 +53,9 @@ func (s *Server) janitor() {
 		for _, u := range ups {
 			u.tend()
 		}
+		if d := s.users.Load(); d != nil && d.expiring {
+			s.tendTokens(ups)
+		}
 		clear(clients)
 		clear(ups)
 		if c := s.budget.slowest(s.now(), s.cfg().WriteTimeout); c != nil {

@@ -60,6 +60,7 @@ type Stats struct {
 	ConnectLatencySum time.Duration
 	HeldTime          time.Duration // of HeldBehindCloses, in all
 
+	Tokens    []TokenStats
 	Pools     []PoolStats
 	Listeners []ListenerStats
 }
@@ -70,6 +71,12 @@ var ConnectLatencyBounds = [...]float64{0.001, 0.0025, 0.005, 0.01, 0.025, 0.05,
 // NotReusedReasons name the entries of Stats.ChannelsNotReused: what the channel did, or that
 // there was no room for it (full) or it was too old. In the order of ledger.Use.
 var NotReusedReasons = [ledger.NumUses - 1]string{"busy", "consumed", "transaction", "mandatory", "full", "old"}
+
+// TokenStats is the token that the broker is sent for a user.
+type TokenStats struct {
+	User string
+	Ends time.Time
+}
 
 // PoolStats is one identity's pool, without its secret.
 type PoolStats struct {
@@ -171,6 +178,7 @@ func (s *Server) Stats() Stats {
 	}
 	st.Identities = len(st.Pools)
 	st.Listeners = s.listenerStats()
+	st.Tokens = s.users.Load().tokens()
 	return st
 }
 

@@ -84,6 +84,8 @@ type upstream struct {
 	closing       bool          // connection.close was sent
 	sentLast      *client       // whose bytes left last
 	answered      wait.Signal   // the broker answers what a client waits for, see awaitBroker, or closes a channel
+	token         broker.Secret // that the broker was told last, where one of the proxy's own ends
+	tokenSent     int64         // when that was, and is not answered; coarse clock, 0: nothing is due
 	unhalt        chan struct{} // ends the reader's wait for its sole tenant
 
 	// Guarded by pool.mu.

@@ -33,6 +33,9 @@ func (c *client) tells() *net.TCPAddr {
 // from nil: it speaks for nobody.
 func (s *Server) dial(ctx context.Context, lane broker.Lane, who login, props []byte, from *net.TCPAddr) (*upstream, *amqp.Error) {
 	key, err := who.sends.next(ctx)
+	if c := who.stored(); isNoToken(err) && c.refused() {
+		s.log.Warn("no token for a user could be fetched", "user", c.name, "reason", err)
+	}
 	if err != nil {
 		return nil, s.forClients(err)
 	}
@@ -49,7 +52,10 @@ func (s *Server) dial(ctx context.Context, lane broker.Lane, who login, props []
 	if u.from = from; from != nil {
 		ctx = broker.For(ctx, from)
 	}
-	try := func(key broker.Credential) (*broker.Link, error) { return s.broker.Login(ctx, lane, key, sent) }
+	try := func(key broker.Credential) (*broker.Link, error) {
+		u.token = key.Secret
+		return s.broker.Login(ctx, lane, key, sent)
+	}
 	var k *broker.Link
 	if c := who.stored(); c != nil {
 		k, err = s.loginStored(ctx, c, try)
@@ -85,6 +91,8 @@ func (s *Server) forClients(err error) *amqp.Error {
 		return amqp.Errorf(amqp.ConnectionForced, 0, "%s", un.ForClients())
 	case errors.As(err, &verdict):
 		return verdict
+	case isNoToken(err):
+		return amqp.Errorf(amqp.ConnectionForced, 0, "no credential for the broker could be had, try again later")
 	case s.ctx.Err() != nil:
 		return errStopping
 	case errors.Is(err, context.Canceled):

@@ -470,7 +470,9 @@ func (u *upstream) control(f amqp.Frame) *amqp.Error {
 	case amqp.ConnectionUnblocked:
 		u.alarmOver()
 	case amqp.ConnectionUpdateSecretOk:
-		if c := u.owner.Load(); c != nil {
+		if u.stored() != nil {
+			u.tokenTaken()
+		} else if c := u.owner.Load(); c != nil {
 			c.pass0(f)
 		}
 	}

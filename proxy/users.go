@@ -112,6 +112,7 @@ type directory struct {
 	certificates map[string]*keptUser // by the name that a certificate has
 	hashes       []hash.Hash          // all of them
 	refuse       bool                 // users that are not in it
+	expiring     bool                 // somebody's credential ends
 }
 
 type keptUser struct {
@@ -134,7 +135,10 @@ func newDirectory(cfg *Config, old *directory) *directory {
 			}
 		}
 		if l.stored == nil {
-			l.stored = &stored{name: u.Name, account: u.Broker.Account(), now: u.Broker}
+			l.stored = &stored{name: u.Name, account: u.Broker.Account(), now: u.Broker, tokens: newTokens()}
+		}
+		if _, ok := u.Broker.(OAuth2); ok {
+			d.expiring = true
 		}
 		d.users[u.Name], d.certificates[u.certificate()] = l, l
 		if !u.Password.IsZero() {
@@ -263,6 +267,7 @@ func (s *Server) mayOpen(who login, vhost string) *amqp.Error {
 // those of one account of the broker's, whatever becomes of the secret.
 type stored struct {
 	name, account string
+	tokens        *tokens // of a provider whose credential ends
 
 	mu     lock.Mutex[lock.Leaf] // a leaf
 	now    Provider
@@ -278,7 +283,17 @@ func (l login) stored() *stored {
 }
 
 func (c *stored) next(ctx context.Context) (broker.Credential, error) {
-	return c.provider().Credential(ctx)
+	return c.ask(ctx, c.provider())
+}
+
+// ask is what p gives; of a provider whose credential ends, the one that is good still.
+func (c *stored) ask(ctx context.Context, p Provider) (broker.Credential, error) {
+	o, ends := p.(OAuth2)
+	if !ends {
+		return p.Credential(ctx)
+	}
+	token, err := c.tokens.get(ctx, o)
+	return broker.Credential{User: o.User, Secret: token}, err
 }
 
 func (c *stored) digest(w io.Writer) { _, _ = io.WriteString(w, "kept\x00"+c.account+"\x00") }
@@ -339,10 +354,10 @@ func (c *stored) refused() bool {
 // accepted yet with the one before.
 func (s *Server) loginStored(ctx context.Context, c *stored, try func(broker.Credential) (*broker.Link, error)) (*broker.Link, error) {
 	p := c.provider()
-	k, err := askStored(ctx, p, try)
+	k, err := askStored(ctx, c, p, try)
 	if s.refusesSecret(err) {
 		if other := c.other(p); other != nil {
-			k2, err2 := askStored(ctx, other, try)
+			k2, err2 := askStored(ctx, c, other, try)
 			if !s.refusesSecret(err2) {
 				p, k, err = other, k2, err2
 			}
@@ -359,8 +374,8 @@ func (s *Server) loginStored(ctx context.Context, c *stored, try func(broker.Cre
 	return k, err
 }
 
-func askStored(ctx context.Context, p Provider, try func(broker.Credential) (*broker.Link, error)) (*broker.Link, error) {
-	key, err := p.Credential(ctx)
+func askStored(ctx context.Context, c *stored, p Provider, try func(broker.Credential) (*broker.Link, error)) (*broker.Link, error) {
+	key, err := c.ask(ctx, p)
 	if err != nil {
 		return nil, err
 	}

@@ -202,6 +202,14 @@ func TestNoSecretIsShown(t *testing.T) {
 	users := "[[user]]\nname = \"shop\"\nbroker_user = \"prod\"\nbroker_password_file = \"x.password\"\npassword_hash = \"" + argon + "\"\n" +
 		"[[user]]\nname = \"till\"\nbroker_password_file = \"y.password\"\npassword_hash = \"" + rabbits + "\"\n"
 	users += "[[user]]\nname = \"cloud\"\nprovider = \"alibaba\"\ninstance_id = \"i\"\naccess_key_file = \"key\"\nsecurity_token_file = \"token\"\npassword_hash = \"" + rabbits + "\"\n"
+	issuer := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = fmt.Fprint(w, `{"access_token": "t0ken-of-the-issuer", "token_type": "bearer", "expires_in": 3600}`)
+	}))
+	defer issuer.Close()
+	b.SetUser("svc", "t0ken-of-the-issuer")
+	users += "[[user]]\nname = \"svc\"\nprovider = \"oauth2\"\ntoken_url = \"" + issuer.URL + "\"\nclient_id = \"proxy\"\nclient_secret_file = \"client\"\npassword_hash = \"" + rabbits + "\"\n"
+	write("client", "cl13nt-secret\n")
 	write("key", "LTAI5t\n4ccess-secret\n")
 	write("token", "5ts-token\n")
 	write("x.password", "s3cr3t-at-the-broker\n")
@@ -227,7 +235,7 @@ func TestNoSecretIsShown(t *testing.T) {
 	for _, c := range []struct {
 		user, password string
 		in             bool
-	}{{"shop", "l0cal-password", true}, {"shop", "gu3ssed", false}, {"till", "test12", false}, {"cloud", "test12", false}, {"prod", "s3cr3t-at-the-broker", true}, {"nobody", "gu3ssed", false}} {
+	}{{"shop", "l0cal-password", true}, {"shop", "gu3ssed", false}, {"till", "test12", false}, {"cloud", "test12", false}, {"svc", "test12", true}, {"prod", "s3cr3t-at-the-broker", true}, {"nobody", "gu3ssed", false}} {
 		client, err := proxytest.Dial(proxytest.ClientConfig{Addr: at, User: c.user, Password: c.password})
 		if (err == nil) != c.in {
 			t.Fatalf("%s with %s: %v", c.user, c.password, err)
@@ -255,12 +263,12 @@ func TestNoSecretIsShown(t *testing.T) {
 	}
 	shown := shownBy(e, &log)
 	shown["the reload's error"] = wrong.Error()
-	if !strings.Contains(shown["/v1/config"], "[redacted]") || !strings.Contains(shown["/metrics"], `amqproxysvc_local_logins_total{result="ok"} 3`) || !strings.Contains(shown["log"], "the broker refuses the secret kept for a user") {
+	if !strings.Contains(shown["/v1/config"], "[redacted]") || !strings.Contains(shown["/metrics"], `amqproxysvc_local_logins_total{result="ok"} 4`) || !strings.Contains(shown["log"], "the broker refuses the secret kept for a user") {
 		t.Errorf("the test looks at too little: %v", shown)
 	}
 	key := argon[strings.LastIndex(argon, "$")+1:]
 	for where, text := range shown {
-		for _, secret := range []string{key, rabbits, rabbits[8:24], "s3cr3t", "wr0ng", "n3w-at", "l0cal", "gu3ssed", "my-pl4in", "4ccess", "5ts", base64.StdEncoding.EncodeToString([]byte("0:i:LTAI5t:"))} {
+		for _, secret := range []string{key, rabbits, rabbits[8:24], "s3cr3t", "wr0ng", "n3w-at", "l0cal", "gu3ssed", "my-pl4in", "4ccess", "5ts", "t0ken", "cl13nt", base64.StdEncoding.EncodeToString([]byte("0:i:LTAI5t:"))} {
 			if strings.Contains(text, secret) {
 				t.Errorf("%s shows %q", where, secret)
 			}

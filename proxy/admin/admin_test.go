@@ -49,6 +49,7 @@ func get(t *testing.T, h http.Handler, target string) (code int, body string) {
 
 func TestMetrics(t *testing.T) {
 	f := &fake{stats: proxy.Stats{
+		LocalOK: 42, LocalRefused: 43, Tokens: []proxy.TokenStats{{User: "shop", Ends: time.Unix(3000, 0)}},
 		Started: time.Unix(1000, 0), BrokerUp: true, UpstreamsBlocked: 32, Clients: 3, Upstreams: 2, Channels: 5, Bindings: 4, Kept: 27, ChannelsOpened: 28, ChannelsReused: 29, ChannelBarriers: 30, ChannelsNotReused: [6]uint64{0, 31}, Identities: 2, Waiting: 1,
 		LongestWait: 1500 * time.Millisecond, ClientsTotal: 10, UpstreamsTotal: 11, LoginsOK: 12, LoginsRefused: 13,
 		LoginsFailed: 14, ReuseHits: 15, BytesFromClients: 16, BytesToClients: 17, BytesFromUpstreams: 18,
@@ -115,6 +116,9 @@ func TestMetrics(t *testing.T) {
 		`amqproxysvc_tls_handshakes_total{listener="[::]:5671",result="expired"} 37`,
 		`amqproxysvc_proxy_headers_total{listener="[::]:5671",result="untrusted"} 41`,
 		`amqproxysvc_certificate_expiry_timestamp_seconds{file="/a.pem",listener="[::]:5671"} 2000`,
+		`amqproxysvc_local_logins_total{result="ok"} 42`,
+		`amqproxysvc_local_logins_total{result="refused"} 43`,
+		`amqproxysvc_token_expiry_timestamp_seconds{user="shop"} 3000`,
 		`amqproxysvc_build_info{goversion="go`,
 		"go_goroutines ",
 	} {

@@ -108,6 +108,8 @@ const (
 	headersName = "amqproxysvc_proxy_headers_total"
 	headersHelp = "Connections to listeners with the PROXY protocol, by what came of their header."
 	expiryName  = "amqproxysvc_certificate_expiry_timestamp_seconds"
+	tokensName  = "amqproxysvc_token_expiry_timestamp_seconds"
+	tokensHelp  = "When the token that the broker is sent for a user ends, in seconds since 1970."
 	expiryHelp  = "When a certificate that clients are shown expires, in seconds since 1970."
 )
 
@@ -127,6 +129,7 @@ type collector struct {
 	pools     []*prometheus.Desc
 	shakes    *prometheus.Desc
 	expiry    *prometheus.Desc
+	tokens    *prometheus.Desc
 	headers   *prometheus.Desc
 	latency   *prometheus.Desc
 	buildInfo *prometheus.Desc
@@ -145,6 +148,7 @@ func newCollector(source Source, version string) *collector {
 	}
 	c.shakes = prometheus.NewDesc(shakesName, shakesHelp, []string{"listener", "result"}, nil)
 	c.expiry = prometheus.NewDesc(expiryName, expiryHelp, []string{"listener", "file"}, nil)
+	c.tokens = prometheus.NewDesc(tokensName, tokensHelp, []string{"user"}, nil)
 	c.headers = prometheus.NewDesc(headersName, headersHelp, []string{"listener", "result"}, nil)
 	c.latency = prometheus.NewDesc(latencyName, latencyHelp, nil, nil)
 	c.buildInfo = prometheus.NewDesc(infoName, infoHelp, []string{"version", "goversion"}, nil)
@@ -153,7 +157,7 @@ func newCollector(source Source, version string) *collector {
 
 // Describe is part of prometheus.Collector.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, group := range [][]*prometheus.Desc{c.plain, c.labelled, c.pools, {c.shakes, c.expiry, c.headers, c.latency, c.buildInfo}} {
+	for _, group := range [][]*prometheus.Desc{c.plain, c.labelled, c.pools, {c.shakes, c.expiry, c.tokens, c.headers, c.latency, c.buildInfo}} {
 		for _, d := range group {
 			ch <- d
 		}
@@ -177,6 +181,9 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 			p := &pools[j]
 			ch <- prometheus.MustNewConstMetric(c.pools[i], prometheus.GaugeValue, float64(m.value(p)), p.User, p.VHost)
 		}
+	}
+	for _, t := range stats.Tokens[:min(len(stats.Tokens), maxPools)] {
+		ch <- prometheus.MustNewConstMetric(c.tokens, prometheus.GaugeValue, float64(t.Ends.Unix()), strings.ToValidUTF8(t.User, "\ufffd"))
 	}
 	c.collectListeners(ch, stats.Listeners)
 	ch <- latencyHistogram(c.latency, &stats)
@@ -266,5 +273,5 @@ func Names() (names []string) {
 	for _, m := range poolMetrics {
 		names = append(names, m.name)
 	}
-	return append(names, shakesName, expiryName, headersName, latencyName, infoName)
+	return append(names, shakesName, expiryName, tokensName, headersName, latencyName, infoName)
 }

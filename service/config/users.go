@@ -5,6 +5,8 @@ package config
 
 import (
 	"fmt"
+	"net"
+	"net/url"
 	"path/filepath"
 	"strings"
 
@@ -23,16 +25,19 @@ type User struct {
 	BrokerUser         string // "": Name
 	BrokerPasswordFile string
 
-	Provider          string // "": password
-	InstanceID        string
-	AccessKeyFile     string
-	SecurityTokenFile string // "": the key is not a temporary one
+	Provider                  string // "": password
+	InstanceID                string
+	AccessKeyFile             string
+	SecurityTokenFile         string // "": the key is not a temporary one
+	TokenURL, ClientID, Scope string
+	ClientSecretFile          string
 }
 
 // The ways to what the broker is sent for a user.
 const (
 	providerPassword = "password"
 	providerAlibaba  = "alibaba"
+	providerOAuth2   = "oauth2"
 	providerExternal = "external"
 )
 
@@ -114,6 +119,9 @@ func (u *User) checkProvider(s *Settings, bad func(string, ...any)) {
 		{providerPassword, "broker_password_file", u.BrokerPasswordFile, "it holds the password that the broker knows " + Redact(u.brokerUser()) + " by"},
 		{providerAlibaba, "instance_id", u.InstanceID, "it is that of the ApsaraMQ instance"},
 		{providerAlibaba, "access_key_file", u.AccessKeyFile, "it holds the AccessKey id and its secret, a line each"},
+		{providerOAuth2, "token_url", u.TokenURL, "it is where the issuer gives tokens"},
+		{providerOAuth2, "client_id", u.ClientID, "it is how the issuer knows the proxy"},
+		{providerOAuth2, "client_secret_file", u.ClientSecretFile, "it holds the secret for the issuer"},
 	} {
 		switch {
 		case u.Provider == needs.provider && needs.value == "":
@@ -122,7 +130,12 @@ func (u *User) checkProvider(s *Settings, bad func(string, ...any)) {
 			bad("user.%s is for provider = %q, user.provider is %q", needs.setting, needs.provider, u.Provider)
 		}
 	}
+	if u.Provider == providerOAuth2 && u.TokenURL != "" && !safeURL(u.TokenURL) {
+		bad("user.token_url is %q, allowed is https://HOST/PATH, or http:// on loopback: the secret goes there", Redact(u.TokenURL))
+	}
 	switch {
+	case u.Scope != "" && u.Provider != providerOAuth2:
+		bad("user.scope is for provider = %q, user.provider is %q", providerOAuth2, u.Provider)
 	case u.SecurityTokenFile != "" && u.Provider != providerAlibaba:
 		bad("user.security_token_file is for provider = %q, user.provider is %q", providerAlibaba, u.Provider)
 	case u.Provider == providerAlibaba && u.BrokerUser != "":
@@ -130,6 +143,16 @@ func (u *User) checkProvider(s *Settings, bad func(string, ...any)) {
 	case u.Provider == providerExternal && (!s.Broker.TLS || s.TLS.CertFile == ""):
 		bad("user.provider is external, which needs an amqps URL and tls.cert_file: the broker is shown that certificate")
 	}
+}
+
+// safeURL reports whether a secret may be sent there.
+func safeURL(text string) bool {
+	u, err := url.Parse(text)
+	if err != nil || u.Host == "" || u.User != nil {
+		return false
+	}
+	ip := net.ParseIP(u.Hostname())
+	return u.Scheme == "https" || u.Scheme == "http" && (u.Hostname() == "localhost" || ip != nil && ip.IsLoopback())
 }
 
 // engineUsers reads the files. Problems name setting and file, and nothing of what is in it.
@@ -158,6 +181,12 @@ func (u *User) provider() (proxy.Provider, error) {
 	switch u.Provider {
 	case providerExternal:
 		return proxy.Certificate{User: u.brokerUser()}, nil
+	case providerOAuth2:
+		secret, err := readSecret("user.client_secret_file", u.ClientSecretFile)
+		if err != nil {
+			return nil, err
+		}
+		return proxy.OAuth2{User: u.brokerUser(), TokenURL: u.TokenURL, ClientID: u.ClientID, Secret: broker.NewSecret(secret), Scope: u.Scope}, nil
 	case providerAlibaba:
 		id, secret, err := readTwo("user.access_key_file", u.AccessKeyFile)
 		if err != nil {
@@ -239,7 +268,7 @@ func (f *fileLoader) secretPath(value any) any {
 func (s *Settings) SecretFiles() (files []string) {
 	for i := range s.Users {
 		u := &s.Users[i]
-		for _, f := range []string{u.BrokerPasswordFile, u.AccessKeyFile, u.SecurityTokenFile} {
+		for _, f := range []string{u.BrokerPasswordFile, u.AccessKeyFile, u.SecurityTokenFile, u.ClientSecretFile} {
 			if f != "" {
 				files = append(files, f)
 			}

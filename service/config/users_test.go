@@ -178,7 +178,19 @@ func TestProviders(t *testing.T) {
 	if c, ok := p.(proxy.Certificate); err != nil || !ok || c.User != "b" {
 		t.Errorf("%v: %+v", err, p)
 	}
+	const issuer = "provider = \"oauth2\"\nclient_id = \"proxy\"\nclient_secret_file = \"t\"\nscope = \"a b\"\ntoken_url = "
+	p, err = load(head+issuer+"\"https://issuer.example/token\"\n", keys)
+	if o, ok := p.(proxy.OAuth2); err != nil || !ok || o.User != "a" || o.TokenURL != "https://issuer.example/token" || o.ClientID != "proxy" || o.Secret.Reveal() != "st5" || o.Scope != "a b" {
+		t.Errorf("%v: %+v", err, p)
+	}
+	if _, err = load(head+issuer+"\"http://127.0.0.1:8080/token\"\n", keys); err != nil {
+		t.Error(err)
+	}
 	for name, c := range map[string]struct{ text, want string }{
+		"plain issuer":   {head + issuer + "\"http://issuer.example/token\"\n", "user.token_url is \"http://issuer.example/token\", allowed is https://HOST/PATH"},
+		"issuer's user":  {head + issuer + "\"https://u:s3cr3t@issuer.example/\"\n", "user.token_url is \"https://[redacted]@issuer.example/\""},
+		"no issuer":      {head + issuer + "\"\"\n", "user.token_url is not set"},
+		"a scope":        {head + "broker_password_file = \"x.password\"\nscope = \"a\"\n", `user.scope is for provider = "oauth2"`},
 		"unknown":        {head + "provider = \"vault\"\n", `user.provider is "vault", allowed is `},
 		"no instance":    {head + "provider = \"alibaba\"\naccess_key_file = \"k\"\n", "user.instance_id is not set"},
 		"no key":         {head + "provider = \"alibaba\"\ninstance_id = \"i\"\n", "user.access_key_file is not set"},
@@ -190,7 +202,7 @@ func TestProviders(t *testing.T) {
 		"no certificate": {head + "provider = \"external\"\n", "user.provider is external, which needs an amqps URL and tls.cert_file"},
 	} {
 		_, err := load(c.text, keys)
-		if err == nil || !strings.Contains(err.Error(), c.want) || len(err.(*Error).Problems) != 1 {
+		if err == nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "s3cr3t") || len(err.(*Error).Problems) != 1 {
 			t.Errorf("%s: %v, want %q", name, err, c.want)
 		}
 	}

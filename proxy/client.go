@@ -75,10 +75,11 @@ type client struct {
 	gone       chan struct{} // closed when the socket is
 
 	// For lists; nothing in here decides by them.
-	named     atomic.Bool   // the handshake is over: user, pool and props are final
-	chansN    atomic.Int32  // channels that are open as the client sees them
-	received  atomic.Uint64 // bytes; written by the reader
-	waitsFrom atomic.Int64  // since when it waits for a place, coarse clock; 0: it does not
+	named     atomic.Bool           // the handshake is over: user, pool and props are final
+	chansN    atomic.Int32          // channels that are open as the client sees them
+	received  atomic.Uint64         // bytes; written by the reader
+	waitsFrom atomic.Int64          // since when it waits for a place, coarse clock; 0: it does not
+	traced    atomic.Pointer[Trace] // who looks at its frames, nil: nobody; written under mu
 
 	mu          lock.Mutex[lock.Leaf] // guards the outbox, the channels' states and all below
 	out         outbox.Box

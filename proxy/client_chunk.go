@@ -16,6 +16,10 @@ func (c *client) chunk() bool {
 	c.s0, c.e0 = 0, 0
 	pos, frames := 0, uint64(0)
 	alive := true
+	t := c.traced.Load()
+	if t != nil {
+		t.heard()
+	}
 	for alive {
 		if amqp.Frame(c.buf[pos:]).Method() == amqp.BasicPublish && c.phase.Load() == phaseRunning {
 			if until, n := c.wholePublishes(pos); n > 0 {
@@ -52,6 +56,9 @@ func (c *client) chunk() bool {
 	c.flushRun()
 	c.rd.Skip(pos)
 	c.buf = nil // it goes back when there is nothing to read, and must not be held from here
+	if t != nil {
+		t.passed(pos)
+	}
 	c.env.n.framesClients.Add(frames)
 	if alive && c.spilling > 0 && c.phase.Load() == phaseRunning {
 		c.reserveAll()

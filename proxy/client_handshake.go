@@ -172,6 +172,11 @@ func (c *client) expect(due amqp.Method) (amqp.Frame, bool) {
 				return nil, false
 			}
 			continue
+		}
+		if t := c.traced.Load(); t != nil {
+			t.came(f)
+		}
+		switch {
 		case f.Type() == amqp.FrameHeartbeat && f.Channel() == 0:
 			continue
 		case f.Type() != amqp.FrameMethod || f.Channel() != 0:
@@ -401,6 +406,7 @@ func (c *client) open(f amqp.Frame) bool {
 	c.lastRead.Store(c.env.now()) // the wait for the verdict was not the client's silence
 	c.handshakeOver()
 	c.named.Store(true)
+	c.s.catches.offer(c)
 	c.mu.Lock()
 	running := c.phase.CompareAndSwap(phaseHandshake, phaseRunning)
 	if running {

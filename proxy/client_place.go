@@ -100,6 +100,9 @@ func (c *client) bind(ch *channel, l lane) *binding {
 		c.run.u, c.run.prefix = u, prefix
 		c.mu.Lock()
 		ch.cur.Store(b)
+		if t := c.traced.Load(); t != nil {
+			t.seatedLocked(b)
+		}
 		c.mu.Unlock()
 		return b
 	}

@@ -120,6 +120,9 @@ func (c *client) leave(ch *channel, to *upstream) *binding {
 	b.u.out.Flush()
 	c.mu.Lock()
 	ch.cur.Store(nil)
+	if t := c.traced.Load(); t != nil {
+		delete(t.seats, ch.id)
+	}
 	c.mu.Unlock()
 	if !ch.ledger.Unheard() && !c.s.atChannelLimit(c.pool) {
 		return nil

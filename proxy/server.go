@@ -52,6 +52,8 @@ type Server struct {
 	restsSeen int64        // the janitor's
 	offences  atomic.Int32 // len(offenders)
 	limited   atomic.Bool  // channelLimits is not empty
+	traces    atomic.Int32 // under way
+	catches   catches
 
 	mu              lock.Mutex[lock.Server] // guards all below
 	listeners       []*listener

@@ -40,6 +40,7 @@ type proxyServer interface {
 	ListUpstreams() []proxy.UpstreamInfo
 	Kick(id uint64, user string) int
 	Reconnect(id uint64, user string) int
+	Trace(ctx context.Context, w proxy.TraceWanted) (*proxy.Trace, error)
 }
 
 var newServer = func(cfg proxy.Config) (proxyServer, error) { return proxy.New(cfg) }

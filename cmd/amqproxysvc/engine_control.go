@@ -67,6 +67,15 @@ func (e *engine) Kick(id uint64, user string) int { return e.server.Kick(id, use
 // Reconnect retires connections to the broker.
 func (e *engine) Reconnect(id uint64, user string) int { return e.server.Reconnect(id, user) }
 
+// Trace looks at a client.
+func (e *engine) Trace(ctx context.Context, w proxy.TraceWanted) (admin.Tracer, error) {
+	t, err := e.server.Trace(ctx, w)
+	if err != nil {
+		return nil, err // and no tracer: a nil *proxy.Trace in it would be one
+	}
+	return t, nil
+}
+
 // Settings are those in force.
 func (e *engine) Settings() []admin.Setting {
 	e.mu.Lock()

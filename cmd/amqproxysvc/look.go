@@ -44,33 +44,42 @@ func (a *asker) flags(cmd *cobra.Command) {
 
 // ask has the verb done, and puts the answer into it.
 func (a *asker) ask(ctx context.Context, method, verb string, q url.Values, answer any) error {
-	at := cmp.Or(a.socket, control.DefaultPath(a.name))
-	if a.client == nil {
-		a.client = control.Client(at)
-	}
 	ctx, cancel := context.WithTimeout(ctx, adminTimeout)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, method, "http://admin/v1/"+verb+"?"+q.Encode(), nil)
+	res, at, err := a.request(ctx, method, verb, q)
 	if err != nil {
 		return err
 	}
-	res, err := a.client.Do(req)
-	if err != nil {
-		return notReached(at, err)
-	}
 	defer res.Body.Close()
-	body := json.NewDecoder(io.LimitReader(res.Body, 256<<20))
-	if res.StatusCode != http.StatusOK {
-		var failed admin.Failure
-		if err := body.Decode(&failed); err != nil || failed.Error == "" {
-			return fmt.Errorf("%s answers %s: is it a proxy of this version?", at, res.Status)
-		}
-		return errors.New(failed.Error)
-	}
-	if err := body.Decode(answer); err != nil {
+	if err := json.NewDecoder(io.LimitReader(res.Body, 256<<20)).Decode(answer); err != nil {
 		return fmt.Errorf("%s: the answer cannot be read: %w", at, err)
 	}
 	return nil
+}
+
+// request is ask for an answer that the caller reads, and closes; at is where it comes from.
+func (a *asker) request(ctx context.Context, method, verb string, q url.Values) (res *http.Response, at string, err error) {
+	at = cmp.Or(a.socket, control.DefaultPath(a.name))
+	if a.client == nil {
+		a.client = control.Client(at)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://admin/v1/"+verb+"?"+q.Encode(), nil)
+	if err != nil {
+		return nil, at, err
+	}
+	res, err = a.client.Do(req)
+	if err != nil {
+		return nil, at, notReached(at, err)
+	}
+	if res.StatusCode == http.StatusOK {
+		return res, at, nil
+	}
+	defer res.Body.Close()
+	var failed admin.Failure
+	if err := json.NewDecoder(io.LimitReader(res.Body, 1<<20)).Decode(&failed); err != nil || failed.Error == "" {
+		return nil, at, fmt.Errorf("%s answers %s: is it a proxy of this version?", at, res.Status)
+	}
+	return nil, at, errors.New(failed.Error)
 }
 
 // notReached says why there is no answer; the exit codes are those of status.
@@ -171,7 +180,7 @@ func (v queryValue) Type() string          { return strings.ToUpper(v.name) }
 func (v queryValue) Set(text string) error { v.q.Set(v.name, text); return nil }
 
 func lookCommands() []*cobra.Command {
-	return []*cobra.Command{clientsCommand(), poolsCommand(), upstreamsCommand(), statsCommand(), configCommand(), topCommand(), kickCommand(), reconnectCommand()}
+	return []*cobra.Command{clientsCommand(), poolsCommand(), upstreamsCommand(), statsCommand(), configCommand(), topCommand(), kickCommand(), reconnectCommand(), traceCommand()}
 }
 
 // clientSorts are the orders of clients, the most first.

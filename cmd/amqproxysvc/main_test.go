@@ -167,6 +167,9 @@ func (f *fakeServer) Kick(id uint64, user string) int {
 	return len(slices.DeleteFunc(slices.Clone(f.list), func(c proxy.ClientInfo) bool { return c.ID != id && (id != 0 || c.User != user) }))
 }
 func (f *fakeServer) Reconnect(uint64, string) int { return len(f.ups) }
+func (f *fakeServer) Trace(context.Context, proxy.TraceWanted) (*proxy.Trace, error) {
+	return nil, errTest
+}
 
 // useFake puts the fake in the engine's place for one test.
 func useFake(t *testing.T, prepare func(*fakeServer)) *fakeServer {

@@ -50,6 +50,8 @@ type Lister interface {
 	Kick(id uint64, user string) int
 	// Reconnect has connections to the broker take no new channels and end with their last.
 	Reconnect(id uint64, user string) int
+	// Trace looks at what a client and the proxy send each other; it waits for the client where it is not told by ID.
+	Trace(ctx context.Context, w proxy.TraceWanted) (Tracer, error)
 	// Settings are those in force, in the order of their page.
 	Settings() []Setting
 }
@@ -62,17 +64,20 @@ type Verb struct {
 	Params []string // what its query may hold
 
 	run func(v *verbs, q url.Values) (any, error)
+	// stream answers in place of run: line by line, until the asker goes.
+	stream func(v *verbs, w http.ResponseWriter, req *http.Request, q url.Values) error
 }
 
 // Verbs are all there are.
 var Verbs = []Verb{
-	{"clients", http.MethodGet, Look, []string{"user", "vhost", "address", "state", "limit"}, (*verbs).clients},
-	{"upstreams", http.MethodGet, Look, []string{"user", "vhost", "state"}, (*verbs).upstreams},
-	{"pools", http.MethodGet, Look, []string{"user", "vhost"}, (*verbs).pools},
-	{"stats", http.MethodGet, Look, nil, (*verbs).stats},
-	{"config", http.MethodGet, Look, nil, (*verbs).config},
-	{"kick", http.MethodPost, Change, []string{"client", "user"}, (*verbs).kick},
-	{"reconnect", http.MethodPost, Change, []string{"upstream", "user"}, (*verbs).reconnect},
+	{"clients", http.MethodGet, Look, []string{"user", "vhost", "address", "state", "limit"}, (*verbs).clients, nil},
+	{"upstreams", http.MethodGet, Look, []string{"user", "vhost", "state"}, (*verbs).upstreams, nil},
+	{"pools", http.MethodGet, Look, []string{"user", "vhost"}, (*verbs).pools, nil},
+	{"stats", http.MethodGet, Look, nil, (*verbs).stats, nil},
+	{"config", http.MethodGet, Look, nil, (*verbs).config, nil},
+	{"kick", http.MethodPost, Change, []string{"client", "user"}, (*verbs).kick, nil},
+	{"reconnect", http.MethodPost, Change, []string{"upstream", "user"}, (*verbs).reconnect, nil},
+	{"trace", http.MethodGet, Change, []string{"client", "user", "address", "bodies", "raw"}, nil, (*verbs).trace},
 }
 
 type verbs struct {
@@ -121,6 +126,13 @@ func (v *verbs) serve(w http.ResponseWriter, req *http.Request, verb *Verb) {
 			fail(w, http.StatusBadRequest, fmt.Sprintf("%.60q is not known to %s, or given twice; it takes %s", name, verb.Name, strings.Join(verb.Params, ", ")))
 			return
 		}
+	}
+	if verb.stream != nil {
+		slog.Info("admin command", "command", verb.Name, "arguments", clip(q.Encode()), "by", peer.Name, "count", 1)
+		if err := verb.stream(v, w, req, q); err != nil {
+			fail(w, http.StatusBadRequest, err.Error())
+		}
+		return
 	}
 	answer, err := verb.run(v, q)
 	if err != nil {

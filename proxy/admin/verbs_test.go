@@ -3,7 +3,10 @@
 package admin
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -17,6 +20,8 @@ import (
 type listed struct {
 	fake
 	kicked, reconnected []any
+	traced              []proxy.TraceWanted
+	closed              bool // the trace
 }
 
 func (l *listed) ListClients() []proxy.ClientInfo {
@@ -44,6 +49,39 @@ func (l *listed) Reconnect(id uint64, user string) int {
 	return 2
 }
 
+// told is a Tracer that has it all at once.
+type told struct {
+	proxy.ClientInfo
+	frames []proxy.TracedFrame
+	lost   uint64
+	closed *bool
+}
+
+func (t *told) Client() proxy.ClientInfo { return t.ClientInfo }
+func (t *told) ProxyAddress() string     { return "127.0.0.1:5673" }
+func (t *told) Close()                   { *t.closed = true }
+func (t *told) Next(context.Context) ([]proxy.TracedFrame, uint64, error) {
+	frames, lost := t.frames, t.lost
+	if frames == nil {
+		return nil, 0, io.EOF
+	}
+	t.frames, t.lost = nil, 0
+	return frames, lost, nil
+}
+
+func (l *listed) Trace(_ context.Context, w proxy.TraceWanted) (Tracer, error) {
+	l.traced = append(l.traced, w)
+	if w.Client == 99 {
+		return nil, errors.New("there is no client 99")
+	}
+	return &told{l.ListClients()[0], []proxy.TracedFrame{
+		{At: time.Unix(1, 5000), FromClient: true, Type: 1, Channel: 1, Size: 5, Payload: []byte("\x00\x14\x00\x0a\x00")},
+		{At: time.Unix(2, 0), Channel: 1, Seat: proxy.TracedSeat{Upstream: 7, Channel: 3}},
+		{At: time.Unix(2, 0), FromClient: true, Type: 3, Channel: 1, Seat: proxy.TracedSeat{Upstream: 7, Channel: 3}, Size: 400, Payload: []byte("gr\xc3")},
+		{At: time.Unix(3, 0), Type: 8},
+	}, 5, &l.closed}, nil
+}
+
 func (l *listed) Settings() []Setting { return []Setting{{"http.port", "1", "a.toml:3"}} }
 
 // asks is one request by a peer.
@@ -61,7 +99,7 @@ var looks, changes = &Peer{Look, "uid 1000"}, &Peer{Change, "uid 0"}
 
 // Every verb is for its role and those above, for its method, and for nobody unknown.
 func TestRoles(t *testing.T) {
-	query := map[string]string{"kick": "?client=1"}
+	query := map[string]string{"kick": "?client=1", "trace": "?client=1"}
 	for _, v := range Verbs {
 		for _, peer := range []*Peer{nil, looks, changes} {
 			l := &listed{}
@@ -74,13 +112,13 @@ func TestRoles(t *testing.T) {
 			if code != want {
 				t.Errorf("%s by %+v: got %d %s, want %d", v.Name, peer, code, body, want)
 			}
-			if want == http.StatusForbidden && len(l.kicked)+len(l.reconnected) > 0 {
+			if want == http.StatusForbidden && len(l.kicked)+len(l.reconnected)+len(l.traced) > 0 {
 				t.Errorf("%s by %+v was done", v.Name, peer)
 			}
 			var answer struct {
 				Schema int `json:"schema"`
 			}
-			if err := json.Unmarshal([]byte(body), &answer); err != nil || answer.Schema != Schema {
+			if err := json.NewDecoder(strings.NewReader(body)).Decode(&answer); err != nil || answer.Schema != Schema {
 				t.Errorf("%s by %+v: %q has no schema: %v", v.Name, peer, body, err)
 			}
 		}
@@ -134,7 +172,34 @@ func TestVerbs(t *testing.T) {
 			t.Errorf("%s %s: got %d %s\nwant %d %s", c.method, c.target, code, body, c.code, c.want)
 		}
 	}
+	for target, want := range map[string]string{
+		"": `trace takes a client's ID; or a user`, "?client=1&user=a": "trace takes a client's ID; or a user", "?client=99": "there is no client 99",
+		"?client=1&bodies=x": `bodies is \"x\"`, "?client=1&raw=maybe": `raw is \"maybe\"`,
+	} {
+		if code, body := asks(h, "GET", "/v1/trace"+target, changes); code != 400 || !strings.Contains(body, want) {
+			t.Errorf("trace%s: got %d %s\nwant 400 %s", target, code, body, want)
+		}
+	}
 	if got, want := len(l.kicked), 6; got != want {
 		t.Errorf("kicked %v, want three times", l.kicked)
+	}
+}
+
+func TestTraceLines(t *testing.T) {
+	l := &listed{}
+	code, body := asks(Control(l, "1"), "GET", "/v1/trace?user=a&address=::1&bodies=3&raw=true", changes)
+	const want = `{"schema":1,"client":{"id":1,"user":"a","vhost":"/","address":"127.0.0.1:1000","name":"","state":"running","mode":"shared","channels":2,"bound":2,"upstreams":[7],"in_bytes":10,"out_bytes":20,"queue_bytes":0,"age_seconds":1.5,"idle_seconds":0,"waiting_seconds":0},"proxy_address":"127.0.0.1:5673"}
+{"time":1.000005,"kind":"method","from":"client","channel":1,"size_bytes":5,"method":"channel.open","text":"channel.open","type":1,"payload":"ABQACgA="}
+{"time":2,"kind":"bound","channel":1,"upstream":7,"upstream_channel":3,"size_bytes":0,"text":"goes over upstream 7 from here on, as its channel 3"}
+{"time":2,"kind":"body","from":"client","channel":1,"upstream":7,"upstream_channel":3,"size_bytes":400,"body":"gr","text":"body of 400 octets \"gr\"","type":3,"payload":"Z3LD"}
+{"time":3,"kind":"heartbeat","from":"proxy","channel":0,"size_bytes":0,"text":"heartbeat","type":8}
+`
+	lines := strings.SplitAfter(body, "\n")
+	if n := len(lines); code != 200 || n != 8 || strings.Join(lines[:5], "") != want ||
+		!strings.Contains(lines[5], `"kind":"lost","channel":0,"size_bytes":0,"lost":5,"text":"5 frames were lost`) || !strings.Contains(lines[6], `"kind":"end"`) {
+		t.Errorf("got %d\n%s\nwant\n%s and what was lost, and the end", code, body, want)
+	}
+	if len(l.traced) != 1 || l.traced[0] != (proxy.TraceWanted{User: "a", Address: "::1", Bodies: 3}) || !l.closed {
+		t.Errorf("asked for %+v, closed %v", l.traced, l.closed)
 	}
 }

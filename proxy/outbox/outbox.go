@@ -56,6 +56,8 @@ type Box struct {
 	turns   wait.Line[struct{}] // writers that wait for their turn
 	waiters wait.Line[struct{}] // writers that wait for room to append
 	room    wait.Signal         // pending has been taken, or there was an error
+	tap     func([]byte)        // sees what is about to be written; nil: nobody does
+	back    int                 // at the start of pending: what was taken before, and the socket did not take
 }
 
 // Init makes a queue for w. mu is the owner's mutex; now its coarse clock. onError may be nil.
@@ -115,6 +117,10 @@ func recycle(p []byte) {
 	}
 }
 
+// TapLocked has every queued byte shown once, in whole appends, before it is written; nil ends that. The
+// lock is held meanwhile. What a writer sends past the queue is not shown.
+func (b *Box) TapLocked(tap func([]byte)) { b.tap = tap }
+
 // LenLocked is how many bytes wait or are being written.
 func (b *Box) LenLocked() int { return len(b.pending) + b.flying }
 
@@ -135,7 +141,7 @@ func (b *Box) ErrLocked() error { return b.err }
 // DropLocked forgets what waits and is not yet being written.
 func (b *Box) DropLocked() {
 	recycle(b.pending)
-	b.pending = nil
+	b.pending, b.back = nil, 0
 }
 
 // KickLocked has a goroutine send what waits, unless somebody is writing already.
@@ -191,7 +197,7 @@ func (b *Box) FlushTry(w Trier) {
 		rest := append(make([]byte, 0, len(p)-n+len(b.pending)), p[n:]...)
 		rest = append(rest, b.pending...)
 		recycle(b.pending)
-		b.pending = rest
+		b.pending, b.back = rest, len(p)-n
 	}
 	b.wroteLocked(p, err) // unlocks
 }
@@ -327,7 +333,10 @@ func (b *Box) FailLocked(err error) {
 
 func (b *Box) takeLocked() []byte {
 	p := b.pending
-	b.pending = nil
+	if b.tap != nil {
+		b.tap(p[b.back:])
+	}
+	b.pending, b.back = nil, 0
 	b.flying, b.lent = len(p), cap(p)
 	b.room.FireLocked()
 	b.waiters.ServeFirstLocked()

@@ -426,3 +426,52 @@ func TestCanceledWaitForAFailedQueue(t *testing.T) {
 		}
 	})
 }
+
+// shortly takes at most so many octets at once, for a sink.
+type shortly struct {
+	s    *sink
+	most int
+}
+
+func (w shortly) TryWrite(p []byte) (int, error) { return w.s.Write(p[:min(len(p), w.most)]) }
+
+// Who taps the queue sees every byte once and in order, also those that a socket gave back, and from
+// when he comes only what he can see whole.
+func TestTap(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newOwned()
+		var seen []byte
+		o.s.set(true, nil)
+		o.kick("[before]")
+		synctest.Wait() // it is being written
+		o.kick("[a]")
+		o.locked(func() { o.out.TapLocked(func(p []byte) { seen = append(seen, p...) }) })
+		o.s.set(false, nil)
+		synctest.Wait()
+		for i := range 20 {
+			o.locked(func() { o.out.AppendLocked(fmt.Appendf(nil, "[%d]", i)) })
+			o.s.set(i%3 == 0, nil)
+			if i%3 != 0 {
+				o.out.FlushTry(shortly{o.s, i % 5})
+			} else {
+				o.locked(o.out.KickLocked)
+			}
+			if i%4 == 0 {
+				o.s.set(false, nil)
+				synctest.Wait()
+			}
+		}
+		o.s.set(false, nil)
+		synctest.Wait()
+		o.locked(func() { o.out.TapLocked(nil) })
+		got := o.s.bytes()
+		if want := strings.TrimPrefix(got, "[before]"); string(seen) != want {
+			t.Errorf("seen %q\nwritten %q", seen, want)
+		}
+		o.kick("[after]")
+		synctest.Wait()
+		if strings.Contains(string(seen), "after") || !strings.HasSuffix(o.s.bytes(), "[19][after]") {
+			t.Errorf("seen %q, written %q", seen, o.s.bytes())
+		}
+	})
+}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -218,6 +219,26 @@ func TestBrokerClosesTheConnection(t *testing.T) {
 		}()
 		r.sc.AcceptOpen() // the next login finds a fresh upstream
 		r.must(<-done)
+	})
+}
+
+// Clients hear that the broker is lost, and nothing of its address or the network's words, which are the log's.
+func TestWhatClientsHearOfALostBroker(t *testing.T) {
+	withScript(t, 0, nil, func(r *rig) {
+		c, p := r.pair(proxytest.ClientConfig{})
+		r.must(c.SendMethod(1, amqp.QueueDeclare, 0, "q", 0, nil))
+		p.OpenChannel()
+		p.Expect(amqp.QueueDeclare)
+		p.Cut()
+		_, err := c.Await(1, amqp.QueueDeclareOk)
+		r.hears(err, amqp.ConnectionForced)
+		var e *amqp.Error
+		if errors.As(err, &e) && e.Text != "CONNECTION_FORCED - the connection to the broker was lost" {
+			t.Errorf("the client hears %q", e.Text)
+		}
+		if line := lineWith(r.log(), "upstream lost"); !strings.Contains(line, "broker=broker:5672") || !strings.Contains(line, "connection reset by peer") {
+			t.Errorf("logged\n%s", line)
+		}
 	})
 }
 

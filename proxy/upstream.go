@@ -69,6 +69,7 @@ type upstream struct {
 	blamed   atomic.Bool            // why it ends is in the log, with its owner's name
 	owner    atomic.Pointer[client] // the client whose session this is
 	received atomic.Uint64          // bytes, for lists; written by the reader
+	cause    atomic.Pointer[error]  // what the network said when the socket died
 
 	mu  lock.Mutex[lock.Upstream] // guards all below, the outbox and the bindings' states
 	out outbox.Box
@@ -444,8 +445,12 @@ func (u *upstream) fail(e *amqp.Error, lost bool) {
 		if u.blamed.Load() {
 			level = slog.LevelDebug
 		}
-		u.env.log.Log(bg, level, "upstream lost", "upstream", u.n, "user", u.account.login.user, "vhost", u.vhost(),
-			"code", e.Code, "reason", e.Text, "clients", len(told))
+		why := []any{"upstream", u.n, "user", u.account.login.user, "vhost", u.vhost(), "code", e.Code, "reason", e.Text,
+			"clients", len(told), "broker", u.conn.RemoteAddr().String()}
+		if err := u.cause.Load(); err != nil {
+			why = append(why, "error", *err)
+		}
+		u.env.log.Log(bg, level, "upstream lost", why...)
 	}
 	for _, c := range told {
 		c.shut(e, false)

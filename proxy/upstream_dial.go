@@ -123,7 +123,7 @@ func (u *upstream) open(ctx context.Context, vhost string) *amqp.Error {
 // start hands the upstream over to its reader.
 func (u *upstream) start(p *pool) {
 	u.pool = p
-	u.out.Init(&u.mu, u.conn, &u.env.coarse, func(err error) { u.fail(u.lostError(err), true) })
+	u.out.Init(&u.mu, u.conn, &u.env.coarse, u.lostSocket)
 	u.lastRead.Store(u.env.now())
 	u.link.Stand()
 	if !u.s.upstreamUp(u) {

@@ -55,7 +55,7 @@ func (u *upstream) read() {
 			}
 		}
 		if err != nil {
-			u.fail(u.lostError(err), true)
+			u.lostSocket(err)
 			return
 		}
 	}
@@ -75,13 +75,15 @@ func (u *upstream) readToEnd() {
 	}
 }
 
-// lostError is what the clients hear when the socket just died.
-func (u *upstream) lostError(err error) *amqp.Error {
+// lostSocket ends the upstream whose socket just died. Of what the network says of that, with its
+// addresses, the clients hear nothing: that is the operator's, who has it in the log.
+func (u *upstream) lostSocket(err error) {
 	why := "the broker closed the connection"
 	if !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
-		why = "the connection to the broker was lost: " + err.Error()
+		why = "the connection to the broker was lost"
+		u.cause.CompareAndSwap(nil, &err)
 	}
-	return amqp.Errorf(amqp.ConnectionForced, 0, "%s", why)
+	u.fail(amqp.Errorf(amqp.ConnectionForced, 0, "%s", why), true)
 }
 
 // chunk passes on all whole frames of what was read.

@@ -102,10 +102,11 @@ func TestEveryoneWaitsTheWholeTime(t *testing.T) {
 			r.must(busy.Publish(1, "", "q", nil))
 			p.OpenChannel()
 			if !running {
-				go func() { // who they are is asked beyond the bound; the vhost waits for a place
+				go func() { // who they are, and whether the vhost is there, is asked beyond the bound; then they wait for a place
 					q := r.sc.Accept()
 					q.Start()
 					q.Send(amqp.AppendTune(nil, amqp.ConnectionTune, proxytest.DefaultTune))
+					r.sc.AcceptOpen()
 				}()
 			}
 			took := make(chan time.Duration)

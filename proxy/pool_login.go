@@ -68,22 +68,57 @@ func (c *client) admitted() *amqp.Error {
 			p.reused.Add(1)
 			return nil
 		}
-		if c.isSession {
-			return c.openOwn()
-		}
-		f := p.flight()
-		select {
-		case <-f.Landed():
-			p.hasEntered()
-			if v := f.Result(); !v.again(came, f.Began) {
-				return v.words
-			}
-		case <-c.gone:
-			p.hasEntered()
-			return errGone
+		e, again := c.asksVHost(came)
+		if !again {
+			return e
 		}
 	}
 }
+
+// asksVHost is the broker's verdict on the identity. Whoever is the first of it in a vhost asks in turn,
+// since there may be as many names of vhosts as somebody can think of, and is not asked again what
+// the broker has just refused. again: come back, for what others were told.
+func (c *client) asksVHost(came time.Time) (e *amqp.Error, again bool) {
+	p := c.pool
+	gone := (<-chan struct{})(c.gone)
+	if !p.known() {
+		if e := c.s.strangers.refusal(p.loginID()); e != nil {
+			return e, false
+		}
+		hungUp, stop := c.watch()
+		defer stop()
+		t, none := c.s.strangersTurn(c, hungUp, p.id.user+inSomeVHost)
+		if none != nil {
+			return none, false
+		}
+		if e := c.s.strangers.refusal(p.loginID()); e != nil || p.known() { // it was, while it waited
+			t.leave(false)
+			return e, e == nil
+		}
+		defer func() { t.leave(e != nil && p.verdictOf(e).ruling == refused) }()
+		gone = hungUp
+	}
+	if c.isSession {
+		return c.openOwn(), false
+	}
+	f := p.flight()
+	defer p.hasEntered()
+	select {
+	case <-f.Landed():
+		v := f.Result()
+		return v.words, v.again(came, f.Began)
+	case <-gone:
+		return errGone, false
+	}
+}
+
+// known reports whether the broker has accepted the identity, now or before.
+func (p *pool) known() bool {
+	return p.standing.trust(p.env.now(), p.env.cfg().AuthTTL) != untrusted || p.s.strangers.known(p.loginID())
+}
+
+// loginID is the identity's among the strangers.
+func (p *pool) loginID() loginID { return p.s.strangers.id(p.account.login, p.id.vhost) }
 
 // served reports whether an upstream stands that the client can use at once.
 func (c *client) served() bool {
@@ -156,11 +191,18 @@ func (p *pool) verdictOf(e *amqp.Error) verdict {
 // acceptance, nil.
 func (p *pool) heard(e *amqp.Error) verdict {
 	v := p.verdictOf(e)
+	was := p.standing.trust(p.env.now(), p.env.cfg().AuthTTL) != untrusted
 	revoked := p.standing.hear(v, p.env.now())
 	switch v.ruling {
 	case accepted, full:
 		p.account.standing.renew(p.env.now())
+		if v.ruling == accepted && !was {
+			p.s.strangers.accept(p.loginID())
+		}
 	case refused:
+		if !v.ofSecret() {
+			p.s.strangers.refuse(p.loginID(), v.words)
+		}
 		if revoked {
 			p.env.log.Warn("identity refused by the broker, no longer served", "user", p.id.user, "vhost", p.id.vhost,
 				"code", e.Code, "reason", e.Text)

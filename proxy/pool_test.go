@@ -520,6 +520,7 @@ func TestUnusedLoginMakesRoom(t *testing.T) {
 		q := r.sc.Accept() // who it is is asked beyond the bound
 		q.Start()
 		q.Send(amqp.AppendTune(nil, amqp.ConnectionTune, proxytest.DefaultTune))
+		r.sc.AcceptOpen() // likewise, whether the vhost is there
 		r.sc.AcceptOpen() // in the place of the unused login
 		r.must(<-served)
 		if took := time.Since(began); took > time.Second {

@@ -1,7 +1,8 @@
-// Strangers: credentials that the broker has not accepted. They wait for one another and for
-// nobody else's harm: a client that fails again and again, as the same user from the same address, is
-// asked one at a time and with a pause; a wrong password that was just refused is not asked
-// again; and a login that was accepted once is no stranger, however often others fail.
+// Strangers: credentials that the broker has not accepted, or not in the vhost that they name, which
+// may be any. They wait for one another and for nobody else's harm: a client that fails again and
+// again, as the same user from the same address, is asked one at a time and with a pause; a wrong
+// password or vhost that was just refused is not asked again; and a login that was accepted once
+// is no stranger, however often others fail.
 
 package proxy
 
@@ -28,6 +29,8 @@ const (
 	// From an address with hostFailuresFree failed logins of whatever users, hostAtATime are asked at a time.
 	hostFailuresFree = 50
 	hostAtATime      = 4
+	// inSomeVHost is behind the name of a user whose failures are of vhosts and not of passwords.
+	inSomeVHost = "\x00vhost"
 	// refusedFor is how long the broker is not asked again about what it has just refused.
 	refusedFor = time.Second
 	// How many of each are remembered at most.

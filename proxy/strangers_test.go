@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -156,6 +158,83 @@ func TestStrangersEvictNobody(t *testing.T) {
 		c, err := r.login(proxytest.ClientConfig{User: "new", Password: "new"})
 		r.must(err) // once accepted it gets the place
 		_ = c.Close()
+	})
+}
+
+// A user may name any number of vhosts that are not there: the broker is asked about one once, about
+// many one after another and with a pause, nobody's connection is closed for them, and nobody waits.
+func TestVHostsThatAreNotThere(t *testing.T) {
+	for _, mode := range []PoolMode{PoolAuto, PoolSession} {
+		t.Run(string(mode), func(t *testing.T) { vhostsThatAreNotThere(t, mode) })
+	}
+}
+
+func vhostsThatAreNotThere(t *testing.T, mode PoolMode) {
+	synctest.Test(t, func(t *testing.T) {
+		from := net.Addr(tcpAddr("127.0.0.9:7")) // all of them
+		r := &rig{t: t, to: proxytest.ListenMem("broker:5672", 0)}
+		r.wrap = func(l net.Listener) net.Listener { return fromListener{l, &from} }
+		r.b = proxytest.StartBroker(t, proxytest.BrokerConfig{Listener: r.to, VHosts: []string{"/", "other"}})
+		r.start(func(c *Config) {
+			c.MaxUpstreams = 2
+			c.Listeners[0].Mode = mode
+		})
+		r.b.SetUser("victim", "v")
+		r.must(r.client(proxytest.ClientConfig{User: "victim", Password: "v"}).Close())
+		stays := r.client(proxytest.ClientConfig{}) // the user whose vhosts these are
+		synctest.Wait()
+		before := r.b.Counts().Refused
+		for range 5 {
+			_, err := r.login(proxytest.ClientConfig{VHost: "nowhere"})
+			r.hears(err, amqp.NotAllowed, "vhost nowhere not found")
+		}
+		if n := r.b.Counts().Refused - before; n != 1 {
+			t.Errorf("the broker was asked %d times about one vhost, want once", n)
+		}
+		for i := range failuresFree {
+			_, err := r.login(proxytest.ClientConfig{VHost: fmt.Sprint("no", i)})
+			r.hears(err, amqp.NotAllowed, "not found")
+		}
+		before = r.b.Counts().Refused
+		began := time.Now()
+		const n = 6
+		done := make(chan error, n)
+		for i := range n {
+			go func() {
+				_, err := r.login(proxytest.ClientConfig{VHost: fmt.Sprint("none", i)})
+				done <- err
+			}()
+		}
+		synctest.Wait()
+		if asked := r.b.Counts().Refused - before; asked > 1 {
+			t.Errorf("the broker was asked about %d vhosts at once, want one at a time", asked)
+		}
+		if l := r.log(); strings.Contains(l, "its place is needed") {
+			t.Errorf("a connection was closed for a vhost that is not there:\n%s", l)
+		}
+		// Who is known does not wait, nor another user in a vhost that is new to them.
+		for _, cfg := range []proxytest.ClientConfig{{}, {User: "victim", Password: "v"}, {User: "victim", Password: "v", VHost: "other"}} {
+			c, err := r.login(cfg)
+			r.must(err)
+			if took := time.Since(began); took >= failurePause {
+				t.Errorf("%s@%s waited for %v", cfg.User, cfg.VHost, took)
+			}
+			_ = c.Close()
+		}
+		for range n {
+			r.hears(<-done, amqp.NotAllowed, "not found")
+		}
+		if took := time.Since(began); took < (n-1)*failurePause {
+			t.Errorf("%d vhosts took %v, want a pause of %v between them", n, took, failurePause)
+		}
+		r.must(stays.OpenChannel(2))
+		r.b.AddVHost("none1")
+		time.Sleep(refusedFor + tick + failurePause)
+		c, err := r.login(proxytest.ClientConfig{VHost: "none1"})
+		r.must(err) // it has been made meanwhile
+		_ = c.Close()
+		_ = stays.Close()
+		r.settled()
 	})
 }
 

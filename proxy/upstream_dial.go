@@ -137,14 +137,19 @@ func (u *upstream) start(p *pool) {
 // openUpstream dials, logs in and opens the vhost. Places are bounded; props and from as for dial.
 // beyond: it is for a moment and may be one more than the pool's bound.
 func (s *Server) openUpstream(p *pool, props []byte, from *net.TCPAddr, beyond bool) (*upstream, *amqp.Error) {
+	if !p.known() {
+		if u, err := s.tryVHost(p, props, from); u != nil || err != nil {
+			return u, err
+		}
+	}
 	b, err := s.gate.take(p, props != nil, beyond)
 	if err != nil {
 		p.heard(err)
 		return nil, err
 	}
-	u, err := s.dialOpen(p, props, from)
+	u, err := s.dialOpen(broker.Known, p, props, from)
 	if err != nil && verdictOf(err).ruling == full && !beyond && s.makeRoom(p, err) {
-		u, err = s.dialOpen(p, props, from)
+		u, err = s.dialOpen(broker.Known, p, props, from)
 	}
 	if err != nil {
 		b.leave()
@@ -156,9 +161,38 @@ func (s *Server) openUpstream(p *pool, props []byte, from *net.TCPAddr, beyond b
 	return u, nil
 }
 
+// tryVHost opens a vhost in which the broker has not accepted the login yet: it may not be there at
+// all. Where no place is free it evicts nobody and waits for nothing, and is one connection more for
+// a moment. Nil and nil: the broker accepts it, or is at a limit of its own; there is a place to be waited for.
+func (s *Server) tryVHost(p *pool, props []byte, from *net.TCPAddr) (*upstream, *amqp.Error) {
+	b := s.gate.try()
+	if b != nil && !b.join(p) {
+		b.leave()
+		b = nil
+	}
+	u, err := s.dialOpen(broker.VHosts, p, props, from)
+	switch {
+	case err == nil && b != nil:
+		u.berth, u.account = b, p.account
+		p.account.info.Store(u.link.Info)
+		return u, nil
+	case err == nil:
+		u.link.Close()
+		s.strangers.accept(p.loginID())
+		return nil, nil
+	}
+	if b != nil {
+		b.leave()
+	}
+	if p.heard(err).ruling == full {
+		return nil, nil
+	}
+	return nil, err
+}
+
 // dialOpen is dial and open.
-func (s *Server) dialOpen(p *pool, props []byte, from *net.TCPAddr) (*upstream, *amqp.Error) {
-	u, err := s.dial(s.ctx, broker.Known, p.account.login, props, from)
+func (s *Server) dialOpen(lane broker.Lane, p *pool, props []byte, from *net.TCPAddr) (*upstream, *amqp.Error) {
+	u, err := s.dial(s.ctx, lane, p.account.login, props, from)
 	if err != nil {
 		return nil, err
 	}

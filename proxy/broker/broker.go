@@ -61,6 +61,8 @@ const (
 	Known Lane = iota
 	// Strangers is for all others: they cannot hold up those who are known.
 	Strangers
+	// VHosts is for credentials that the broker has accepted, and a vhost in which it has not.
+	VHosts
 	lanes
 )
 
@@ -69,6 +71,7 @@ const (
 const (
 	KnownAtATime     = 128
 	StrangersAtATime = 32
+	VHostsAtATime    = 32
 )
 
 const (
@@ -108,6 +111,7 @@ func New(ctx context.Context, log *slog.Logger, spawn func(func()), cfg Config) 
 	b := &Broker{log: log, ctx: ctx, spawn: spawn}
 	b.turns[Known] = make(chan struct{}, KnownAtATime)
 	b.turns[Strangers] = make(chan struct{}, StrangersAtATime)
+	b.turns[VHosts] = make(chan struct{}, VHostsAtATime)
 	b.Set(cfg)
 	return b
 }

@@ -238,6 +238,13 @@ func (b *Broker) SetLimit(n int) {
 	b.limit = n
 }
 
+// AddVHost makes a vhost that was not there.
+func (b *Broker) AddVHost(name string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.vhosts[name] = newVHost(b, name)
+}
+
 // SetUser adds a user or changes a password; connections that are open stay open.
 func (b *Broker) SetUser(user, password string) {
 	b.mu.Lock()

@@ -55,6 +55,7 @@ type client struct {
 	peer      // but for the address that a balancer tells
 	account   *account
 	pool      *pool
+	app       *app
 	user      string
 	props     []byte // client-properties as sent
 	caps      capabilities
@@ -79,6 +80,9 @@ type client struct {
 	chansN    atomic.Int32          // channels that are open as the client sees them
 	received  atomic.Uint64         // bytes; written by the reader
 	waitsFrom atomic.Int64          // since when it waits for a place, coarse clock; 0: it does not
+	busyAt    atomic.Int64          // when it last did something of its own, coarse clock
+	consumes  atomic.Bool           // has consumed
+	unbounded atomic.Bool           // has consumed without bound
 	traced    atomic.Pointer[Trace] // who looks at its frames, nil: nobody; written under mu
 
 	mu          lock.Mutex[lock.Leaf] // guards the outbox, the channels' states and all below
@@ -122,6 +126,9 @@ type client struct {
 	hazardsOf *broker.Info // whose hazards are known
 	known     hazards
 	isSession bool // a session from the start
+	reused    bool // its login was served by a connection that was there
+	did       deeds
+	toldAt    int64 // when did was added up last, coarse clock
 }
 
 // lateChannel is the channel that the client closed last: what another of its threads had
@@ -172,7 +179,12 @@ func (c *client) read() bool {
 			if !c.chunk() {
 				return false
 			}
-			c.lastRead.Store(c.env.now()) // what came while the reader was held up was not silence
+			now := c.env.now()
+			c.lastRead.Store(now) // what came while the reader was held up was not silence
+			if now != c.toldAt {
+				c.toldAt = now
+				c.tellApp()
+			}
 		}
 		if err != nil {
 			if !errors.Is(err, os.ErrDeadlineExceeded) {
@@ -184,6 +196,7 @@ func (c *client) read() bool {
 				c.releaseChannels() // what they hold is wanted elsewhere, see hoards
 				continue            // closeAt ends it; its last words may not have left yet
 			}
+			c.tellApp()
 			c.s.rests.Add(1)
 			go c.readOn()
 			return true
@@ -236,6 +249,10 @@ func (c *client) end() {
 		blockedBy.forget(c)
 	}
 	c.endSession()
+	if c.app != nil {
+		c.tellApp()
+		c.app.clients.Add(-1)
+	}
 	if c.pool != nil {
 		c.pool.leave()
 	}

@@ -274,6 +274,10 @@ func (c *client) consume(ch *channel, f amqp.Frame, a action) bool {
 	}
 	b.broker.Consuming.Add(1)
 	ch.ledger.Hears(noAck)
+	c.consumes.Store(true)
+	if noAck || ch.prefetch == 0 || int(ch.prefetch) > c.env.cfg().SharedPrefetchLimit {
+		c.unbounded.Store(true)
+	}
 	if wait {
 		b.broker.Calls.Add(1)
 	}

@@ -3,6 +3,7 @@
 package proxy
 
 import (
+	"github.com/amqproxysvc/amqproxysvc/proxy/advice"
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
 )
 
@@ -70,6 +71,7 @@ func (c *client) wholePublishes(pos int) (until int, frames uint64) {
 	if n > 0 {
 		ch.mandatory = false
 		ch.ledger.Published(n, false)
+		c.did.published += n
 	}
 	return pos, frames
 }
@@ -172,6 +174,10 @@ func (c *client) published(ch *channel) {
 		c.gathered--
 	}
 	ch.ledger.Published(1, ch.mandatory)
+	c.did.published++
+	if ch.bodySize > advice.BigBody {
+		c.did.big++
+	}
 }
 
 // abandon forgets a publish that its client does not finish.

@@ -339,6 +339,7 @@ func (c *client) refuseLogin(e *amqp.Error) {
 	if e == errGone {
 		return
 	}
+	c.throttled(e, "")
 	if e.Code == amqp.ConnectionForced {
 		c.env.n.loginsFailed.Add(1)
 	} else {
@@ -387,6 +388,7 @@ func (c *client) open(f amqp.Frame) bool {
 		return false
 	}
 	if e != nil {
+		c.throttled(e, vhost)
 		if e.Code != amqp.ConnectionForced {
 			c.env.n.loginsRefused.Add(1)
 		} else {
@@ -405,6 +407,7 @@ func (c *client) open(f amqp.Frame) bool {
 	c.pool.logins.Add(1)
 	c.lastRead.Store(c.env.now()) // the wait for the verdict was not the client's silence
 	c.handshakeOver()
+	c.s.appOf(c, c.pool.id.vhost, 1).joins(c)
 	c.named.Store(true)
 	c.s.catches.offer(c)
 	c.mu.Lock()

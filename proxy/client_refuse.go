@@ -133,6 +133,9 @@ func (c *client) declares(ch *channel, b *binding, f amqp.Frame, called bool) {
 	a.Short()
 	name := a.Str()
 	ch.lastQueue = ""
+	if c.did.queue != string(name) {
+		c.did.queue = string(name)
+	}
 	if !called {
 		if len(name) > 0 {
 			ch.lastQueue = string(name)

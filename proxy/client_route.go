@@ -162,6 +162,9 @@ func (c *client) passNoted(ch *channel, f amqp.Frame, a action) bool {
 		ch.ledger.Settle(binary.BigEndian.Uint64(f.Args()), m != amqp.BasicReject && a.bits&1 != 0, ch.broker())
 	case amqp.BasicGet:
 		ch.ledger.Hears(a.bits&1 != 0)
+		c.did.got++
+	case amqp.QueueDeclare, amqp.ExchangeDeclare, amqp.QueueBind, amqp.ExchangeBind:
+		c.did.declared++
 	case amqp.BasicCancel:
 		tag := amqp.ReadArgs(f)
 		if b := ch.cur.Load(); b != nil {
@@ -213,6 +216,7 @@ func (c *client) openChannel(id uint16) {
 	}
 	c.env.n.channels.Add(1)
 	c.chansN.Add(1)
+	c.did.opened++
 	c.reply(ch, amqp.ChannelOpenOk, 0, 0, 0, 0)
 }
 

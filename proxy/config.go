@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/amqproxysvc/amqproxysvc/proxy/advice"
 	"github.com/amqproxysvc/amqproxysvc/proxy/broker"
 )
 
@@ -116,6 +117,10 @@ type Config struct {
 	// this and the broker's own is used. 0 takes the broker's.
 	Heartbeat time.Duration
 
+	// Advice has applications judged by what they do, but for the rules of AdviceMute.
+	Advice     bool
+	AdviceMute []string
+
 	// Version is told to clients and brokers in a field of the properties.
 	Version string
 	// Logger takes the engine's log; nil: slog.Default().
@@ -157,6 +162,7 @@ func DefaultConfig() Config {
 		WriteTimeout:        30 * time.Second,
 		DrainTimeout:        20 * time.Second,
 		Heartbeat:           15 * time.Second,
+		Advice:              true,
 		Version:             "dev",
 	}
 }
@@ -198,6 +204,11 @@ func (c *Config) Validate() error {
 		bad("upstream port", c.Upstream.Port, "1 to 65535")
 	}
 	errs = append(errs, c.validateUsers()...)
+	for _, id := range c.AdviceMute {
+		if !advice.Known(id) {
+			bad("advice mute", strconv.Quote(id), "the name of a rule")
+		}
+	}
 	ranged := func(name string, v, lo, hi int64) {
 		if v < lo || v > hi {
 			bad(name, v, fmt.Sprintf("%d to %d", lo, hi))

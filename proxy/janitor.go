@@ -68,6 +68,9 @@ func (s *Server) janitor() {
 		if i%10 == 0 && crowd.left(s.load()) {
 			go freeMemory()
 		}
+		if i%int(adviseEvery/tick) == int(adviseEvery/tick)-1 {
+			s.advise()
+		}
 		if i%5 == 0 {
 			s.tendPools()
 			s.gate.pokeIfWaiting() // a login may have come that nobody goes on with

@@ -66,6 +66,7 @@ func (c *client) admitted() *amqp.Error {
 			p.recheckBehind()
 			p.env.n.reuseHits.Add(1)
 			p.reused.Add(1)
+			c.reused = true
 			return nil
 		}
 		e, again := c.asksVHost(came)

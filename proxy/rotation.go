@@ -69,6 +69,14 @@ func (r *rotation) add(user string) bool {
 	return true
 }
 
+// rotates reports whether the log has told of a user lately.
+func (r *rotation) rotates(user string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	u := r.users[user]
+	return u != nil && !u.told.IsZero() && time.Since(u.told) < rotationTold
+}
+
 // accepted notes that the broker has accepted a login.
 func (s *Server) accepted(a *account, id loginID) {
 	if s.strangers.accept(id) {

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/amqproxysvc/amqproxysvc/proxy/advice"
 	"github.com/amqproxysvc/amqproxysvc/proxy/ledger"
 )
 
@@ -61,6 +62,7 @@ type Stats struct {
 	HeldTime          time.Duration // of HeldBehindCloses, in all
 
 	Tokens    []TokenStats
+	Advice    []advice.Advice // the gravest first
 	Pools     []PoolStats
 	Listeners []ListenerStats
 }
@@ -173,6 +175,7 @@ func (s *Server) Stats() Stats {
 	n1, t1 := s.gate.waiting()
 	n2, t2 := s.limits.clients.Waiting()
 	st.Waiting, st.LongestWait = n1+n2, max(t1, t2)
+	st.Advice = s.Advice()
 	for _, p := range s.allPools() {
 		st.Pools = append(st.Pools, p.stats())
 	}

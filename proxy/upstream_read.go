@@ -295,6 +295,10 @@ func (u *upstream) method(b *binding, f amqp.Frame, d *delivery, at int) bool {
 		if p := f.Args(); len(p) > 8 && len(p) >= 9+int(p[0]) {
 			b.broker.LastTag.Store(binary.BigEndian.Uint64(p[1+int(p[0]):]))
 		}
+	case amqp.BasicGetEmpty:
+		if a := ch.c.app; a != nil {
+			a.empty.Add(1)
+		}
 	case amqp.BasicGetOk:
 		if p := f.Args(); len(p) >= 8 {
 			b.broker.LastTag.Store(binary.BigEndian.Uint64(p))
@@ -393,6 +397,7 @@ func (u *upstream) consumerGone(b *binding, tag string) {
 func (u *upstream) brokerClosed(b *binding, f amqp.Frame, d *delivery) {
 	e := amqp.ParseClose(f)
 	ch := b.ch
+	ch.c.missed(e)
 	u.mu.Lock()
 	was := b.state
 	b.refusal = e // before the ticket of a channel that moves is through

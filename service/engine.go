@@ -66,6 +66,8 @@ type Status struct {
 	Upstream string
 	// Broker is what is known of the broker.
 	Broker BrokerState
+	// Advice is how many pieces there are.
+	Advice int
 	// Since is when the engine started.
 	Since time.Time
 	// DrainTimeout is how long Drain may leave clients to finish; 0: unknown.

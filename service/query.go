@@ -94,6 +94,9 @@ func (r Report) Print(w io.Writer, now time.Time) {
 		if b := s.Broker; b != nil {
 			line("broker", "%s", cmp.Or(b.trouble(time.DateTime), "no trouble seen"))
 		}
+		if s.Advice > 0 {
+			line("advice", "%s: amqproxysvc advise", Plural(s.Advice, "piece"))
+		}
 		if s.Phase == PhaseDraining {
 			line("draining", "no new clients; those connected may finish")
 		}

@@ -62,6 +62,7 @@ type State struct {
 	Listening []string     `json:"listening"`
 	Upstream  string       `json:"upstream"`
 	Broker    *BrokerState `json:"broker,omitempty"`
+	Advice    int          `json:"advice,omitempty"` // pieces of it
 	Since     time.Time    `json:"since"`
 	Updated   time.Time    `json:"updated"`
 	Reload    *ReloadState `json:"reload,omitempty"` // nil: not reloaded since the start

@@ -51,6 +51,19 @@ func TestTheBrokersTroubleIsTold(t *testing.T) {
 				t.Errorf("the JSON lacks %s: %s, %v", c.json, j, err)
 			}
 		}
+		e.mu.Lock()
+		e.status.Advice = 2
+		e.mu.Unlock()
+		time.Sleep(2 * statusInterval)
+		st, err := ReadState(s.state.path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var b strings.Builder
+		Report{Name: "x", State: StateRunning, Service: &st}.Print(&b, since)
+		if !strings.Contains(b.String(), "  advice     2 pieces: amqproxysvc advise\n") {
+			t.Errorf("status lacks the advice:\n%s", b.String())
+		}
 		s.requestStop()
 		if err := <-result; err != nil {
 			t.Errorf("stop: %v", err)

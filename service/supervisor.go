@@ -87,6 +87,7 @@ type supervisor struct {
 	err        error // why the service did not last
 	lastReload *ReloadState
 	lastText   string
+	lastAdvice int
 }
 
 func newSupervisor(opts Options) *supervisor {
@@ -440,13 +441,13 @@ func (s *supervisor) tell(phase Phase, also string) {
 	if s.lastReload != nil && s.lastReload.Error != "" {
 		text += "; last reload failed: " + s.lastReload.Error
 	}
-	if also == "" && text == s.lastText {
+	if also == "" && text == s.lastText && st.Advice == s.lastAdvice {
 		return
 	}
-	s.lastText = text
+	s.lastText, s.lastAdvice = text, st.Advice
 	s.notify(also + "STATUS=" + strings.ReplaceAll(text, "\n", " "))
 	if !s.state.write(State{Name: s.opts.Name, PID: os.Getpid(), Phase: phase, Clients: st.Clients, Upstreams: st.Upstreams,
-		Listening: st.Listening, Upstream: st.Upstream, Broker: &st.Broker, Since: st.Since, Updated: time.Now(), Reload: s.lastReload}) {
+		Listening: st.Listening, Upstream: st.Upstream, Broker: &st.Broker, Advice: st.Advice, Since: st.Since, Updated: time.Now(), Reload: s.lastReload}) {
 		s.lastText = "" // tell it again
 	}
 }

@@ -328,7 +328,7 @@ func (e *engine) Status() service.Status {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	st := service.Status{
-		Clients: stats.Clients, Upstreams: stats.Upstreams,
+		Clients: stats.Clients, Upstreams: stats.Upstreams, Advice: len(stats.Advice),
 		Broker:   service.BrokerState{AwaySince: stats.BrokerAwaySince, Reason: stats.BrokerReason, Blocked: stats.UpstreamsBlocked},
 		Upstream: e.settings.Broker.Address(), Since: e.started, DrainTimeout: e.settings.DrainDelay + e.settings.Engine.DrainTimeout,
 	}

@@ -180,7 +180,7 @@ func (v queryValue) Type() string          { return strings.ToUpper(v.name) }
 func (v queryValue) Set(text string) error { v.q.Set(v.name, text); return nil }
 
 func lookCommands() []*cobra.Command {
-	return []*cobra.Command{clientsCommand(), poolsCommand(), upstreamsCommand(), statsCommand(), configCommand(), topCommand(), kickCommand(), reconnectCommand(), traceCommand()}
+	return []*cobra.Command{clientsCommand(), poolsCommand(), upstreamsCommand(), statsCommand(), adviseCommand(), configCommand(), topCommand(), kickCommand(), reconnectCommand(), traceCommand()}
 }
 
 // clientSorts are the orders of clients, the most first.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/amqproxysvc/amqproxysvc/proxy"
 	"github.com/amqproxysvc/amqproxysvc/proxy/admin"
+	"github.com/amqproxysvc/amqproxysvc/proxy/advice"
 	"github.com/amqproxysvc/amqproxysvc/service/config"
 	"github.com/amqproxysvc/amqproxysvc/service/logging"
 	"github.com/amqproxysvc/amqproxysvc/service/terminal"
@@ -121,6 +122,20 @@ func TestLookCommands(t *testing.T) {
 	}
 	if code, _, errs := tells(t, "clients", "--socket", adminSocket(t)); code != 3 || strings.Count(errs, "\n") != 1 {
 		t.Errorf("nobody there: %d %s", code, errs)
+	}
+}
+
+func TestAdviseCommand(t *testing.T) {
+	socket, _ := withAdmin(t, func(f *fakeServer) {
+		f.advice = []advice.Advice{{App: advice.App{User: "shop", VHost: "/", Name: "cart-", Host: "192.0.2.1"}, Rule: "polling", Level: advice.Warn,
+			Since: time.Now().Add(-12*time.Minute - time.Second), Evidence: "97% of 1200 basic.get in 5m0s found no message", Remedy: "consume"}}
+	})
+	const want = "polling (warn, for 12m): user shop, vhost /, cart-, from 192.0.2.1\n  97% of 1200 basic.get in 5m0s found no message.\n  Do: consume.\n"
+	if code, out, errs := tells(t, "advise", "--socket", socket); code != 0 || errs != "" || out != want {
+		t.Errorf("exit code %d, %s\ngot\n%s\nwant\n%s", code, errs, out, want)
+	}
+	if _, out, _ := tells(t, "advise", "--rule", "unnamed", "--socket", socket); !strings.HasPrefix(out, "nothing to say") {
+		t.Errorf("of another rule it tells %s", out)
 	}
 }
 

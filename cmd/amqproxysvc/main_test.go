@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy"
+	"github.com/amqproxysvc/amqproxysvc/proxy/advice"
 )
 
 // asProgram makes the test binary be the program: "real" with the real engine, else with the fake.
@@ -42,6 +43,7 @@ func TestMain(m *testing.M) {
 
 // fakeServer accepts and counts clients, and does what a test tells it.
 type fakeServer struct {
+	advice    []advice.Advice
 	cfg       proxy.Config
 	listeners []net.Listener
 	clients   atomic.Int32
@@ -158,7 +160,7 @@ func (f *fakeServer) Err() error                      { return nil }
 func (f *fakeServer) Ready(context.Context) error     { return f.ready }
 func (f *fakeServer) SelfCheck(context.Context) error { return nil }
 func (f *fakeServer) Stats() proxy.Stats {
-	return proxy.Stats{Clients: int(f.clients.Load()), Upstreams: 1, Listeners: f.shows}
+	return proxy.Stats{Clients: int(f.clients.Load()), Upstreams: 1, Listeners: f.shows, Advice: f.advice}
 }
 
 func (f *fakeServer) ListClients() []proxy.ClientInfo     { return f.list }

@@ -21,6 +21,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy"
+	"github.com/amqproxysvc/amqproxysvc/proxy/advice"
 )
 
 // fake is a Source.
@@ -60,6 +61,8 @@ func TestMetrics(t *testing.T) {
 		Listeners: []proxy.ListenerStats{{Address: "127.0.0.1:5673"}, {Address: "[::]:5671", TLSHandshakes: []uint64{33, 34, 35, 36, 37}, ProxyHeaders: []uint64{38, 39, 40, 41, 42},
 			Certificates: []proxy.CertificateStats{{File: "/a.pem", NotAfter: time.Unix(2000, 0)}, {File: "/a.pem", NotAfter: time.Unix(2000, 0)}}}},
 	}}
+	f.stats.Advice = []advice.Advice{
+		{App: advice.App{User: "shop", VHost: "/", Name: "a"}, Rule: "polling"}, {App: advice.App{User: "shop", VHost: "/", Name: "b"}, Rule: "polling"}}
 	for i := range f.stats.ConnectLatency {
 		f.stats.ConnectLatency[i] = uint64(i)
 	}
@@ -119,6 +122,7 @@ func TestMetrics(t *testing.T) {
 		`amqproxysvc_local_logins_total{result="ok"} 42`,
 		`amqproxysvc_local_logins_total{result="refused"} 43`,
 		`amqproxysvc_token_expiry_timestamp_seconds{user="shop"} 3000`,
+		`amqproxysvc_advice{rule="polling",user="shop",vhost="/"} 1`,
 		`amqproxysvc_build_info{goversion="go`,
 		"go_goroutines ",
 	} {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy"
+	"github.com/amqproxysvc/amqproxysvc/proxy/advice"
 )
 
 // Schema is the version of every answer's layout: fields may be added within one, none is
@@ -123,6 +124,34 @@ type Stats struct {
 	ToClients        uint64  `json:"sent_to_clients_bytes"`
 	FromUpstreams    uint64  `json:"received_from_upstreams_bytes"`
 	ToUpstreams      uint64  `json:"sent_to_upstreams_bytes"`
+}
+
+// Advise is the answer to `advise`.
+type Advise struct {
+	Schema int      `json:"schema"`
+	Advice []Advice `json:"advice"` // the gravest first
+}
+
+// Advice is one piece: a habit of an application, its evidence in numbers, and what to do.
+type Advice struct {
+	Rule     string  `json:"rule"`
+	Level    string  `json:"level"` // error, warn, info
+	User     string  `json:"user"`
+	VHost    string  `json:"vhost"`
+	Name     string  `json:"name"`    // connection_name without digits, or the library
+	Address  string  `json:"address"` // the host that the application is on
+	Since    float64 `json:"since_seconds"`
+	Evidence string  `json:"evidence"`
+	Remedy   string  `json:"remedy"`
+}
+
+func adviceOf(all []advice.Advice) []Advice {
+	out := make([]Advice, 0, len(all))
+	for _, a := range all {
+		out = append(out, Advice{Rule: a.Rule, Level: a.Level, User: a.User, VHost: a.VHost, Name: a.Name, Address: a.Host,
+			Since: seconds(time.Since(a.Since)), Evidence: a.Evidence, Remedy: a.Remedy})
+	}
+	return out
 }
 
 // Config is the answer to `config`.

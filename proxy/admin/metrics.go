@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy"
+	"github.com/amqproxysvc/amqproxysvc/proxy/advice"
 )
 
 // maxPools bounds the user and vhost label pairs of a scrape. The pools with the most
@@ -116,6 +117,8 @@ const (
 const (
 	latencyName = "amqproxysvc_upstream_connect_seconds"
 	latencyHelp = "How long connecting and logging in to the broker took."
+	adviceName  = "amqproxysvc_advice"
+	adviceHelp  = "Always 1: what amqproxysvc advise tells of a user's applications now."
 	infoName    = "amqproxysvc_build_info"
 	infoHelp    = "Always 1; the labels say which program runs."
 )
@@ -132,6 +135,7 @@ type collector struct {
 	tokens    *prometheus.Desc
 	headers   *prometheus.Desc
 	latency   *prometheus.Desc
+	advice    *prometheus.Desc
 	buildInfo *prometheus.Desc
 }
 
@@ -151,13 +155,14 @@ func newCollector(source Source, version string) *collector {
 	c.tokens = prometheus.NewDesc(tokensName, tokensHelp, []string{"user"}, nil)
 	c.headers = prometheus.NewDesc(headersName, headersHelp, []string{"listener", "result"}, nil)
 	c.latency = prometheus.NewDesc(latencyName, latencyHelp, nil, nil)
+	c.advice = prometheus.NewDesc(adviceName, adviceHelp, []string{"rule", "user", "vhost"}, nil)
 	c.buildInfo = prometheus.NewDesc(infoName, infoHelp, []string{"version", "goversion"}, nil)
 	return c
 }
 
 // Describe is part of prometheus.Collector.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, group := range [][]*prometheus.Desc{c.plain, c.labelled, c.pools, {c.shakes, c.expiry, c.tokens, c.headers, c.latency, c.buildInfo}} {
+	for _, group := range [][]*prometheus.Desc{c.plain, c.labelled, c.pools, {c.shakes, c.expiry, c.tokens, c.headers, c.latency, c.advice, c.buildInfo}} {
 		for _, d := range group {
 			ch <- d
 		}
@@ -187,7 +192,22 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	c.collectListeners(ch, stats.Listeners)
 	ch <- latencyHistogram(c.latency, &stats)
+	c.collectAdvice(ch, stats.Advice)
 	ch <- prometheus.MustNewConstMetric(c.buildInfo, prometheus.GaugeValue, 1, c.version, runtime.Version())
+}
+
+// collectAdvice has each rule once for a user and vhost, however many applications they have, and no more
+// than maxPools in all.
+func (c *collector) collectAdvice(ch chan<- prometheus.Metric, all []advice.Advice) {
+	type labels struct{ rule, user, vhost string }
+	told := map[labels]bool{}
+	for _, a := range all {
+		l := labels{a.Rule, strings.ToValidUTF8(a.User, "\ufffd"), strings.ToValidUTF8(a.VHost, "\ufffd")}
+		if !told[l] && len(told) < maxPools {
+			told[l] = true
+			ch <- prometheus.MustNewConstMetric(c.advice, prometheus.GaugeValue, 1, l.rule, l.user, l.vhost)
+		}
+	}
 }
 
 // collectListeners has a listener counted by its address; two cannot have the same.
@@ -273,5 +293,5 @@ func Names() (names []string) {
 	for _, m := range poolMetrics {
 		names = append(names, m.name)
 	}
-	return append(names, shakesName, expiryName, tokensName, headersName, latencyName, infoName)
+	return append(names, shakesName, expiryName, tokensName, headersName, latencyName, adviceName, infoName)
 }

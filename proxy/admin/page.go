@@ -29,6 +29,8 @@ const (
 	maxLive = 8
 	// livePools bounds the pools that the page is told of.
 	livePools = 100
+	// liveAdvice bounds the advice.
+	liveAdvice = 20
 	// passwordTries bounds wrong passwords from one address in a minute.
 	passwordTries = 5
 )
@@ -192,7 +194,10 @@ func (p *page) newest() []byte {
 		Time  float64 `json:"time"`
 		Stats Stats   `json:"stats"`
 		Pools []Pool  `json:"pools"`
-	}{float64(p.made.UnixMilli()) / 1000, statsOf(stats, p.verbs.version), pools[:min(len(pools), livePools)]})
+		// Advice is what the page has room for.
+		Advice []Advice `json:"advice"`
+	}{float64(p.made.UnixMilli()) / 1000, statsOf(stats, p.verbs.version), pools[:min(len(pools), livePools)],
+		adviceOf(stats.Advice[:min(len(stats.Advice), liveAdvice)])})
 	if err != nil {
 		return nil // there is nothing in it that cannot be written
 	}

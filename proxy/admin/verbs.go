@@ -74,6 +74,7 @@ var Verbs = []Verb{
 	{"upstreams", http.MethodGet, Look, []string{"user", "vhost", "state"}, (*verbs).upstreams, nil},
 	{"pools", http.MethodGet, Look, []string{"user", "vhost"}, (*verbs).pools, nil},
 	{"stats", http.MethodGet, Look, nil, (*verbs).stats, nil},
+	{"advise", http.MethodGet, Look, []string{"user", "vhost", "rule"}, (*verbs).advise, nil},
 	{"config", http.MethodGet, Look, nil, (*verbs).config, nil},
 	{"kick", http.MethodPost, Change, []string{"client", "user"}, (*verbs).kick, nil},
 	{"reconnect", http.MethodPost, Change, []string{"upstream", "user"}, (*verbs).reconnect, nil},
@@ -229,6 +230,16 @@ func (v *verbs) pools(q url.Values) (any, error) {
 }
 
 func (v *verbs) stats(url.Values) (any, error) { return statsOf(v.engine.Stats(), v.version), nil }
+
+func (v *verbs) advise(q url.Values) (any, error) {
+	a := Advise{Schema: Schema, Advice: []Advice{}}
+	for _, one := range adviceOf(v.engine.Stats().Advice) {
+		if matches(q, "user", one.User) && matches(q, "vhost", one.VHost) && matches(q, "rule", one.Rule) {
+			a.Advice = append(a.Advice, one)
+		}
+	}
+	return a, nil
+}
 
 func (v *verbs) config(url.Values) (any, error) {
 	return Config{Schema: Schema, Settings: v.engine.Settings()}, nil

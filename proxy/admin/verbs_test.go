@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy"
+	"github.com/amqproxysvc/amqproxysvc/proxy/advice"
 )
 
 // listed is a Lister.
@@ -136,6 +137,7 @@ func TestRoles(t *testing.T) {
 func TestVerbs(t *testing.T) {
 	l := &listed{}
 	l.stats.Pools = []proxy.PoolStats{{User: "a", VHost: "/", Logins: 10, Reused: 9}, {User: "b", VHost: "v", Waiting: 1}}
+	l.stats.Advice = []advice.Advice{{App: advice.App{User: "a", VHost: "/", Name: "shop", Host: "192.0.2.1"}, Rule: "polling", Level: "warn", Since: time.Now(), Evidence: "9 of 10", Remedy: "consume"}}
 	h := Control(l, "1.2.3")
 	for _, c := range []struct {
 		method, target string
@@ -156,6 +158,8 @@ func TestVerbs(t *testing.T) {
 		{"GET", "/v1/upstreams?state=shared", 200, `"upstreams":[{"id":7,"broker":"192.0.2.9:5672"`},
 		{"GET", "/v1/pools", 200, `"pools":[{"user":"b","vhost":"v","clients":0,"waiting_clients":1,"max_wait_seconds":3,`},
 		{"GET", "/v1/pools?user=a", 200, `"pools":[{"user":"a","vhost":"/","clients":0,"waiting_clients":0,"max_wait_seconds":0,"upstreams":0,"idle_upstreams":0,"session_upstreams":0,"channels":0,"logins":10,"reused":9}]`},
+		{"GET", "/v1/advise", 200, `"schema":1,"advice":[{"rule":"polling","level":"warn","user":"a","vhost":"/","name":"shop","address":"192.0.2.1","since_seconds":`},
+		{"GET", "/v1/advise?rule=unnamed", 200, `"advice":[]`},
 		{"GET", "/v1/stats", 200, `"version":"1.2.3"`},
 		{"GET", "/v1/config", 200, `"settings":[{"name":"http.port","value":"1","origin":"a.toml:3"}]`},
 		{"POST", "/v1/kick?client=1", 200, `"count":1`},

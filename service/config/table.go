@@ -4,8 +4,11 @@
 package config
 
 import (
+	"slices"
 	"strings"
 	"time"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/advice"
 )
 
 // Kind is how a setting is written.
@@ -94,7 +97,8 @@ var Sections = []Section{
 	{"auth", "Logins", "Who decides about a login. Without a [[user]] the broker decides about all of them."},
 	{"user", "Users", "Users whose credentials the proxy keeps, a [[user]] for each: their applications know a password of the proxy's, and the broker is sent another that they never see. Only the file has them, and they are all live: clients that are connected stay."},
 	{"http", "Metrics and health", "/metrics for Prometheus, /healthz (the process lives) and /readyz (the broker can be reached)."},
-	{"admin", "Admin channel", "Where the commands that look at a running proxy and act on it reach it: clients, pools, upstreams, stats, top, config, trace, kick, reconnect."},
+	{"admin", "Admin channel", "Where the commands that look at a running proxy and act on it reach it: clients, pools, upstreams, stats, advise, top, config, trace, kick, reconnect."},
+	{"advice", "Advice", "What amqproxysvc advise, status, the live page and the log say of applications that use connections, channels or queues in a way that costs them or the broker."},
 	{"log", "Logging", "Log lines go to the terminal, the journal or the Windows event log, and to a file when one is set."},
 }
 
@@ -323,6 +327,13 @@ var Table = []Setting{
 		Help: "Full path of a Unix socket, or on Windows the name of a pipe (\\\\.\\pipe\\NAME). Empty: the place of a service that the system manages, /run/NAME/control.sock or \\\\.\\pipe\\amqproxysvc-NAME; in the foreground none. off: none. Root, administrators and the service's own user may act; the service's group may look.",
 		at:   func(s *Settings, _ *Listener) any { return &s.Admin.Socket }},
 
+	{Section: "advice", Key: "enabled", Kind: KindBool, Live: true,
+		Help: "Whether applications are judged by what they do. It costs them nothing.",
+		at:   func(s *Settings, _ *Listener) any { return &s.Engine.Advice }},
+	{Section: "advice", Key: "mute", Kind: KindNames, Live: true,
+		Help: "Rules that nothing is said of, one or a list: " + ruleNames() + ".",
+		at:   func(s *Settings, _ *Listener) any { return &s.Engine.AdviceMute }},
+
 	{Section: "log", Key: "level", Kind: KindChoice, Values: []string{"debug", "info", "warn", "error"}, Env: "LOG_LEVEL", Live: true,
 		Help: "The least important lines that are logged. -d on the command line is short for debug.",
 		at:   func(s *Settings, _ *Listener) any { return &s.Log.Level }},
@@ -439,4 +450,14 @@ func Distance(a, b string) int {
 		before, row = row, next
 	}
 	return row[len(b)]
+}
+
+// ruleNames are those of the advice.
+func ruleNames() string {
+	var names []string
+	for i := range advice.Rules {
+		names = append(names, advice.Rules[i].ID)
+	}
+	slices.Sort(names)
+	return strings.Join(names, ", ")
 }

@@ -48,12 +48,18 @@
     ["turned_away", "connections were turned away: too many handshakes, or no descriptors"],
     ["heartbeat_timeouts", "peers were silent for two heartbeats and were closed"],
   ];
-  const troubles = (s) => {
+  const troubles = (s, advice) => {
     const list = $("troubles").children[1];
     list.replaceChildren();
     for (const [key, words] of wrong) {
       const n = s[key] - first[key];
       if (n > 0) list.append(Object.assign(document.createElement("li"), { textContent: num(n) + " " + words + "." }));
+    }
+    for (const a of advice) {
+      const who = ["user " + a.user, "vhost " + a.vhost, a.name, "from " + a.address].filter(Boolean).join(", ");
+      const li = Object.assign(document.createElement("li"), { textContent: who + ": " + a.evidence + ". " });
+      li.append(Object.assign(document.createElement("span"), { className: "todo", textContent: a.remedy + " (" + a.rule + ")." }));
+      list.append(li);
     }
     $("troubles").hidden = !list.children.length;
   };
@@ -192,7 +198,7 @@
   }
 
   const event = (e) => {
-    const { time, stats: s, pools } = JSON.parse(e.data);
+    const { time, stats: s, pools, advice } = JSON.parse(e.data);
     if (last && s.uptime_seconds < last.s.uptime_seconds) { past.length = 0; last = first = null; } // it was restarted
     first = first || s;
     if (last && time > last.time) {
@@ -204,7 +210,7 @@
     last = { time, s };
     $("about").textContent = s.version + ", up " + age(s.uptime_seconds);
     shown.pools = pools;
-    tiles(s); troubles(s); draw();
+    tiles(s); troubles(s, advice || []); draw();
     if (tab === "pools") fill();
   };
 

@@ -81,32 +81,48 @@ func (e ExternalUser) nameIn(cert *x509.Certificate) string {
 	return ""
 }
 
-// certified is the user that the client's certificate names; nil: none. The TLS handshake is over.
-func (c *client) certified() *keptUser {
-	d, t := c.s.users.Load(), c.lst.tls.Load()
-	if d == nil || t == nil || t.External.off() {
-		return nil
+// certificate is the client's, where it is verified and may stand for a user; else nil. The TLS handshake is over.
+func (c *client) certificate() (*x509.Certificate, ExternalUser) {
+	t := c.lst.tls.Load()
+	if t == nil || t.External.off() {
+		return nil, ExternalOff
 	}
 	conn, ok := c.conn.(*tls.Conn)
 	if !ok {
-		return nil
+		return nil, ExternalOff
 	}
 	state := conn.ConnectionState()
 	if len(state.VerifiedChains) == 0 {
+		return nil, ExternalOff
+	}
+	return state.PeerCertificates[0], t.External
+}
+
+// mayBeExternal reports whether there is anything that EXTERNAL could go by.
+func (c *client) mayBeExternal() bool {
+	cert, _ := c.certificate()
+	return cert != nil
+}
+
+// certified is the user that the client's certificate names; nil: none.
+func (c *client) certified() *keptUser {
+	d := c.s.users.Load()
+	cert, by := c.certificate()
+	if d == nil || cert == nil {
 		return nil
 	}
-	name := t.External.nameIn(state.PeerCertificates[0])
+	name := by.nameIn(cert)
 	if l := d.certificates[name]; l != nil && name != "" {
 		return l
 	}
-	c.log(slog.LevelDebug, "the client's certificate names no user", "name", name, "external_user", string(t.External))
+	c.log(slog.LevelDebug, "the client's certificate names no user", "name", name, "external_user", string(by))
 	return nil
 }
 
 // identifyExternal is the login of a client by its certificate; what it says of itself is not looked at.
 func (c *client) identifyExternal() (login, *amqp.Error) {
 	l := c.certified()
-	if l == nil { // not any more: a reload came since connection.start
+	if l == nil { // it was not offered, or a reload came since
 		c.env.n.localRefused.Add(1)
 		return login{}, broker.RefusedLogin(external)
 	}

@@ -355,11 +355,11 @@ func (c *stored) refused() bool {
 func (s *Server) loginStored(ctx context.Context, c *stored, try func(broker.Credential) (*broker.Link, error)) (*broker.Link, error) {
 	p := c.provider()
 	k, err := askStored(ctx, c, p, try)
-	if s.refusesSecret(err) {
-		if other := c.other(p); other != nil {
-			k2, err2 := askStored(ctx, c, other, try)
-			if !s.refusesSecret(err2) {
-				p, k, err = other, k2, err2
+	if other := c.other(p); s.refusesSecret(err) && other != nil {
+		first := p
+		for _, p = range []Provider{other, first} { // the broker may be told of the new one between the two
+			if k, err = askStored(ctx, c, p, try); !s.refusesSecret(err) {
+				break
 			}
 		}
 	}

@@ -200,6 +200,58 @@ func TestSecretsAreRotated(t *testing.T) {
 	}
 }
 
+// The broker may be told of a new password at any moment: after it has refused that, and before it is sent
+// the one before. And the file may be read between the two.
+func TestASecretThatChangesAmidALogin(t *testing.T) {
+	s, err := New(DefaultConfig())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	before, now := Password{"u", broker.NewSecret("old")}, Password{"u", broker.NewSecret("new")}
+	for name, c := range map[string]struct {
+		c     *stored
+		turns string // what the broker takes, at each login
+		sends string
+	}{
+		"told between":    {&stored{now: now, before: before}, "old new new", "new old new"},
+		"told before":     {&stored{now: now, before: before}, "new", "new"},
+		"not told":        {&stored{now: now, before: before}, "old old", "new old"},
+		"neither":         {&stored{now: now, before: before}, "x x x", "new old new"},
+		"nothing to fall": {&stored{now: now}, "x", "new"},
+	} {
+		turns, sent := strings.Fields(c.turns), []string{}
+		_, err := s.loginStored(bg, c.c, func(k broker.Credential) (*broker.Link, error) {
+			takes := turns[len(sent)]
+			sent = append(sent, k.Secret.Reveal())
+			if k.Secret.Reveal() != takes {
+				return nil, broker.RefusedLogin("PLAIN")
+			}
+			return &broker.Link{}, nil
+		})
+		if got := strings.Join(sent, " "); got != c.sends || (err == nil) != (sent[len(sent)-1] == turns[len(sent)-1]) {
+			t.Errorf("%s: the broker was sent %s and the outcome is %v, want %s", name, got, err, c.sends)
+		}
+		if err == nil && sent[len(sent)-1] == "new" && c.c.before != nil {
+			t.Errorf("%s: the one before is kept when the new one is accepted", name)
+		}
+	}
+	// A reload between reading the secret and its refusal.
+	c := &stored{now: before, taken: true}
+	n := 0
+	if _, err := s.loginStored(bg, c, func(k broker.Credential) (*broker.Link, error) {
+		if n++; n == 1 {
+			c.renew(now)
+		}
+		if k.Secret.Reveal() == "old" {
+			return nil, broker.RefusedLogin("PLAIN")
+		}
+		return &broker.Link{}, nil
+	}); err != nil || n != 2 {
+		t.Errorf("after a reload amid the login: %v, %d logins", err, n)
+	}
+}
+
 // Another name at the broker is another account: its connections are not shared with those of before.
 func TestAnotherAccountAtTheBroker(t *testing.T) {
 	withUsers(t, proxytest.BrokerConfig{}, nil, func(r *rig) {

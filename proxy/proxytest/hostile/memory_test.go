@@ -50,7 +50,7 @@ func narrow(ctx context.Context, network, address string) (net.Conn, error) {
 
 // Handshakes, publishes that lack their end and consumers that do not read ask for several times
 // what is promised, of two users at once. What is in use stays below the sum, and what is resident
-// below twice that.
+// below twice that. Readers are ended for it, those for whom most waits: who reads is not.
 func TestMemorySum(t *testing.T) {
 	const (
 		mib            = 1 << 20
@@ -61,14 +61,16 @@ func TestMemorySum(t *testing.T) {
 		forClient      = 256 << 10
 		forUpstream    = 1 * mib
 		forHandshake   = 16 << 10
-		waiting        = 19 // messages of 100 kB for each reader, below its own client_queue
+		songs          = 200 // messages of 100 kB for who reads
+		waiting        = 70  // messages of 100 kB for each reader, below its own client_queue and above what the kernel's buffers take (4 MB)
 		halfOfItsWhole = 40000
 	)
-	r := start(t, setup{settings: fmt.Sprintf("[client]\nmax_message_size = \"1MiB\"\nmessage_buffer = %d\nclient_queues = %d\nclient_queue = \"2MiB\"\nmax_handshakes = %d\n[pool]\nidle_timeout = \"1s\"\n",
+	r := start(t, setup{settings: fmt.Sprintf("[client]\nmax_message_size = \"1MiB\"\nmessage_buffer = %d\nclient_queues = %d\nclient_queue = \"8MiB\"\nmax_handshakes = %d\n[pool]\nidle_timeout = \"1s\"\n",
 		messageBuffer, clientQueues, handshakes)})
 	r.rests()
-	readers, publishers, channels := count(60, 200), count(20, 60), 100
+	readers, publishers, channels := count(30, 100), count(20, 60), 100
 
+	var inOrder []*proxytest.Client // readers that read
 	straight := make(map[string]*proxytest.Client)
 	for user := range users() {
 		c, err := login(r.broker, user)
@@ -91,6 +93,27 @@ func TestMemorySum(t *testing.T) {
 		if _, err := c.QueueLength(1, fmt.Sprintf("slow-%s-0", user)); err != nil { // all of it is there
 			t.Fatal(err)
 		}
+		q, err := c.DeclareQueue(1, "read-"+user, 0)
+		for range songs {
+			if err == nil {
+				err = c.Publish(1, "", q, make([]byte, 100<<10))
+			}
+		}
+		var reads *proxytest.Client
+		if err == nil {
+			reads, err = login(r.addr, user)
+		}
+		if err == nil {
+			defer reads.Abort()
+			err = reads.Qos(1, 2)
+		}
+		if err == nil {
+			_, err = reads.Consume(1, q, "", false)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		inOrder = append(inOrder, reads)
 	}
 
 	ctx, cancel := context.WithCancel(context.Background())
@@ -145,7 +168,25 @@ func TestMemorySum(t *testing.T) {
 		})
 	}
 
-	resident, inUse, clients, upstreams := 0, 0, 0.0, 0.0
+	unheard := make(chan error, len(inOrder))
+	for _, c := range inOrder {
+		go func() {
+			for range songs {
+				m, err := c.Delivery(1)
+				if err == nil {
+					err = c.Ack(1, m.Tag, false)
+				}
+				if err != nil {
+					unheard <- err
+					return
+				}
+				rest(ctx, 20*time.Millisecond)
+			}
+			unheard <- c.Close()
+		}()
+	}
+
+	resident, inUse, clients, upstreams, ended := 0, 0, 0.0, 0.0, 0.0
 	sum := func() int {
 		return messageBuffer + clientQueues + int(clients)*forClient + handshakes*forHandshake + int(upstreams)*forUpstream + program
 	}
@@ -156,6 +197,7 @@ func TestMemorySum(t *testing.T) {
 			return err
 		}
 		clients, upstreams = max(clients, m["amqproxysvc_clients"]), max(upstreams, m["amqproxysvc_upstreams"])
+		ended = m["amqproxysvc_slow_client_closes_total"]
 		if all := float64(2 * (readers + publishers)); clients < all {
 			return fmt.Errorf("%v clients are there of %v", clients, all)
 		}
@@ -186,9 +228,17 @@ func TestMemorySum(t *testing.T) {
 	})
 	cancel()
 	wg.Wait()
-	t.Logf("FIGURE %s: %d MiB in use and %d resident, the sum is %d MiB (%v clients, %v upstreams); asked for were %d MiB", t.Name(),
-		inUse/mib, resident/mib, sum()/mib, clients, upstreams, 2*(readers*waiting*100<<10+publishers*channels*halfOfItsWhole)/mib)
+	t.Logf("FIGURE %s: %d MiB in use and %d resident, the sum is %d MiB (%v clients, %v upstreams, %v readers ended); asked for were %d MiB", t.Name(),
+		inUse/mib, resident/mib, sum()/mib, clients, upstreams, ended, 2*(readers*waiting*100<<10+publishers*channels*halfOfItsWhole)/mib)
 	var errs []error
+	if ended == 0 || !strings.Contains(r.log.String(), "too much waits for all") {
+		errs = append(errs, fmt.Errorf("%v readers were ended for what waits for all", ended))
+	}
+	for range inOrder {
+		if err := <-unheard; err != nil {
+			errs = append(errs, fmt.Errorf("who reads: %w", err))
+		}
+	}
 	if inUse > sum() {
 		errs = append(errs, fmt.Errorf("%d MiB are in use, the sum is %d", inUse/mib, sum()/mib))
 	}
@@ -196,6 +246,7 @@ func TestMemorySum(t *testing.T) {
 		errs = append(errs, fmt.Errorf("%d MiB are resident, twice the sum is %d", resident/mib, most/mib))
 	}
 	for user, c := range straight {
+		errs = append(errs, c.DeleteQueue(1, "read-"+user))
 		for i := range readers {
 			errs = append(errs, c.DeleteQueue(1, fmt.Sprintf("slow-%s-%d", user, i)))
 		}

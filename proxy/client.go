@@ -83,6 +83,8 @@ type client struct {
 	busyAt    atomic.Int64          // when it last did something of its own, coarse clock
 	consumes  atomic.Bool           // has consumed
 	unbounded atomic.Bool           // has consumed without bound
+	paused    atomic.Bool           // waits for the end of a pause, amid its handshake
+	granted   atomic.Int64          // how long it did, nanoseconds
 	traced    atomic.Pointer[Trace] // who looks at its frames, nil: nobody; written under mu
 
 	mu          lock.Mutex[lock.Leaf] // guards the outbox, the channels' states and all below

@@ -32,7 +32,7 @@ func (c *client) handshake() bool {
 		}
 		return false
 	}
-	if !c.awaitGreeting() {
+	if !c.awaitResume("", false) || !c.awaitGreeting() {
 		return false
 	}
 	info := c.s.brokerOrDefault()
@@ -379,6 +379,9 @@ func (c *client) tuneOk(f amqp.Frame, offer amqp.Tune) bool {
 func (c *client) open(f amqp.Frame) bool {
 	a := amqp.ReadArgs(f)
 	vhost := string(a.Str())
+	if !c.awaitResume(vhost, true) {
+		return false
+	}
 	e := c.s.mayOpen(c.account.login, vhost)
 	if e == nil {
 		c.pool = c.s.poolOf(c.account, vhost)

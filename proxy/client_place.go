@@ -61,6 +61,10 @@ func (c *client) bound(ch *channel, l lane) *binding {
 
 // bind gives the channel a place on an upstream of the lane.
 func (c *client) bind(ch *channel, l lane) *binding {
+	if e := c.awaitResumed(); e != nil {
+		c.die(e)
+		return nil
+	}
 	for {
 		if c.session == nil && (c.s.atChannelLimit(c.pool) || c.s.hasOffended(c)) {
 			if e := c.becomeSession(); e != nil {

@@ -33,6 +33,9 @@ func (c *client) needSession(ch *channel, why amqp.Method) bool {
 // becomeSession gets the client an upstream of its own, and frees the channels that can
 // move for it.
 func (c *client) becomeSession() *amqp.Error {
+	if e := c.awaitResumed(); e != nil {
+		return e
+	}
 	c.settle()
 	u := c.idleSession()
 	if u == nil {

@@ -14,7 +14,7 @@ func (c *client) due() bool {
 	now := c.env.now()
 	switch c.phase.Load() {
 	case phaseHandshake:
-		return now-c.started >= int64(c.env.cfg().HandshakeTimeout)
+		return !c.paused.Load() && now-c.started-c.granted.Load() >= int64(c.env.cfg().HandshakeTimeout)
 	case phaseClosing: // perhaps amid its handshake: what that writes must not be looked at
 		at := c.closeAt.Load()
 		return at != 0 && now >= at

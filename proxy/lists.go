@@ -247,9 +247,14 @@ var errKicked = amqp.Errorf(amqp.ConnectionForced, 0, "closed by the administrat
 // last one, while what comes opens new ones. The one of that ID, those of a user, or where
 // neither is given all. Sessions stay as long as their client. It returns how many it retired.
 func (s *Server) Reconnect(id uint64, user string) int {
+	return s.retire(func(p *pool) bool { return user == "" || p.id.user == user }, id)
+}
+
+// retire is Reconnect for the pools that are meant.
+func (s *Server) retire(which func(*pool) bool, id uint64) int {
 	n := 0
 	for _, p := range s.allPools() {
-		if user != "" && p.id.user != user {
+		if !which(p) {
 			continue
 		}
 		var ends []*upstream

@@ -54,6 +54,7 @@ type Server struct {
 	limited   atomic.Bool  // channelLimits is not empty
 	traces    atomic.Int32 // under way
 	catches   catches
+	pauses    pauses
 	apps      apps
 
 	mu              lock.Mutex[lock.Server] // guards all below

@@ -61,8 +61,11 @@ type Stats struct {
 	ConnectLatencySum time.Duration
 	HeldTime          time.Duration // of HeldBehindCloses, in all
 
-	Tokens    []TokenStats
-	Advice    []advice.Advice // the gravest first
+	Tokens        []TokenStats
+	Advice        []advice.Advice // the gravest first
+	Pauses        []PauseInfo     // in force
+	PausedClients int             // that wait for their end now
+
 	Pools     []PoolStats
 	Listeners []ListenerStats
 }
@@ -176,6 +179,7 @@ func (s *Server) Stats() Stats {
 	n2, t2 := s.limits.clients.Waiting()
 	st.Waiting, st.LongestWait = n1+n2, max(t1, t2)
 	st.Advice = s.Advice()
+	st.Pauses, st.PausedClients = s.Pauses(), int(s.pauses.waiting.Load())
 	for _, p := range s.allPools() {
 		st.Pools = append(st.Pools, p.stats())
 	}

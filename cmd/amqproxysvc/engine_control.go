@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy"
 	"github.com/amqproxysvc/amqproxysvc/proxy/admin"
@@ -66,6 +67,14 @@ func (e *engine) Kick(id uint64, user string) int { return e.server.Kick(id, use
 
 // Reconnect retires connections to the broker.
 func (e *engine) Reconnect(id uint64, user string) int { return e.server.Reconnect(id, user) }
+
+// Pause has logins and first frames wait.
+func (e *engine) Pause(vhost string, all bool, most time.Duration) int {
+	return e.server.Pause(vhost, all, most)
+}
+
+// Resume ends a pause.
+func (e *engine) Resume(vhost string, all bool) bool { return e.server.Resume(vhost, all) }
 
 // Trace looks at a client.
 func (e *engine) Trace(ctx context.Context, w proxy.TraceWanted) (admin.Tracer, error) {

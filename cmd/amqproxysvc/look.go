@@ -180,7 +180,8 @@ func (v queryValue) Type() string          { return strings.ToUpper(v.name) }
 func (v queryValue) Set(text string) error { v.q.Set(v.name, text); return nil }
 
 func lookCommands() []*cobra.Command {
-	return []*cobra.Command{clientsCommand(), poolsCommand(), upstreamsCommand(), statsCommand(), adviseCommand(), configCommand(), topCommand(), kickCommand(), reconnectCommand(), traceCommand()}
+	return []*cobra.Command{clientsCommand(), poolsCommand(), upstreamsCommand(), statsCommand(), adviseCommand(), configCommand(), topCommand(), kickCommand(), reconnectCommand(), traceCommand(),
+		pauseCommand(), resumeCommand(), drainCommand()}
 }
 
 // clientSorts are the orders of clients, the most first.
@@ -370,6 +371,16 @@ func showStats(w io.Writer, s *admin.Stats) error {
 	line("broker", "%s", broker)
 	line("clients", "%d now, %d waiting (the longest %s), %d since the start", s.Clients, s.Waiting, terminal.Age(duration(s.LongestWait)), s.ClientsTotal)
 	line("logins", "%d, %s on a connection that was there; %d refused by the broker, %d failed", s.LoginsOK, percent(s.Reused, s.LoginsOK), s.LoginsRefused, s.LoginsFailed)
+	for _, p := range s.Pauses {
+		what, left := "all", ""
+		if !p.All {
+			what = "vhost " + terminal.Printable(p.VHost)
+		}
+		if p.Left > 0 {
+			left = ", ends in " + terminal.Age(duration(p.Left))
+		}
+		line("paused", "%s, for %s%s; %s", what, terminal.Age(duration(p.For)), left, service.Plural(s.PausedClients, "client")+" waiting for it")
+	}
 	line("upstreams", "%d now, %d since the start, %d lost", s.Upstreams, s.UpstreamsTotal, s.UpstreamsLost)
 	line("channels", "%d now; at the broker %d opened, %d times one that was there, %d kept", s.Channels, s.ChannelsOpened, s.ChannelsReused, s.Kept)
 	line("octets", "clients %s in, %s out; broker %s in, %s out", terminal.Bytes(s.FromClients), terminal.Bytes(s.ToClients), terminal.Bytes(s.FromUpstreams), terminal.Bytes(s.ToUpstreams))

@@ -91,6 +91,9 @@ func TestLookCommands(t *testing.T) {
 		{[]string{"kick", "12"}, "1 client closed\n"},
 		{[]string{"kick", "--user", "shop"}, "1 client closed\n"},
 		{[]string{"reconnect"}, "1 upstream retired\n"},
+		{[]string{"pause", "--max", "1m"}, "paused; 1 upstream ends with its last channel\n"},
+		{[]string{"resume"}, "resumed\n"},
+		{[]string{"drain", "--vhost", "v"}, "paused; 1 upstream ends with its last channel\nno channel is at the broker any more\n"},
 	} {
 		code, out, errs := tells(t, append(c.args, "--socket", socket)...)
 		if code != 0 || errs != "" || out != c.want {

@@ -168,7 +168,9 @@ func (f *fakeServer) ListUpstreams() []proxy.UpstreamInfo { return f.ups }
 func (f *fakeServer) Kick(id uint64, user string) int {
 	return len(slices.DeleteFunc(slices.Clone(f.list), func(c proxy.ClientInfo) bool { return c.ID != id && (id != 0 || c.User != user) }))
 }
-func (f *fakeServer) Reconnect(uint64, string) int { return len(f.ups) }
+func (f *fakeServer) Reconnect(uint64, string) int          { return len(f.ups) }
+func (f *fakeServer) Pause(string, bool, time.Duration) int { return len(f.ups) }
+func (f *fakeServer) Resume(vhost string, _ bool) bool      { return vhost != "never" }
 func (f *fakeServer) Trace(context.Context, proxy.TraceWanted) (*proxy.Trace, error) {
 	return nil, errTest
 }

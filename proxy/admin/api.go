@@ -103,6 +103,8 @@ type Stats struct {
 	Channels         int     `json:"channels"`
 	Upstreams        int     `json:"upstreams"`
 	Kept             int     `json:"kept_channels"`
+	Pauses           []Pause `json:"pauses,omitempty"`
+	PausedClients    int     `json:"paused_clients"` // wait for the end of a pause
 	ClientsTotal     uint64  `json:"clients_total"`
 	UpstreamsTotal   uint64  `json:"upstreams_total"`
 	LoginsOK         uint64  `json:"logins_ok"`
@@ -152,6 +154,14 @@ func adviceOf(all []advice.Advice) []Advice {
 			Since: seconds(time.Since(a.Since)), Evidence: a.Evidence, Remedy: a.Remedy})
 	}
 	return out
+}
+
+// Pause is one that is in force.
+type Pause struct {
+	VHost string  `json:"vhost"`
+	All   bool    `json:"all"` // and not one vhost
+	For   float64 `json:"for_seconds"`
+	Left  float64 `json:"left_seconds,omitempty"` // until it ends by itself
 }
 
 // Config is the answer to `config`.
@@ -231,8 +241,20 @@ func poolsOf(pools []proxy.PoolStats, clients []proxy.ClientInfo) []Pool {
 	return all
 }
 
+func pausesOf(pauses []proxy.PauseInfo) (all []Pause) {
+	for _, p := range pauses {
+		one := Pause{VHost: p.VHost, All: p.All, For: seconds(time.Since(p.Since))}
+		if !p.Until.IsZero() {
+			one.Left = seconds(max(0, time.Until(p.Until)))
+		}
+		all = append(all, one)
+	}
+	return all
+}
+
 func statsOf(s proxy.Stats, version string) Stats {
 	return Stats{
+		Pauses: pausesOf(s.Pauses), PausedClients: s.PausedClients,
 		Schema: Schema, Version: version, Uptime: seconds(time.Since(s.Started)),
 		BrokerUp: s.BrokerUp, BrokerReason: s.BrokerReason, UpstreamsBlocked: s.UpstreamsBlocked,
 		Clients: s.Clients, Waiting: s.Waiting, LongestWait: seconds(s.LongestWait), Channels: s.Channels,

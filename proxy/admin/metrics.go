@@ -44,6 +44,8 @@ var metrics = []metric{
 	{"amqproxysvc_waiting_clients", "Clients that wait for a place at a bound now.", prometheus.GaugeValue, func(s *proxy.Stats) float64 { return float64(s.Waiting) }},
 	{"amqproxysvc_longest_wait_seconds", "How long the longest of them waits.", prometheus.GaugeValue, func(s *proxy.Stats) float64 { return s.LongestWait.Seconds() }},
 
+	{"amqproxysvc_paused_clients", "Clients that wait for the end of a pause now.", prometheus.GaugeValue, func(s *proxy.Stats) float64 { return float64(s.PausedClients) }},
+
 	{"amqproxysvc_clients_total", "Clients accepted.", prometheus.CounterValue, func(s *proxy.Stats) float64 { return float64(s.ClientsTotal) }},
 	{"amqproxysvc_upstreams_total", "Connections opened to the broker.", prometheus.CounterValue, func(s *proxy.Stats) float64 { return float64(s.UpstreamsTotal) }},
 	{"amqproxysvc_upstreams_lost_total", "Connections ended by the broker or the network.", prometheus.CounterValue, func(s *proxy.Stats) float64 { return float64(s.UpstreamsLost) }},

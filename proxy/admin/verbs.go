@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy"
 )
@@ -50,6 +51,10 @@ type Lister interface {
 	Kick(id uint64, user string) int
 	// Reconnect has connections to the broker take no new channels and end with their last.
 	Reconnect(id uint64, user string) int
+	// Pause has logins and first frames wait, of a vhost or of all, and says how many connections to the broker
+	// end with their last channel; Resume ends that, or says that there is nothing to end.
+	Pause(vhost string, all bool, most time.Duration) int
+	Resume(vhost string, all bool) bool
 	// Trace looks at what a client and the proxy send each other; it waits for the client where it is not told by ID.
 	Trace(ctx context.Context, w proxy.TraceWanted) (Tracer, error)
 	// Settings are those in force, in the order of their page.
@@ -78,6 +83,8 @@ var Verbs = []Verb{
 	{"config", http.MethodGet, Look, nil, (*verbs).config, nil},
 	{"kick", http.MethodPost, Change, []string{"client", "user"}, (*verbs).kick, nil},
 	{"reconnect", http.MethodPost, Change, []string{"upstream", "user"}, (*verbs).reconnect, nil},
+	{"pause", http.MethodPost, Change, []string{"vhost", "max"}, (*verbs).pause, nil},
+	{"resume", http.MethodPost, Change, []string{"vhost"}, (*verbs).resume, nil},
 	{"trace", http.MethodGet, Change, []string{"client", "user", "address", "bodies", "raw"}, nil, (*verbs).trace},
 }
 
@@ -273,4 +280,23 @@ func (v *verbs) reconnect(q url.Values) (any, error) {
 		return nil, fmt.Errorf("there is no upstream %d, or it is retired already", id)
 	}
 	return Done{Schema, n}, nil
+}
+
+func (v *verbs) pause(q url.Values) (any, error) {
+	most, err := number(q, "max")
+	if err != nil || most > 7*24*3600 {
+		return nil, fmt.Errorf("max is %.40q, allowed is a number of seconds, 1 to 604800", q.Get("max"))
+	}
+	return Done{Schema, v.engine.Pause(q.Get("vhost"), !q.Has("vhost"), time.Duration(most)*time.Second)}, nil
+}
+
+func (v *verbs) resume(q url.Values) (any, error) {
+	if !v.engine.Resume(q.Get("vhost"), !q.Has("vhost")) {
+		what := "nothing is paused as a whole"
+		if q.Has("vhost") {
+			what = fmt.Sprintf("vhost %.100q is not paused by itself", q.Get("vhost"))
+		}
+		return nil, fmt.Errorf("%s: see stats", what)
+	}
+	return Done{Schema, 1}, nil
 }

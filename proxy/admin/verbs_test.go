@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -23,6 +24,7 @@ type listed struct {
 	kicked, reconnected []any
 	traced              []proxy.TraceWanted
 	closed              bool // the trace
+	paused              []any
 }
 
 func (l *listed) ListClients() []proxy.ClientInfo {
@@ -48,6 +50,16 @@ func (l *listed) Kick(id uint64, user string) int {
 func (l *listed) Reconnect(id uint64, user string) int {
 	l.reconnected = append(l.reconnected, id, user)
 	return 2
+}
+
+func (l *listed) Pause(vhost string, all bool, most time.Duration) int {
+	l.paused = append(l.paused, vhost, all, most)
+	return 3
+}
+
+func (l *listed) Resume(vhost string, all bool) bool {
+	l.paused = append(l.paused, vhost, all)
+	return vhost != "never"
 }
 
 // told is a Tracer that has it all at once.
@@ -113,7 +125,7 @@ func TestRoles(t *testing.T) {
 			if code != want {
 				t.Errorf("%s by %+v: got %d %s, want %d", v.Name, peer, code, body, want)
 			}
-			if want == http.StatusForbidden && len(l.kicked)+len(l.reconnected)+len(l.traced) > 0 {
+			if want == http.StatusForbidden && len(l.kicked)+len(l.reconnected)+len(l.traced)+len(l.paused) > 0 {
 				t.Errorf("%s by %+v was done", v.Name, peer)
 			}
 			var answer struct {
@@ -169,6 +181,12 @@ func TestVerbs(t *testing.T) {
 		{"POST", "/v1/kick?client=99", 400, `there is no client 99`},
 		{"POST", "/v1/kick?client=x", 400, `client is \"x\"`},
 		{"POST", "/v1/reconnect", 200, `"count":2`},
+		{"POST", "/v1/pause", 200, `"count":3`},
+		{"POST", "/v1/pause?vhost=v&max=60", 200, `"count":3`},
+		{"POST", "/v1/pause?max=0", 400, `max is \"0\", allowed is a number of seconds`},
+		{"POST", "/v1/pause?max=1000000", 400, `max is \"1000000\"`},
+		{"POST", "/v1/resume?vhost=v", 200, `"count":1`},
+		{"POST", "/v1/resume?vhost=never", 400, `vhost \"never\" is not paused by itself`},
 		{"POST", "/v1/reconnect?upstream=7&user=a", 400, `an upstream's ID, a user, or nothing`},
 	} {
 		code, body := asks(h, c.method, c.target, changes)
@@ -183,6 +201,9 @@ func TestVerbs(t *testing.T) {
 		if code, body := asks(h, "GET", "/v1/trace"+target, changes); code != 400 || !strings.Contains(body, want) {
 			t.Errorf("trace%s: got %d %s\nwant 400 %s", target, code, body, want)
 		}
+	}
+	if got, want := fmt.Sprint(l.paused), "[ true 0s v false 1m0s v false never false]"; got != want {
+		t.Errorf("paused and resumed %s, want %s", got, want)
 	}
 	if got, want := len(l.kicked), 6; got != want {
 		t.Errorf("kicked %v, want three times", l.kicked)

@@ -97,7 +97,7 @@ var Sections = []Section{
 	{"auth", "Logins", "Who decides about a login. Without a [[user]] the broker decides about all of them."},
 	{"user", "Users", "Users whose credentials the proxy keeps, a [[user]] for each: their applications know a password of the proxy's, and the broker is sent another that they never see. Only the file has them, and they are all live: clients that are connected stay."},
 	{"http", "Metrics and health", "/metrics for Prometheus, /healthz (the process lives) and /readyz (the broker can be reached)."},
-	{"admin", "Admin channel", "Where the commands that look at a running proxy and act on it reach it: clients, pools, upstreams, stats, advise, top, config, trace, kick, reconnect."},
+	{"admin", "Admin channel", "Where the commands that look at a running proxy and act on it reach it: clients, pools, upstreams, stats, advise, top, config, trace, kick, reconnect, pause, resume, drain."},
 	{"advice", "Advice", "What amqproxysvc advise, status, the live page and the log say of applications that use connections, channels or queues in a way that costs them or the broker."},
 	{"log", "Logging", "Log lines go to the terminal, the journal or the Windows event log, and to a file when one is set."},
 }

@@ -7,6 +7,7 @@ package proxy
 import (
 	"cmp"
 	"log/slog"
+	"regexp"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -77,19 +78,17 @@ func (s *Server) appOf(c *client, vhost string, more int32) (a *app) {
 	return a
 }
 
+// numbered is a word with a digit: the number of a process, a part of a UUID, the name of a machine.
+var numbered = regexp.MustCompile(`[\pL]*[0-9][\pL0-9]*`)
+
 // appName is what the clients of one application are called alike: the connection_name without the
-// digits of its processes, or else the library.
+// words that have digits, or else the library.
 func appName(props []byte) string {
 	name := amqp.LookupString(props, "connection_name")
 	if name == "" {
 		name = amqp.LookupString(props, "product")
 	}
-	return strings.Map(func(r rune) rune {
-		if r >= '0' && r <= '9' {
-			return -1
-		}
-		return r
-	}, name[:min(len(name), 100)]) // which writes what is no text as U+FFFD
+	return numbered.ReplaceAllString(strings.ToValidUTF8(name[:min(len(name), 100)], "\ufffd"), "")
 }
 
 // joins counts the client in, at its login.

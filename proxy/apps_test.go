@@ -178,7 +178,8 @@ func TestAdvice(t *testing.T) {
 
 func TestAppName(t *testing.T) {
 	for want, props := range map[string][]byte{
-		"worker-@host":             amqp.AppendStringField(nil, "connection_name", "worker-0815@host7"),
+		"short--":                  amqp.AppendStringField(nil, "connection_name", "short-4711-65f3ab12cdef7"),
+		"worker-@":                 amqp.AppendStringField(nil, "connection_name", "worker-0815@host7"),
 		"rabbitmq-c":               amqp.AppendStringField(nil, "product", "rabbitmq-c"),
 		"":                         nil,
 		strings.Repeat("long", 25): amqp.AppendStringField(nil, "connection_name", strings.Repeat("long", 100)),

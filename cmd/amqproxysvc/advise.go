@@ -20,7 +20,7 @@ func adviseCommand() *cobra.Command {
 		Use:   "advise",
 		Short: "Tell what applications do that costs them or the broker, and what to do",
 		Long: `Tells, of each application, what it does that costs it or the broker, in the numbers of the last five minutes, and
-what to do. Applications are told apart by user, vhost, connection_name without digits (or the library) and the host
+what to do. Applications are told apart by user, vhost, connection_name without its words that have digits (or the library) and the host
 they come from. What holds for two minutes is told, the gravest first. advice.mute in the settings silences a rule.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

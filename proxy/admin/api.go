@@ -140,7 +140,7 @@ type Advice struct {
 	Level    string  `json:"level"` // error, warn, info
 	User     string  `json:"user"`
 	VHost    string  `json:"vhost"`
-	Name     string  `json:"name"`    // connection_name without digits, or the library
+	Name     string  `json:"name"`    // connection_name without the words that have digits, or the library
 	Address  string  `json:"address"` // the host that the application is on
 	Since    float64 `json:"since_seconds"`
 	Evidence string  `json:"evidence"`

@@ -25,7 +25,7 @@ const (
 // App is an application: clients that are alike.
 type App struct {
 	User, VHost string
-	// Name is the connection_name without digits, or what library it is.
+	// Name is the connection_name without the words that have digits, or what library it is.
 	Name string
 	Host string // it comes from
 }

@@ -117,7 +117,7 @@ func TestNearestCommand(t *testing.T) {
 	for word, want := range map[string]string{
 		"statu": "status", "stat": "stats", "stauts": "status", "sttaus": "status", "star": "start", "strat": "start",
 		"sotp": "stop", "re": "reload", "relaod": "reload", "restrat": "restart", "unistall": "uninstall", "check": "check-config",
-		"broker": "", "x": "", "amqp://h": "",
+		"broker": "", "x": "", "foo": "", "amqp://h": "",
 	} {
 		if got := nearestCommand(word, commands); got != want {
 			t.Errorf("%s: got %q, want %q", word, got, want)

@@ -280,7 +280,7 @@ func nearestCommand(word string, commands []string) string {
 	if best != "" {
 		return best
 	}
-	bestDistance := 2 * (2 + len(word)/4)
+	bestDistance := min(2*(2+len(word)/4), len(word)) // half of a word must be right
 	for _, c := range commands {
 		n := 2 * config.Distance(word, c)
 		if len(c) == len(word) {

@@ -48,7 +48,7 @@ $Msi = (Resolve-Path $Msi).Path
 Point 'the MSI carries a valid Authenticode signature (unsigned builds fail here)' { Wanted (Get-AuthenticodeSignature $Msi).Status 'Valid' }
 Point 'silent installation ends with 0' { Wanted (Setup '/i', "`"$first`"", "UPSTREAM=$Upstream") 0 }
 Point 'UPSTREAM is in no log (MsiHiddenProperties)' { -not (Select-String -Path $log -SimpleMatch $Upstream -Quiet -Encoding Unicode) }
-Point 'the service runs' { Wanted (Get-Service $name).Status 'Running' }
+Point 'the service runs' { (Get-Service $name).WaitForStatus('Running', '00:00:30'); Wanted (Get-Service $name).Status 'Running' }
 Point 'it listens, on loopback only' {
     $on = (Get-NetTCPConnection -State Listen -OwningProcess (Get-CimInstance Win32_Service -Filter "Name='$name'").ProcessId).LocalAddress | Sort-Object -Unique
     Wanted ($on -join ' ') '127.0.0.1'

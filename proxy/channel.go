@@ -79,6 +79,7 @@ func (ch *channel) endLocked(by ledger.Cause, said amqp.Frame) ledger.Act {
 	ch.state.Store(channelState(next))
 	if c.phase.Load() == phaseRunning { // else connection.close is the last word
 		if act.Has(ledger.SayClose) {
+			c.env.n.channelErrors.add(amqp.ParseClose(said).Code)
 			c.out.AppendLocked(said)
 		}
 		if act.Has(ledger.SayCloseOk) {

@@ -339,6 +339,7 @@ func (c *client) closeLocked(e *amqp.Error) {
 	}
 	c.closeAt.Store(c.env.now() + int64(closeGrace)) // first: those that see the phase find it
 	c.phase.Store(phaseClosing)
+	c.env.n.connectionErrors.add(e.Code)
 	c.out.SetBufferLocked(amqp.AppendClose(c.out.BufferLocked(300), 0, e))
 	c.out.KickLocked()
 	c.answers.FireLocked()

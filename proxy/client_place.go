@@ -42,9 +42,11 @@ func (c *client) bound(ch *channel, l lane) *binding {
 		if ch.state.Load() != chOpen {
 			return nil // refused where it was before it moved
 		}
+		came := time.Now()
 		if b = c.bind(ch, l); b == nil {
 			return nil
 		}
+		c.env.n.firstFrames.observe(time.Since(came))
 	}
 	if c.run.u != b.u {
 		if c.run.u != nil {
@@ -127,7 +129,9 @@ func (c *client) placeFor(l lane) (place, *amqp.Error) {
 		c.settle()
 		c.waitsFrom.Store(c.env.now())
 		var e *amqp.Error
+		came := time.Now()
 		at, e = c.pool.acquire(l, c.gone)
+		c.env.n.waits.observe(time.Since(came))
 		c.waitsFrom.Store(0)
 		if e != nil {
 			return at, e

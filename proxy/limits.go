@@ -113,7 +113,9 @@ func (s *Server) waitPlace(c *client) *amqp.Error {
 	}
 	ctx, cancel := context.WithTimeout(s.ctx, s.cfg().WaitTimeout)
 	defer cancel()
+	came := time.Now()
 	err := s.limits.clients.Acquire(ctx, c.gone)
+	s.n.waits.observe(time.Since(came))
 	switch {
 	case err == nil:
 		c.held = true

@@ -24,6 +24,9 @@ type listener struct {
 	shakes tlsCounts
 	proxy  atomic.Pointer[ProxyProtocol] // nil: connections are the clients' own, for ever
 	heard  proxyCounts
+
+	accepted atomic.Uint64
+	clients  atomic.Int64 // connected now
 }
 
 // sameAs reports whether a listener of the old configuration can go on as one of the new: in
@@ -176,6 +179,8 @@ func (s *Server) admit(sock net.Conn, l *listener) {
 		_ = sock.Close()
 		return
 	}
+	l.accepted.Add(1)
+	l.clients.Add(1)
 	go c.serve()
 }
 
@@ -211,6 +216,9 @@ func closeAll(listeners []*listener) {
 // ListenerStats is one listener.
 type ListenerStats struct {
 	Address string // as bound
+	// Clients are those connected now, Accepted all that were.
+	Clients  int
+	Accepted uint64
 	// TLSHandshakes are by how they ended, see TLSResults; nil: a plain listener.
 	TLSHandshakes []uint64
 	Certificates  []CertificateStats
@@ -230,7 +238,7 @@ func (s *Server) listenerStats() []ListenerStats {
 	s.mu.Unlock()
 	all := make([]ListenerStats, 0, len(bound))
 	for _, l := range bound {
-		st := ListenerStats{Address: l.ln.Addr().String()}
+		st := ListenerStats{Address: l.ln.Addr().String(), Clients: int(l.clients.Load()), Accepted: l.accepted.Load()}
 		if t := l.tls.Load(); t != nil {
 			for i := range l.shakes {
 				st.TLSHandshakes = append(st.TLSHandshakes, l.shakes[i].Load())

@@ -102,8 +102,9 @@ func (c *client) asksVHost(came time.Time) (e *amqp.Error, again bool) {
 	if c.isSession {
 		return c.openOwn(), false
 	}
-	f := p.flight()
+	f, asked := p.flight(), time.Now()
 	defer p.hasEntered()
+	defer func() { p.env.n.waits.observe(time.Since(asked)) }()
 	select {
 	case <-f.Landed():
 		v := f.Result()

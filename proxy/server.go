@@ -149,6 +149,7 @@ func (s *Server) Start(inherited []net.Listener) error {
 }
 
 func (s *Server) clientGone(c *client) {
+	c.lst.clients.Add(-1)
 	c.handshakeOver()
 	if c.held {
 		s.limits.clients.Release()

@@ -60,6 +60,11 @@ type Stats struct {
 	ConnectLatency    [len(ConnectLatencyBounds) + 1]uint64
 	ConnectLatencySum time.Duration
 	HeldTime          time.Duration // of HeldBehindCloses, in all
+	// Waits are those of clients, for a place or a verdict on their login that was not there. FirstFrames is how
+	// long the first frame of a channel was held here until it had a place at the broker, such waits included.
+	Waits, FirstFrames Histogram
+	// ConnectionErrors and ChannelErrors are what clients were told, by the index of ErrorCodes.
+	ConnectionErrors, ChannelErrors [len(ErrorCodes)]uint64
 
 	Tokens        []TokenStats
 	Advice        []advice.Advice // the gravest first
@@ -120,6 +125,8 @@ type counters struct {
 	notReused                                 [ledger.NumUses]atomic.Uint64
 	latency                                   [len(ConnectLatencyBounds) + 1]atomic.Uint64
 	latencySum                                atomic.Int64
+	waits, firstFrames                        histogram
+	connectionErrors, channelErrors           errorCounts
 }
 
 // observe counts one successful login to the broker.
@@ -153,6 +160,8 @@ func (s *Server) Stats() Stats {
 		ConnectLatencySum: time.Duration(n.latencySum.Load()),
 	}
 	st.LocalOK, st.LocalRefused = n.localOK.Load(), n.localRefused.Load()
+	st.Waits, st.FirstFrames = n.waits.snapshot(), n.firstFrames.snapshot()
+	st.ConnectionErrors, st.ChannelErrors = n.connectionErrors.snapshot(), n.channelErrors.snapshot()
 	st.ChannelsOpened, st.ChannelsReused = n.channelsOpened.Load(), n.channelsReused.Load()
 	st.ChannelBarriers = n.barriers.Load()
 	for i := range st.ChannelsNotReused {

@@ -61,6 +61,10 @@ func TestMetrics(t *testing.T) {
 		Listeners: []proxy.ListenerStats{{Address: "127.0.0.1:5673"}, {Address: "[::]:5671", TLSHandshakes: []uint64{33, 34, 35, 36, 37}, ProxyHeaders: []uint64{38, 39, 40, 41, 42},
 			Certificates: []proxy.CertificateStats{{File: "/a.pem", NotAfter: time.Unix(2000, 0)}, {File: "/a.pem", NotAfter: time.Unix(2000, 0)}}}},
 	}}
+	f.stats.Waits.Counts[len(proxy.WaitBounds)], f.stats.Waits.Sum = 7, 1500*time.Millisecond
+	f.stats.FirstFrames.Counts[len(proxy.WaitBounds)] = 8
+	f.stats.ConnectionErrors[0], f.stats.ChannelErrors[len(proxy.ErrorCodes)-1] = 5, 6
+	f.stats.Listeners[0].Clients, f.stats.Listeners[0].Accepted = 3, 4
 	f.stats.Advice = []advice.Advice{
 		{App: advice.App{User: "shop", VHost: "/", Name: "a"}, Rule: "polling"}, {App: advice.App{User: "shop", VHost: "/", Name: "b"}, Rule: "polling"}}
 	for i := range f.stats.ConnectLatency {
@@ -123,6 +127,14 @@ func TestMetrics(t *testing.T) {
 		`amqproxysvc_local_logins_total{result="refused"} 43`,
 		`amqproxysvc_token_expiry_timestamp_seconds{user="shop"} 3000`,
 		`amqproxysvc_advice{rule="polling",user="shop",vhost="/"} 1`,
+		`amqproxysvc_wait_seconds_bucket{le="60"} 0`,
+		`amqproxysvc_wait_seconds_bucket{le="+Inf"} 7`,
+		"amqproxysvc_wait_seconds_sum 1.5",
+		"amqproxysvc_first_frame_seconds_count 8",
+		`amqproxysvc_errors_total{code="311",of="connection"} 5`,
+		`amqproxysvc_errors_total{code="other",of="channel"} 6`,
+		`amqproxysvc_listener_clients{listener="127.0.0.1:5673"} 3`,
+		`amqproxysvc_listener_clients_total{listener="127.0.0.1:5673"} 4`,
 		`amqproxysvc_build_info{goversion="go`,
 		"go_goroutines ",
 	} {

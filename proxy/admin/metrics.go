@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -121,6 +122,16 @@ const (
 	latencyHelp = "How long connecting and logging in to the broker took."
 	adviceName  = "amqproxysvc_advice"
 	adviceHelp  = "Always 1: what amqproxysvc advise tells of a user's applications now."
+	waitsName   = "amqproxysvc_wait_seconds"
+	waitsHelp   = "How long clients waited for a place, or for the verdict on a login, that was not there."
+	framesName  = "amqproxysvc_first_frame_seconds"
+	framesHelp  = "How long the first frame of a channel was held until the channel had a place at the broker."
+	lnsName     = "amqproxysvc_listener_clients"
+	lnsHelp     = "Clients connected to a listener now."
+	accName     = "amqproxysvc_listener_clients_total"
+	accHelp     = "Clients accepted by a listener."
+	errName     = "amqproxysvc_errors_total"
+	errHelp     = "Errors that clients were told, by what was closed for them (connection or channel) and their AMQP code."
 	infoName    = "amqproxysvc_build_info"
 	infoHelp    = "Always 1; the labels say which program runs."
 )
@@ -137,6 +148,11 @@ type collector struct {
 	tokens    *prometheus.Desc
 	headers   *prometheus.Desc
 	latency   *prometheus.Desc
+	waits     *prometheus.Desc
+	frames    *prometheus.Desc
+	listeners *prometheus.Desc
+	accepted  *prometheus.Desc
+	errors    *prometheus.Desc
 	advice    *prometheus.Desc
 	buildInfo *prometheus.Desc
 }
@@ -158,13 +174,18 @@ func newCollector(source Source, version string) *collector {
 	c.headers = prometheus.NewDesc(headersName, headersHelp, []string{"listener", "result"}, nil)
 	c.latency = prometheus.NewDesc(latencyName, latencyHelp, nil, nil)
 	c.advice = prometheus.NewDesc(adviceName, adviceHelp, []string{"rule", "user", "vhost"}, nil)
+	c.waits = prometheus.NewDesc(waitsName, waitsHelp, nil, nil)
+	c.frames = prometheus.NewDesc(framesName, framesHelp, nil, nil)
+	c.listeners = prometheus.NewDesc(lnsName, lnsHelp, []string{"listener"}, nil)
+	c.accepted = prometheus.NewDesc(accName, accHelp, []string{"listener"}, nil)
+	c.errors = prometheus.NewDesc(errName, errHelp, []string{"of", "code"}, nil)
 	c.buildInfo = prometheus.NewDesc(infoName, infoHelp, []string{"version", "goversion"}, nil)
 	return c
 }
 
 // Describe is part of prometheus.Collector.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, group := range [][]*prometheus.Desc{c.plain, c.labelled, c.pools, {c.shakes, c.expiry, c.tokens, c.headers, c.latency, c.advice, c.buildInfo}} {
+	for _, group := range [][]*prometheus.Desc{c.plain, c.labelled, c.pools, {c.shakes, c.expiry, c.tokens, c.headers, c.latency, c.advice, c.waits, c.frames, c.listeners, c.accepted, c.errors, c.buildInfo}} {
 		for _, d := range group {
 			ch <- d
 		}
@@ -194,6 +215,16 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	c.collectListeners(ch, stats.Listeners)
 	ch <- latencyHistogram(c.latency, &stats)
+	ch <- waitHistogram(c.waits, &stats.Waits)
+	ch <- waitHistogram(c.frames, &stats.FirstFrames)
+	for i, code := range proxy.ErrorCodes {
+		label := "other"
+		if code != 0 {
+			label = strconv.Itoa(int(code))
+		}
+		ch <- prometheus.MustNewConstMetric(c.errors, prometheus.CounterValue, float64(stats.ConnectionErrors[i]), "connection", label)
+		ch <- prometheus.MustNewConstMetric(c.errors, prometheus.CounterValue, float64(stats.ChannelErrors[i]), "channel", label)
+	}
 	c.collectAdvice(ch, stats.Advice)
 	ch <- prometheus.MustNewConstMetric(c.buildInfo, prometheus.GaugeValue, 1, c.version, runtime.Version())
 }
@@ -215,6 +246,8 @@ func (c *collector) collectAdvice(ch chan<- prometheus.Metric, all []advice.Advi
 // collectListeners has a listener counted by its address; two cannot have the same.
 func (c *collector) collectListeners(ch chan<- prometheus.Metric, listeners []proxy.ListenerStats) {
 	for _, l := range listeners {
+		ch <- prometheus.MustNewConstMetric(c.listeners, prometheus.GaugeValue, float64(l.Clients), l.Address)
+		ch <- prometheus.MustNewConstMetric(c.accepted, prometheus.CounterValue, float64(l.Accepted), l.Address)
 		for i, v := range l.TLSHandshakes {
 			ch <- prometheus.MustNewConstMetric(c.shakes, prometheus.CounterValue, float64(v), l.Address, proxy.TLSResults[i])
 		}
@@ -240,6 +273,16 @@ func latencyHistogram(desc *prometheus.Desc, s *proxy.Stats) prometheus.Metric {
 		buckets[bound] = s.ConnectLatency[i]
 	}
 	return prometheus.MustNewConstHistogram(desc, s.ConnectLatency[last], s.ConnectLatencySum.Seconds(), buckets)
+}
+
+// waitHistogram is one of waits.
+func waitHistogram(desc *prometheus.Desc, h *proxy.Histogram) prometheus.Metric {
+	last := len(proxy.WaitBounds)
+	buckets := make(map[float64]uint64, last)
+	for i, bound := range proxy.WaitBounds {
+		buckets[bound] = h.Counts[i]
+	}
+	return prometheus.MustNewConstHistogram(desc, h.Counts[last], h.Sum.Seconds(), buckets)
 }
 
 // boundPools adds up pools that have the same labels (one user with two passwords, names
@@ -295,5 +338,5 @@ func Names() (names []string) {
 	for _, m := range poolMetrics {
 		names = append(names, m.name)
 	}
-	return append(names, shakesName, expiryName, tokensName, headersName, latencyName, adviceName, infoName)
+	return append(names, shakesName, expiryName, tokensName, headersName, latencyName, waitsName, framesName, lnsName, accName, errName, adviceName, infoName)
 }

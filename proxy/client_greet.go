@@ -17,16 +17,15 @@ func (c *client) awaitGreeting() bool {
 		return true // the watchdog asks whether the proxy answers, not whether the broker does
 	}
 	gone, stop := c.watch()
-	select {
-	case <-g.Done():
-		stop()
-	case <-gone:
-		stop()
-		return false
-	}
-	err := g.Err()
+	err := c.s.broker.Await(g, gone)
+	stop()
 	if err == nil {
 		return true
+	}
+	select {
+	case <-gone:
+		return false
+	default:
 	}
 	if c.s.ctx.Err() == nil {
 		c.env.n.loginsFailed.Add(1)

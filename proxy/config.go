@@ -46,10 +46,26 @@ type Listener struct {
 // Upstream is the broker to which connections are pooled.
 type Upstream = broker.Target
 
+// Which of several brokers is asked.
+const (
+	// BalanceSpread asks the one with the fewest connections.
+	BalanceSpread = "spread"
+	// BalanceOrder asks the first that can be reached.
+	BalanceOrder = "order"
+)
+
 // Config is all that the engine can be told. Take DefaultConfig and change it.
 type Config struct {
 	Listeners []Listener
-	Upstream  Upstream
+	// Upstream is where the broker is, Others where else: nodes of one cluster, whose users, vhosts
+	// and queues are the same.
+	Upstream Upstream
+	Others   []Upstream
+	// Balance is which of several is asked: BalanceSpread or BalanceOrder.
+	Balance string
+	// DNSRefresh is how often names are asked for their addresses, each of which counts as one of
+	// several; 0: a name is one, whatever its addresses.
+	DNSRefresh time.Duration
 	// ProxyProtocol is what each connection to the broker begins with: "v1", "v2", or nothing:
 	// a session's has the address of its client, all others the proxy's own.
 	ProxyProtocol string
@@ -128,6 +144,9 @@ type Config struct {
 	// Dial opens the TCP connection to the broker; nil: net.Dialer with keep-alive.
 	// A seam for tests and for other transports.
 	Dial DialFunc
+	// Lookup asks for the addresses of a broker's name; nil: the system's resolver, or none where
+	// Dial is set.
+	Lookup broker.LookupFunc
 }
 
 // DefaultConfig has every default; only Upstream and Listeners must be looked at.
@@ -135,6 +154,8 @@ func DefaultConfig() Config {
 	return Config{
 		Listeners:     []Listener{{Address: "127.0.0.1:5673", Mode: PoolAuto, MatchProperties: true}},
 		Upstream:      Upstream{Host: "localhost", Port: 5672},
+		Balance:       BalanceSpread,
+		DNSRefresh:    30 * time.Second,
 		ProxyProtocol: "off",
 		UnknownUsers:  UnknownBroker,
 		LoopbackUsers: []string{"guest"},
@@ -167,6 +188,9 @@ func DefaultConfig() Config {
 	}
 }
 
+// upstreams are all addresses of the broker.
+func (c *Config) upstreams() []Upstream { return append([]Upstream{c.Upstream}, c.Others...) }
+
 // Validate reports every setting that is out of range, each with what is allowed.
 func (c *Config) Validate() error {
 	var errs []error
@@ -192,16 +216,23 @@ func (c *Config) Validate() error {
 			errs = append(errs, err)
 		}
 	}
-	if c.Upstream.Host == "" {
-		bad("upstream host", `""`, "a host name or an IP address")
+	for _, u := range c.upstreams() {
+		if u.Host == "" {
+			bad("upstream host", `""`, "a host name or an IP address")
+		}
+		if u.Port < 1 || u.Port > 65535 {
+			bad("upstream port", u.Port, "1 to 65535")
+		}
+	}
+	switch c.Balance {
+	case "", BalanceSpread, BalanceOrder:
+	default:
+		bad("balance", strconv.Quote(c.Balance), `"spread" or "order"`)
 	}
 	switch c.ProxyProtocol {
 	case "", "off", "v1", "v2":
 	default:
 		bad("upstream proxy_protocol", strconv.Quote(c.ProxyProtocol), `"off", "v1" or "v2"`)
-	}
-	if c.Upstream.Port < 1 || c.Upstream.Port > 65535 {
-		bad("upstream port", c.Upstream.Port, "1 to 65535")
 	}
 	errs = append(errs, c.validateUsers()...)
 	for _, id := range c.AdviceMute {
@@ -237,6 +268,7 @@ func (c *Config) Validate() error {
 	if c.MaxLifetime != 0 {
 		timed("max_lifetime", c.MaxLifetime, time.Second, year)
 	}
+	timed("dns_refresh", c.DNSRefresh, 0, 24*time.Hour)
 	timed("auth_ttl", c.AuthTTL, 0, year)
 	timed("connect_timeout", c.ConnectTimeout, 100*time.Millisecond, time.Hour)
 	timed("retry_delay", c.RetryDelay, 0, time.Hour)

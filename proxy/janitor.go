@@ -72,6 +72,9 @@ func (s *Server) janitor() {
 			s.advise()
 		}
 		if i%5 == 0 {
+			if left, _ := s.broker.Tend(); left {
+				s.retireStale()
+			}
 			s.tendPools()
 			s.gate.pokeIfWaiting() // a login may have come that nobody goes on with
 			s.forgive()

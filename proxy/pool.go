@@ -327,10 +327,11 @@ func (p *pool) arrives(bound int) bool {
 	return true
 }
 
-func (p *pool) retireAll() {
+// retireStale has those that lead to where the broker is no more end with their last channel.
+func (p *pool) retireStale() {
 	p.mu.Lock()
 	for _, u := range p.ups {
-		u.retired = true
+		u.retired = u.retired || u.stale()
 	}
 	p.mu.Unlock()
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math"
 	"net"
+	"net/netip"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -111,18 +112,23 @@ func New(cfg Config) (*Server, error) {
 	return s, nil
 }
 
-// setConfig reports whether the broker is another one now.
-func (s *Server) setConfig(cfg Config) (moved bool) {
+// setConfig tells how much of the broker's addresses has left.
+func (s *Server) setConfig(cfg Config) (left broker.Left) {
 	if cfg.Dial == nil {
 		cfg.Dial = (&net.Dialer{KeepAlive: 30 * time.Second}).DialContext
+		if cfg.Lookup == nil {
+			cfg.Lookup = func(ctx context.Context, host string) ([]netip.Addr, error) {
+				return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+			}
+		}
 	}
 	s.budget.resize(cfg.MessageBuffer, cfg.MaxMessageSize)
 	s.conf.Store(&cfg)
 	s.users.Store(newDirectory(&cfg, s.users.Load()))
-	moved = s.broker.Set(cfg.brokerConfig())
+	left = s.broker.Set(cfg.brokerConfig())
 	s.gate.poke()
 	s.limits.clients.Resize(cfg.MaxClients)
-	return moved
+	return left
 }
 
 // Start binds every listener and accepts clients; it returns when all are bound, or
@@ -218,16 +224,23 @@ func (s *Server) Reload(cfg Config) (needRestart []string, err error) {
 	old := s.cfg()
 	needRestart = changedListeners(old.Listeners, cfg.Listeners)
 	cfg.Listeners = s.renew(old.Listeners, cfg.Listeners)
-	if s.setConfig(cfg) {
-		// What stands is used up; what comes goes to the new broker. What is being opened
-		// now is looked at when it is there, see upstream.stale.
+	left := s.setConfig(cfg)
+	if left == broker.LeftAll { // those of one broker speak for one another
 		s.distrust()
-		s.dropSpares(math.MaxInt)
-		for _, p := range s.allPools() {
-			p.retireAll()
-		}
+	}
+	if left != broker.LeftNone {
+		s.retireStale()
 	}
 	return needRestart, nil
+}
+
+// retireStale has what leads to where the broker is no more used up; what comes goes to where it
+// is. What is being opened now is looked at when it is there, see upstream.stale.
+func (s *Server) retireStale() {
+	s.dropSpares(math.MaxInt)
+	for _, p := range s.allPools() {
+		p.retireStale()
+	}
 }
 
 // Shutdown stops accepting, gives clients until the drain timeout (or ctx's end, if

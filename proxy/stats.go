@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/advice"
+	"github.com/amqproxysvc/amqproxysvc/proxy/broker"
 	"github.com/amqproxysvc/amqproxysvc/proxy/ledger"
 )
 
@@ -73,7 +74,14 @@ type Stats struct {
 
 	Pools     []PoolStats
 	Listeners []ListenerStats
+	Targets   []TargetStats
 }
+
+// TargetStats is one address of the broker's.
+type TargetStats = broker.TargetState
+
+// OutReasons name the entries of TargetStats.Outs.
+var OutReasons = broker.Reasons
 
 // ConnectLatencyBounds are the upper bounds, in seconds, of Stats.ConnectLatency.
 var ConnectLatencyBounds = [...]float64{0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5}
@@ -182,6 +190,7 @@ func (s *Server) Stats() Stats {
 	var away bool
 	st.BrokerAwaySince, st.BrokerReason, away = s.broker.Away()
 	st.BrokerUp = !away
+	st.Targets = s.broker.Targets()
 	st.Clients = s.clients.len()
 	st.BytesToClients = s.clients.written()
 	n1, t1 := s.gate.waiting()

@@ -397,6 +397,7 @@ func (u *upstream) fail(e *amqp.Error, lost bool) {
 	}
 	u.failed = e
 	lost = lost && !u.closing
+	words := u.lastWords
 	u.out.FailLocked(e)
 	var told []*client
 	seen := make(map[*client]struct{})
@@ -431,6 +432,9 @@ func (u *upstream) fail(e *amqp.Error, lost bool) {
 		u.pool.remove(u)
 	}
 	u.s.upstreamGone(u, lost && !u.blamed.Load())
+	if lost && words != nil {
+		u.link.Leaving(words)
+	}
 	u.link.End(lost)
 	go func() { // with TLS it says goodbye first, and the caller may be the janitor
 		_ = u.conn.Close()

@@ -82,6 +82,8 @@ type BrokerState struct {
 	Reason    string    `json:"reason,omitempty"`
 	// Blocked are the upstreams on which it takes no messages.
 	Blocked int `json:"blocked_upstreams,omitempty"`
+	// Out are those of several brokers that are not asked now, each with its reason.
+	Out []string `json:"out_of_rotation,omitempty"`
 }
 
 // ErrConfig marks an error as a wrong configuration: the service ends with ExitConfig and

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 )
 
@@ -40,6 +41,8 @@ func (b BrokerState) trouble(layout string) string {
 		return fmt.Sprintf("cannot be reached since %s: %s", b.AwaySince.Local().Format(layout), b.Reason)
 	case b.Blocked > 0:
 		return "blocks publishers on " + Plural(b.Blocked, "upstream")
+	case len(b.Out) > 0:
+		return "out of rotation: " + strings.Join(b.Out, "; ")
 	}
 	return ""
 }

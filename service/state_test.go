@@ -28,6 +28,9 @@ func TestTheBrokersTroubleIsTold(t *testing.T) {
 				"  broker     cannot be reached since 2026-11-22 11:30:09: connection refused\n", `"reason":"connection refused"`},
 			{BrokerState{Blocked: 2}, "STATUS=serving 0 clients over 0 upstreams; broker blocks publishers on 2 upstreams",
 				"  broker     blocks publishers on 2 upstreams\n", `"broker":{"blocked_upstreams":2}`},
+			{BrokerState{Out: []string{"b:5671: connection refused", "c:5671: no answer"}},
+				"STATUS=serving 0 clients over 0 upstreams; broker out of rotation: b:5671: connection refused; c:5671: no answer",
+				"  broker     out of rotation: b:5671: connection refused; c:5671: no answer\n", `"out_of_rotation":["b:5671: connection refused",`},
 			{BrokerState{}, "STATUS=serving 0 clients over 0 upstreams", "  broker     no trouble seen\n", `"broker":{}`},
 		} {
 			e.mu.Lock()

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -99,7 +100,11 @@ func tellChecked(name string, settings config.Settings, warnings, problems []str
 		}
 		return &service.ExitError{Code: service.ExitConfig}
 	}
-	say(stdout, "%s: ok, upstream %s, listening on %s", name, settings.Broker, listening(settings))
+	var upstreams []string
+	for _, b := range settings.Brokers() {
+		upstreams = append(upstreams, b.String())
+	}
+	say(stdout, "%s: ok, upstream %s, listening on %s", name, strings.Join(upstreams, " "), listening(settings))
 	return nil
 }
 

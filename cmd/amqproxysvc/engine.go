@@ -332,7 +332,12 @@ func (e *engine) Status() service.Status {
 	st := service.Status{
 		Clients: stats.Clients, Upstreams: stats.Upstreams, Advice: len(stats.Advice),
 		Broker:   service.BrokerState{AwaySince: stats.BrokerAwaySince, Reason: stats.BrokerReason, Blocked: stats.UpstreamsBlocked},
-		Upstream: e.settings.Broker.Address(), Since: e.started, DrainTimeout: e.settings.DrainDelay + e.settings.Engine.DrainTimeout,
+		Upstream: e.settings.BrokersText(), Since: e.started, DrainTimeout: e.settings.DrainDelay + e.settings.Engine.DrainTimeout,
+	}
+	for _, t := range stats.Targets {
+		if !t.Up && stats.BrokerUp {
+			st.Broker.Out = append(st.Broker.Out, t.Address+": "+t.Reason)
+		}
 	}
 	for _, a := range e.server.Addrs() {
 		st.Listening = append(st.Listening, a.String())
@@ -368,7 +373,7 @@ func (e *engine) upstreamText() string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.settings.Broker.TLS {
-		return e.settings.Broker.Address() + " TLS"
+		return e.settings.BrokersText() + " TLS"
 	}
-	return strings.TrimSpace(e.settings.Broker.Address())
+	return strings.TrimSpace(e.settings.BrokersText())
 }

@@ -29,7 +29,7 @@ func commandPage(root *cobra.Command) []byte {
 	var b strings.Builder
 	title(&b, "amqproxysvc 8", "System Administration")
 	fmt.Fprintf(&b, "# NAME\namqproxysvc - %s\n\n", root.Short)
-	b.WriteString("# SYNOPSIS\n**amqproxysvc** [*flags*] [*AMQP_URL*]\n\n**amqproxysvc** *command* [*flags*]\n\n")
+	b.WriteString("# SYNOPSIS\n**amqproxysvc** [*flags*] [*AMQP_URL*...]\n\n**amqproxysvc** *command* [*flags*]\n\n")
 	fmt.Fprintf(&b, "# DESCRIPTION\n%s\n\n", escape(root.Long))
 	b.WriteString("# OPTIONS\n")
 	flagList(&b, root.LocalFlags(), nil)

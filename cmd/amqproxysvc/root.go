@@ -1,4 +1,4 @@
-// The root command: `amqproxysvc [flags] [AMQP_URL]` runs the proxy in the foreground, as
+// The root command: `amqproxysvc [flags] [AMQP_URL...]` runs the proxy in the foreground, as
 // AMQProxy does. Its flags come from the table of settings.
 
 package main
@@ -24,7 +24,7 @@ var systemCommands []func() *cobra.Command
 func newRootCommand() *cobra.Command {
 	flags := &settingFlags{}
 	root := &cobra.Command{
-		Use:   "amqproxysvc [flags] [AMQP_URL]",
+		Use:   "amqproxysvc [flags] [AMQP_URL...]",
 		Short: "AMQP 0-9-1 connection and channel pooling proxy",
 		Long: `amqproxysvc keeps connections to an AMQP 0-9-1 broker open and lets applications that
 connect often share them. It runs in the foreground until it is interrupted; the commands
@@ -138,13 +138,19 @@ func (f *settingFlags) source(args, commands []string) (config.Source, error) {
 	}
 	switch {
 	case len(args) > 1:
-		return src, usageError(fmt.Errorf("%d arguments, allowed is one, the AMQP_URL", len(args)))
+		for _, arg := range args { // each by itself: an error of one must not tell of another
+			if _, _, err := config.ParseURL(arg); err != nil {
+				return src, usageError(fmt.Errorf("%d arguments, allowed are AMQP_URLs, and one %w", len(args), err))
+			}
+		}
 	case len(args) == 1:
 		if near := nearestCommand(args[0], commands); near != "" {
 			return src, usageError(fmt.Errorf("unknown command %q, did you mean %q?", args[0], near))
 		}
-		src.CommandLine = append(src.CommandLine, config.Override{Setting: config.Find("upstream.url"), Value: args[0], Origin: "AMQP_URL"})
+	default:
+		return src, nil
 	}
+	src.CommandLine = append(src.CommandLine, config.Override{Setting: config.Find("upstream.url"), Value: strings.Join(args, ","), Origin: "AMQP_URL"})
 	return src, nil
 }
 

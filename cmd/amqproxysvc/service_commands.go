@@ -83,7 +83,7 @@ func runCommandParts() (cmd *cobra.Command, flags *settingFlags, name *string) {
 	flags, name = &settingFlags{}, new(string)
 	var managed bool
 	cmd = &cobra.Command{
-		Use:   "run [flags] [AMQP_URL]",
+		Use:   "run [flags] [AMQP_URL...]",
 		Short: "Run the proxy in the foreground; with --service, for systemd or Windows",
 		Long: runSignals + " With --service the settings are read from\n" +
 			service.DefaultConfig("NAME") + " unless --config says otherwise.",
@@ -171,11 +171,11 @@ func newConfig(overrides []config.Override, logFile string) ([]byte, error) {
 	for _, o := range overrides {
 		text := o.Value
 		if o.Setting.Name() == "upstream.url" { // without what is ignored in it, a password say
-			broker, _, err := config.ParseURL(text)
+			canonical, err := config.CanonicalURLs(text)
 			if err != nil {
 				return nil, fmt.Errorf("%s %w", o.Origin, err)
 			}
-			text = broker.String()
+			text = canonical
 		}
 		set[o.Setting.Name()] = text
 	}

@@ -163,7 +163,7 @@ func TestHelpInANarrowWindow(t *testing.T) {
 
 func TestHelpAndCompletion(t *testing.T) {
 	help := stdoutOf(t, "--help")
-	for _, want := range []string{"amqproxysvc [flags] [AMQP_URL]", "-l, --listen ADDRESS", "-p, --port PORT", "(default 5673)", "check-config", "import-config"} {
+	for _, want := range []string{"amqproxysvc [flags] [AMQP_URL...]", "-l, --listen ADDRESS", "-p, --port PORT", "(default 5673)", "check-config", "import-config"} {
 		if !strings.Contains(help, want) {
 			t.Errorf("help lacks %q", want)
 		}

@@ -117,6 +117,23 @@ const (
 	expiryHelp  = "When a certificate that clients are shown expires, in seconds since 1970."
 )
 
+// targetMetrics are those of each address of the broker's.
+var targetMetrics = []struct {
+	name, help string
+	kind       prometheus.ValueType
+	value      func(*proxy.TargetStats) float64
+}{
+	{"amqproxysvc_target_up", "1: this address of the broker's is asked; 0: it could not be reached lately.", prometheus.GaugeValue, func(t *proxy.TargetStats) float64 { return truth(t.Up) }},
+	{"amqproxysvc_target_upstreams", "Connections to this address, those being opened included.", prometheus.GaugeValue, func(t *proxy.TargetStats) float64 { return float64(t.Links) }},
+	{"amqproxysvc_target_connects_total", "Connections on which the broker at this address has greeted.", prometheus.CounterValue, func(t *proxy.TargetStats) float64 { return float64(t.Connects) }},
+	{"amqproxysvc_target_failures_total", "Connects to this address that failed.", prometheus.CounterValue, func(t *proxy.TargetStats) float64 { return float64(t.Failures) }},
+}
+
+const (
+	outsName = "amqproxysvc_target_outs_total"
+	outsHelp = "How often this address was not asked any more: it could not be reached (connect), or the broker said that it goes away (drain)."
+)
+
 const (
 	latencyName = "amqproxysvc_upstream_connect_seconds"
 	latencyHelp = "How long connecting and logging in to the broker took."
@@ -143,6 +160,8 @@ type collector struct {
 	plain     []*prometheus.Desc
 	labelled  []*prometheus.Desc
 	pools     []*prometheus.Desc
+	targets   []*prometheus.Desc
+	outs      *prometheus.Desc
 	shakes    *prometheus.Desc
 	expiry    *prometheus.Desc
 	tokens    *prometheus.Desc
@@ -168,6 +187,10 @@ func newCollector(source Source, version string) *collector {
 	for _, m := range poolMetrics {
 		c.pools = append(c.pools, prometheus.NewDesc(m.name, m.help, []string{"user", "vhost"}, nil))
 	}
+	for _, m := range targetMetrics {
+		c.targets = append(c.targets, prometheus.NewDesc(m.name, m.help, []string{"target"}, nil))
+	}
+	c.outs = prometheus.NewDesc(outsName, outsHelp, []string{"target", "reason"}, nil)
 	c.shakes = prometheus.NewDesc(shakesName, shakesHelp, []string{"listener", "result"}, nil)
 	c.expiry = prometheus.NewDesc(expiryName, expiryHelp, []string{"listener", "file"}, nil)
 	c.tokens = prometheus.NewDesc(tokensName, tokensHelp, []string{"user"}, nil)
@@ -185,6 +208,9 @@ func newCollector(source Source, version string) *collector {
 
 // Describe is part of prometheus.Collector.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range append(c.targets[:len(c.targets):len(c.targets)], c.outs) {
+		ch <- d
+	}
 	for _, group := range [][]*prometheus.Desc{c.plain, c.labelled, c.pools, {c.shakes, c.expiry, c.tokens, c.headers, c.latency, c.advice, c.waits, c.frames, c.listeners, c.accepted, c.errors, c.buildInfo}} {
 		for _, d := range group {
 			ch <- d
@@ -212,6 +238,15 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	for _, t := range stats.Tokens[:min(len(stats.Tokens), maxPools)] {
 		ch <- prometheus.MustNewConstMetric(c.tokens, prometheus.GaugeValue, float64(t.Ends.Unix()), strings.ToValidUTF8(t.User, "\ufffd"))
+	}
+	for i := range stats.Targets {
+		t := &stats.Targets[i]
+		for j, m := range targetMetrics {
+			ch <- prometheus.MustNewConstMetric(c.targets[j], m.kind, m.value(t), t.Address)
+		}
+		for j, n := range t.Outs {
+			ch <- prometheus.MustNewConstMetric(c.outs, prometheus.CounterValue, float64(n), t.Address, proxy.OutReasons[j])
+		}
 	}
 	c.collectListeners(ch, stats.Listeners)
 	ch <- latencyHistogram(c.latency, &stats)
@@ -338,5 +373,9 @@ func Names() (names []string) {
 	for _, m := range poolMetrics {
 		names = append(names, m.name)
 	}
+	for _, m := range targetMetrics {
+		names = append(names, m.name)
+	}
+	names = append(names, outsName)
 	return append(names, shakesName, expiryName, tokensName, headersName, latencyName, waitsName, framesName, lnsName, accName, errName, adviceName, infoName)
 }

@@ -20,16 +20,21 @@ func (b *Broker) Away() (since time.Time, reason string, ok bool) {
 	if b.standing.Load() > 0 {
 		return time.Time{}, "", false
 	}
-	for _, k := range b.conf.Load().breakers {
-		at, err := k.away()
+	var why []error
+	for _, t := range b.conf.Load().targets {
+		at, err := t.away()
 		if err == nil {
 			return time.Time{}, "", false
 		}
+		why = append(why, err)
 		if at.After(since) { // the last of the addresses to go is when the broker went
-			since, reason = at, shortReason(err)
+			since = at
 		}
 	}
-	return since, reason, !since.IsZero()
+	if since.IsZero() {
+		return since, "", false
+	}
+	return since, shortReason(nobody(why)), true
 }
 
 // away is why the address could not be reached at the last attempt, and when that began.
@@ -46,17 +51,19 @@ func shortReason(err error) string {
 		err = un.Err
 	}
 	hint := ""
-	var h *hinted
-	if errors.As(err, &h) {
-		err, hint = h.err, " ("+h.hint+")"
-	}
-	var op *net.OpError
-	if errors.As(err, &op) && op.Err != nil {
-		err = op.Err
-	}
-	var call *os.SyscallError
-	if errors.As(err, &call) && call.Err != nil {
-		err = call.Err
+	if _, several := err.(everyone); !several { // whose reasons are short already
+		var h *hinted
+		if errors.As(err, &h) {
+			err, hint = h.err, " ("+h.hint+")"
+		}
+		var op *net.OpError
+		if errors.As(err, &op) && op.Err != nil {
+			err = op.Err
+		}
+		var call *os.SyscallError
+		if errors.As(err, &call) && call.Err != nil {
+			err = call.Err
+		}
 	}
 	text := strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {

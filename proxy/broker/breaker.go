@@ -1,5 +1,7 @@
-// The breaker of one address: closed, open for a while after it could not be reached, then
-// half open: one dial probes it, and whoever comes meanwhile waits for the probe.
+// The breaker of one target: closed, open for a while after it could not be reached, then
+// half open: one dial probes it, and whoever comes meanwhile waits for the probe. Among several
+// targets one whose breaker is not closed is out of rotation: it is probed after a delay that
+// doubles, behind everybody's back, and asked by others only where all are out.
 
 package broker
 
@@ -9,6 +11,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"sync"
@@ -33,6 +36,8 @@ type breaker struct {
 	mu      sync.Mutex
 	err     error // why it is open; nil: closed
 	until   time.Time
+	opens   int           // failures in a row, of probes and of what opened it
+	probeAt time.Time     // when a target that is out of rotation is probed
 	probe   chan struct{} // half open: closed when the probe has ended
 	slow    int
 	reached time.Time // when it was last
@@ -72,9 +77,9 @@ func (k *breaker) enter(ctx context.Context) (probe bool, err error) {
 	}
 }
 
-// leave notes how a dial that began at the given time went. opened: the breaker is open now. back:
-// the address could not be reached for so long before this dial did.
-func (k *breaker) leave(probe bool, began time.Time, err error, o outcome, delay time.Duration) (opened bool, back time.Duration) {
+// leave notes how a dial that began at the given time went; slow ones open it after so many in a row.
+// opened: the breaker is open now. back: the address could not be reached for so long before this dial did.
+func (k *breaker) leave(probe bool, began time.Time, err error, o outcome, slowMost int, delay time.Duration) (opened bool, back time.Duration) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if probe {
@@ -87,7 +92,7 @@ func (k *breaker) leave(probe bool, began time.Time, err error, o outcome, delay
 		if !k.failing.IsZero() {
 			back = max(now.Sub(k.failing), 1)
 		}
-		k.err, k.slow, k.reached, k.failing, k.why = nil, 0, now, time.Time{}, ""
+		k.err, k.slow, k.opens, k.reached, k.failing, k.why = nil, 0, 0, now, time.Time{}, ""
 		return false, back
 	case noVerdict:
 		return false, 0
@@ -99,13 +104,80 @@ func (k *breaker) leave(probe bool, began time.Time, err error, o outcome, delay
 			k.failing = time.Now()
 		}
 		if o == slow {
-			if k.slow++; k.slow < slowInARow && !probe {
+			if k.slow++; k.slow < slowMost && !probe {
 				return false, 0
 			}
 		}
 	}
-	k.err, k.until = err, time.Now().Add(delay)
+	k.openLocked(probe, err, delay)
 	return true, 0
+}
+
+// The delay of probes begins with retry_delay, or this, and doubles up to the longest.
+const (
+	leastProbe = 500 * time.Millisecond
+	mostProbe  = time.Minute
+)
+
+func (k *breaker) openLocked(probe bool, err error, delay time.Duration) {
+	now := time.Now()
+	if k.err == nil || probe {
+		wait := max(delay, leastProbe)
+		for range k.opens {
+			wait = min(2*wait, mostProbe)
+		}
+		k.opens++
+		// A quarter less or more: what went together must not be asked together.
+		k.probeAt = now.Add(wait*3/4 + rand.N(wait/2))
+	}
+	k.err, k.until = err, now.Add(delay)
+}
+
+// eject opens a breaker that is closed, at the broker's own word.
+func (k *breaker) eject(err error, delay time.Duration) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.err != nil {
+		return false
+	}
+	if k.failing.IsZero() {
+		k.failing = time.Now()
+	}
+	k.openLocked(false, err, delay)
+	return true
+}
+
+// up reports whether the target is in rotation.
+func (k *breaker) up() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.err == nil
+}
+
+// probeDue reports whether the target is out of rotation, and time has come to look.
+func (k *breaker) probeDue(now time.Time) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.err != nil && k.probe == nil && !now.Before(k.probeAt) && !now.Before(k.until)
+}
+
+// hurry has the target probed now, if it is out of rotation.
+func (k *breaker) hurry() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.err != nil {
+		k.probeAt, k.opens = time.Now(), 0
+	}
+}
+
+// opensIn is how long the target is not asked at all.
+func (k *breaker) opensIn() time.Duration {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.err == nil {
+		return 0
+	}
+	return time.Until(k.until)
 }
 
 // sayAgain is how often the log tells of an outage that goes on for the same reason.
@@ -121,6 +193,13 @@ func (k *breaker) news(why string) bool {
 	}
 	k.why, k.told = why, now
 	return true
+}
+
+// forget has the log tell the next reason, whatever it told before.
+func (k *breaker) forget() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.why = ""
 }
 
 // hasGreeted reports whether a broker was ever at the address.

@@ -9,16 +9,21 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
 )
 
 // Target is one address of the broker.
 type Target struct {
 	// Host is the broker's DNS name or IP address.
 	Host string
+	// IP is the one of Host's addresses that is meant; zero: whichever answers.
+	IP netip.Addr
 	// Port is its TCP port, 5672 for AMQP and 5671 for AMQPS by custom.
 	Port int
 	// TLS is nil for a plain connection. ServerName is filled in from Host when empty.
@@ -26,7 +31,13 @@ type Target struct {
 }
 
 // Address is HOST:PORT as net.Dial takes it.
-func (t Target) Address() string { return net.JoinHostPort(t.Host, strconv.Itoa(t.Port)) }
+func (t Target) Address() string {
+	host := t.Host
+	if t.IP.IsValid() {
+		host = t.IP.String()
+	}
+	return net.JoinHostPort(host, strconv.Itoa(t.Port))
+}
 
 // SameAs reports whether t leads to what v leads to.
 func (t Target) SameAs(v Target) bool {
@@ -38,9 +49,16 @@ type DialFunc func(ctx context.Context, network, address string) (net.Conn, erro
 
 // Config is what a Broker can be told, see Set.
 type Config struct {
-	// Targets are the addresses of one broker, tried in their order.
+	// Targets are the addresses of one broker, the nodes of a cluster say.
 	Targets []Target
-	// ConnectTimeout bounds one handshake: TCP, TLS, and AMQP up to tune; and connection.open.
+	// InOrder asks the first of them that can be reached; else the one with the fewest connections.
+	InOrder bool
+	// DNSRefresh is how often names are asked for their addresses, each of which is a target of its
+	// own; 0: a name is one target.
+	DNSRefresh time.Duration
+	// Hold is how long a login waits for a broker that is away; 0: it fails.
+	Hold time.Duration
+	// ConnectTimeout bounds one handshake with one target: TCP, TLS, and AMQP up to tune; and connection.open.
 	ConnectTimeout time.Duration
 	// RetryDelay is how long an address that could not be reached is not asked again.
 	RetryDelay time.Duration
@@ -51,6 +69,8 @@ type Config struct {
 	// ProxyProtocol is the version of the header that each connection begins with; 0: none.
 	ProxyProtocol byte
 	Dial          DialFunc
+	// Lookup asks for a name's addresses; nil: names are not looked up but by Dial.
+	Lookup LookupFunc
 }
 
 // Lane is whose handshakes wait for one another.
@@ -94,16 +114,23 @@ type Broker struct {
 	standing atomic.Int64         // links that serve, see Link.Stand
 	lastUp   atomic.Int64         // when the broker last greeted, Unix nanoseconds; 0: it was lost since
 
+	left, back atomic.Bool // targets have left, have come back, since the last Tend
+	mixed      atomic.Bool // the log has told that they are not of one cluster
+
 	mu       sync.Mutex
 	greeting *Greeting
 	greeted  *Link
 	closed   bool
+	known    map[string]*addresses // of the targets' names
+	looking  chan struct{}         // closed when the names that are being looked up are known
+	lookAt   time.Time             // when to ask again
+	told     breaker               // what the log was told of the absence of several targets
 }
 
-// settings are a configuration with the state of its addresses.
+// settings are a configuration with the state of its targets.
 type settings struct {
 	Config
-	breakers []*breaker
+	targets []*target
 }
 
 // New makes a Broker, which ends with ctx. spawn runs what goes on behind the callers' backs.
@@ -116,30 +143,20 @@ func New(ctx context.Context, log *slog.Logger, spawn func(func()), cfg Config) 
 	return b
 }
 
-// Set takes a configuration for what comes after. moved: the targets are not the ones before.
-func (b *Broker) Set(cfg Config) (moved bool) {
-	next := &settings{Config: cfg, breakers: make([]*breaker, len(cfg.Targets))}
-	old := b.conf.Load()
-	if old != nil {
-		moved = len(old.Targets) != len(cfg.Targets)
-	}
-	for i, t := range cfg.Targets {
-		next.breakers[i] = &breaker{}
-		if old == nil || i >= len(old.Targets) {
-			continue
-		}
-		if old.Targets[i].SameAs(t) {
-			next.breakers[i] = old.breakers[i]
-		} else {
-			moved = true
-		}
-	}
-	b.conf.Store(next)
-	if moved {
+// Set takes a configuration for what comes after, and tells how much of the targets has left.
+func (b *Broker) Set(cfg Config) Left {
+	b.mu.Lock()
+	b.lookAt = time.Time{}
+	left := b.putLocked(cfg)
+	b.mu.Unlock()
+	b.mixed.Store(false)
+	if left == LeftAll {
 		b.lastUp.Store(0)
-		b.dropGreeted(nil)
 	}
-	return moved
+	if left != LeftNone {
+		b.dropMoved()
+	}
+	return left
 }
 
 // Close ends what waits here for a login.
@@ -153,25 +170,18 @@ func (b *Broker) Close() {
 // Info is what the newest handshake told of the broker; nil: there was none.
 func (b *Broker) Info() *Info { return b.info.Load() }
 
-// Has reports whether a target is still among those configured.
-func (b *Broker) Has(t Target) bool {
-	for _, x := range b.conf.Load().Targets {
-		if x.SameAs(t) {
-			return true
-		}
-	}
-	return false
-}
-
 // Unreachable says why no target could be reached. Error is for the operator, ForClients
 // for whoever asked: not everybody may know the broker's address or what its network says.
 type Unreachable struct {
-	Address string
+	Address string // "": of several, which the error names
 	Err     error
 	why     string // for clients; may be empty
 }
 
 func (e *Unreachable) Error() string {
+	if e.Address == "" {
+		return fmt.Sprintf("no broker can be reached: %v", e.Err)
+	}
 	return fmt.Sprintf("the broker at %s cannot be reached: %v", e.Address, e.Err)
 }
 
@@ -217,17 +227,25 @@ func (b *Broker) turn(ctx context.Context, l Lane) (give func(), err error) {
 // Login dials and logs in: the broker's verdict on the credential is an *amqp.Error. props are
 // the client-properties. The link waits for Open or Close.
 func (b *Broker) Login(ctx context.Context, l Lane, c Credential, props []byte) (*Link, error) {
+	h := held{time.Now()}
+	for {
+		k, err := b.login(ctx, l, c, props)
+		if err == nil || !h.again(ctx, b, err, nil) {
+			return k, err
+		}
+	}
+}
+
+func (b *Broker) login(ctx context.Context, l Lane, c Credential, props []byte) (*Link, error) {
 	give, err := b.turn(ctx, l)
 	if err != nil {
 		return nil, err
 	}
 	defer give()
-	ctx, cancel := context.WithTimeout(ctx, b.conf.Load().ConnectTimeout)
-	defer cancel()
 	if k := b.takeGreeted(); k != nil && clientOf(ctx) != nil {
 		k.Close() // it speaks for nobody
 	} else if k != nil {
-		err := k.logIn(ctx, c, props)
+		err := k.logInBy(ctx, c, props)
 		if err == nil {
 			return k, nil
 		}
@@ -236,66 +254,132 @@ func (b *Broker) Login(ctx context.Context, l Lane, c Credential, props []byte) 
 			return nil, err
 		}
 		// It died while it waited for a login.
+		if cfg := b.conf.Load(); !cfg.several() { // or is as silent as another one would be
+			var cancel func()
+			ctx, cancel = context.WithDeadline(ctx, k.began.Add(cfg.ConnectTimeout))
+			defer cancel()
+		}
 	}
 	k, err := b.dial(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if err := k.logIn(ctx, c, props); err != nil {
+	if err := k.logInBy(ctx, c, props); err != nil {
 		k.Close()
 		return nil, err
 	}
 	return k, nil
 }
 
-// dial connects to the first target that lets it, up to connection.start.
-func (b *Broker) dial(ctx context.Context) (*Link, error) {
-	cfg := b.conf.Load()
-	var why []error
-	for i, t := range cfg.Targets {
-		k, err := b.dialTarget(ctx, cfg, t, cfg.breakers[i])
-		if err == nil {
-			return k, nil
-		}
-		if ctx.Err() != nil && !errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			return nil, ctx.Err()
-		}
-		why = append(why, err)
-	}
-	if len(why) == 1 {
-		return nil, why[0]
-	}
-	all := &Unreachable{Address: "all of its addresses", Err: errors.Join(why...)}
-	return nil, all
+// logInBy is logIn within connect_timeout of the dial.
+func (k *Link) logInBy(ctx context.Context, c Credential, props []byte) error {
+	ctx, cancel := context.WithDeadline(ctx, k.began.Add(k.b.conf.Load().ConnectTimeout))
+	defer cancel()
+	return k.logIn(ctx, c, props)
 }
 
-func (b *Broker) dialTarget(ctx context.Context, cfg *settings, t Target, k *breaker) (*Link, error) {
-	probe, err := k.enter(ctx)
+// dial connects to a target that lets it, up to connection.start: to those in rotation in turn,
+// then, where none is or was reached, to those that are out and may be asked again.
+func (b *Broker) dial(ctx context.Context) (*Link, error) {
+	b.awaitLook(ctx)
+	cfg := b.conf.Load()
+	asked := make(map[*target]bool, len(cfg.targets))
+	why := make(map[*target]error, len(cfg.targets))
+	for _, ts := range [][]*target{cfg.inRotation(), cfg.targets} {
+		for _, t := range ts {
+			if asked[t] {
+				continue
+			}
+			asked[t] = true
+			k, err := b.dialTarget(ctx, cfg, t)
+			if err == nil {
+				return k, nil
+			}
+			switch {
+			case ctx.Err() == nil:
+				why[t] = err
+				continue
+			case errors.Is(ctx.Err(), context.DeadlineExceeded):
+				return nil, err
+			}
+			return nil, ctx.Err()
+		}
+	}
+	all := make([]error, 0, len(why))
+	for _, t := range cfg.targets {
+		all = append(all, why[t])
+	}
+	err := nobody(all)
+	if cfg.several() {
+		b.lastUp.Store(0)
+		if b.told.news(shortReason(err)) {
+			b.log.Warn("broker cannot be reached", "error", err)
+		}
+	}
+	return nil, err
+}
+
+// dialTarget connects to one target, if its breaker lets it.
+func (b *Broker) dialTarget(ctx context.Context, cfg *settings, t *target) (*Link, error) {
+	whole := ctx
+	ctx, cancel := context.WithTimeout(ctx, cfg.ConnectTimeout)
+	defer cancel()
+	probe, err := t.enter(ctx)
 	if err != nil {
 		return nil, err
 	}
+	slowMost := slowInARow
+	if cfg.several() {
+		slowMost = 1 // another is asked in its stead, which costs nobody anything
+	}
 	began := time.Now()
-	l, err := b.greet(ctx, cfg, t)
-	if err != nil && ctx.Err() != nil && !errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		k.leave(probe, began, nil, noVerdict, 0)
+	t.links.Add(1)
+	l, err := b.greet(ctx, cfg, t.Target)
+	if err != nil {
+		t.links.Add(-1)
+	}
+	if err != nil && ctx.Err() != nil && (!errors.Is(ctx.Err(), context.DeadlineExceeded) || cfg.several() && whole.Err() != nil) {
+		t.leave(probe, began, nil, noVerdict, 0, 0)
 		return nil, ctx.Err() // nobody waits for it any more
 	}
 	if err != nil {
-		e := cfg.unreachable(t, err)
-		e.addHint(t, err, k.hasGreeted())
-		if opened, _ := k.leave(probe, began, e, judge(err), cfg.RetryDelay); opened {
+		e := cfg.unreachable(t.Target, err)
+		e.addHint(t.Target, err, t.hasGreeted())
+		was := t.up()
+		opened, _ := t.leave(probe, began, e, judge(err), slowMost, cfg.RetryDelay)
+		t.failures.Add(1)
+		if opened && was {
+			t.outs[OutConnect].Add(1)
+		}
+		if opened && !cfg.several() {
 			b.lastUp.Store(0)
 		}
-		if k.news(shortReason(e)) {
+		switch {
+		case !t.news(shortReason(e)):
+		case opened && cfg.several():
+			b.log.Warn("broker out of rotation", "address", e.Address, "error", e.Err)
+		default:
 			b.log.Warn("broker cannot be reached", "address", e.Address, "error", e.Err)
 		}
 		return nil, e
 	}
-	if _, back := k.leave(probe, began, nil, reached, 0); back > 0 {
-		b.log.Info("broker can be reached again", "address", t.Address(), "after", back.Round(time.Millisecond))
+	if _, back := t.leave(probe, began, nil, reached, 0, 0); back > 0 {
+		back = back.Round(time.Millisecond)
+		if cfg.several() {
+			cfg.hurry() // what they have in common may be over
+			b.told.forget()
+			b.back.Store(true)
+			b.log.Info("broker back in rotation", "address", t.Address(), "after", back)
+		} else {
+			b.log.Info("broker can be reached again", "address", t.Address(), "after", back)
+		}
+	}
+	t.connects.Add(1)
+	if cfg.several() {
+		b.sameCluster(cfg, t, amqp.LookupString(l.Info.Properties, "cluster_name"))
 	}
 	b.lastUp.Store(time.Now().UnixNano())
-	l.began = began
+	l.began, l.health = began, t.health
 	return l, nil
 }
 
@@ -315,15 +399,18 @@ func (s *settings) unreachable(t Target, err error) *Unreachable {
 
 // Down is why the broker is not asked now; nil: it may be there.
 func (b *Broker) Down() error {
-	var why error
-	for _, k := range b.conf.Load().breakers {
-		err := k.openFor()
+	var why []error
+	for _, t := range b.conf.Load().targets {
+		err := t.openFor()
 		if err == nil {
 			return nil
 		}
-		why = err
+		why = append(why, err)
 	}
-	return why
+	if len(why) == 0 {
+		return nil
+	}
+	return nobody(why)
 }
 
 // Check asks the broker for its greeting, without a login.
@@ -331,8 +418,6 @@ func (b *Broker) Check(ctx context.Context) error {
 	if err := b.Down(); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, b.conf.Load().ConnectTimeout)
-	defer cancel()
 	k, err := b.dial(ctx)
 	if err != nil {
 		return err
@@ -370,9 +455,7 @@ func (b *Broker) Greet() *Greeting {
 }
 
 func (b *Broker) fetchGreeting(g *Greeting) {
-	ctx, cancel := context.WithTimeout(b.ctx, b.conf.Load().ConnectTimeout)
-	defer cancel()
-	k, err := b.dial(ctx)
+	k, err := b.dial(b.ctx)
 	b.mu.Lock()
 	b.greeting = nil
 	old := b.greeted
@@ -390,7 +473,7 @@ func (b *Broker) fetchGreeting(g *Greeting) {
 	}
 	switch {
 	case err != nil:
-	case closed || !b.Has(k.Target):
+	case closed || k.Moved():
 		b.dropGreeted(k)
 	default:
 		time.AfterFunc(greetedFor, func() { b.dropGreeted(k) })
@@ -408,6 +491,16 @@ func (b *Broker) dropGreeted(k *Link) {
 	b.greeted = nil
 	b.mu.Unlock()
 	old.Close()
+}
+
+// dropMoved is dropGreeted where its target has left.
+func (b *Broker) dropMoved() {
+	b.mu.Lock()
+	k := b.greeted
+	b.mu.Unlock()
+	if k != nil && k.Moved() {
+		b.dropGreeted(k)
+	}
 }
 
 // takeGreeted is a connection on which the broker has greeted, or nil.

@@ -391,7 +391,7 @@ func TestTargets(t *testing.T) {
 	withBroker(t, func(r *rig) {
 		dial := r.cfg.Dial
 		var asked []string
-		r.cfg.Targets = []Target{{Host: "a", Port: 1}, {Host: "b", Port: 2}}
+		r.cfg.Targets, r.cfg.InOrder = []Target{{Host: "a", Port: 1}, {Host: "b", Port: 2}}, true
 		r.cfg.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
 			asked = append(asked, address)
 			if address == "a:1" {
@@ -399,7 +399,7 @@ func TestTargets(t *testing.T) {
 			}
 			return dial(ctx, network, address)
 		}
-		if !r.b.Set(r.cfg) {
+		if r.b.Set(r.cfg) != LeftAll {
 			t.Error("other targets are no move")
 		}
 		for range 2 {
@@ -408,7 +408,7 @@ func TestTargets(t *testing.T) {
 			if err := <-done; err != nil {
 				t.Fatal(err)
 			}
-			if r.b.Set(r.cfg) {
+			if r.b.Set(r.cfg) != LeftNone {
 				t.Error("the same targets are a move")
 			}
 		}

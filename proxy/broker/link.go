@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"strings"
 	"sync"
 	"time"
@@ -38,9 +39,12 @@ type Link struct {
 	Took time.Duration
 
 	b      *Broker
+	health *health    // of its target; nil: it is not counted there
+	ip     netip.Addr // of the other end, where that has one
 	began  time.Time
 	waited bool // for a login or a vhost, without being read: it may have died meanwhile
 	ended  sync.Once
+	left   sync.Once
 }
 
 // greet connects and waits for connection.start.
@@ -68,6 +72,7 @@ func (b *Broker) greet(ctx context.Context, cfg *settings, t Target) (*Link, err
 	}
 	if a, ok := conn.RemoteAddr().(*net.TCPAddr); ok {
 		k.Info.Loopback = a.IP.IsLoopback()
+		k.ip = a.AddrPort().Addr().Unmap().WithZone("")
 	}
 	return k, nil
 }
@@ -292,10 +297,21 @@ func (k *Link) End(lost bool) {
 		}
 		k.b.standing.Add(-1)
 	})
+	k.leave()
+}
+
+// leave counts the link at its target no more.
+func (k *Link) leave() {
+	k.left.Do(func() {
+		if k.health != nil {
+			k.health.links.Add(-1)
+		}
+	})
 }
 
 // Close ends a link that nobody serves on. It does not wait.
 func (k *Link) Close() {
+	k.leave()
 	if k.Target.TLS != nil {
 		go func() { _ = k.Conn.Close() }() // TLS says goodbye first
 		return
@@ -304,7 +320,7 @@ func (k *Link) Close() {
 }
 
 // Moved reports whether the link's target is no longer among those configured.
-func (k *Link) Moved() bool { return !k.b.Has(k.Target) }
+func (k *Link) Moved() bool { return !k.b.conf.Load().leads(k) }
 
 // RefusedLogin is what RabbitMQ says of a wrong user or password.
 func RefusedLogin(mechanism string) *amqp.Error {

@@ -38,13 +38,20 @@ func (s *Settings) ProxyConfig(version string, logger *slog.Logger) (proxy.Confi
 	users, problems := s.engineUsers()
 	wrong.Problems = append(wrong.Problems, problems...)
 	c.Users, c.UnknownUsers = users, proxy.UnknownUsers(s.Auth.UnknownUsers)
-	c.Upstream = proxy.Upstream{Host: s.Broker.Host, Port: s.Broker.Port}
-	if s.Broker.TLS {
-		t, err := s.TLS.client(s.Broker.Host)
-		if err != nil {
-			wrong.Problems = append(wrong.Problems, err.Error())
+	for i, b := range s.Brokers() {
+		u := proxy.Upstream{Host: b.Host, Port: b.Port}
+		if b.TLS {
+			t, err := s.TLS.client(b.Host)
+			if err != nil && i == 0 { // of the others the same
+				wrong.Problems = append(wrong.Problems, err.Error())
+			}
+			u.TLS = t
 		}
-		c.Upstream.TLS = t
+		if i == 0 {
+			c.Upstream, c.Others = u, nil
+		} else {
+			c.Others = append(c.Others, u)
+		}
 	}
 	if len(wrong.Problems) > 0 {
 		return proxy.Config{}, &wrong

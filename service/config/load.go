@@ -159,8 +159,10 @@ func (s *Settings) check() (problems []string) {
 		if l.ProxyProtocol == "required" && len(l.ProxyFrom) == 0 {
 			bad("listener %d: listener.proxy_protocol is required, which needs listener.proxy_from: who may tell the addresses of clients", i+1)
 		}
-		if l.Port != 0 && l.Port == s.Broker.Port && ownAddress(s.Broker.Host, l.Address) {
-			bad("upstream.url is %s, where listener %d listens: the proxy would connect to itself", s.Broker, i+1)
+		for _, b := range s.Brokers() {
+			if l.Port != 0 && l.Port == b.Port && ownAddress(b.Host, l.Address) {
+				bad("upstream.url is %s, where listener %d listens: the proxy would connect to itself", b, i+1)
+			}
 		}
 		bound = append(bound, l)
 	}

@@ -17,13 +17,14 @@ import (
 
 // Settings are the values in force, after all sources have been looked at.
 type Settings struct {
-	// Engine has every setting that the engine takes as it is. Its Listeners and its
-	// Upstream are not used here: see Listeners and Broker, and ProxyConfig.
+	// Engine has every setting that the engine takes as it is. Its Listeners, Upstream and
+	// Others are not used here: see Listeners and Broker, and ProxyConfig.
 	Engine    proxy.Config
 	Listeners []Listener
 	Users     []User
 	Auth      Auth
-	Broker    Broker
+	Broker    Broker   // the first of those that upstream.url names
+	Others    []Broker // the others
 	TLS       TLS
 	HTTP      HTTP
 	Admin     Admin
@@ -65,6 +66,18 @@ type Listener struct {
 
 	ProxyProtocol         string // "off" or "required"
 	ProxyFrom, DirectFrom []netip.Prefix
+}
+
+// Brokers are all that upstream.url names.
+func (s *Settings) Brokers() []Broker { return append([]Broker{s.Broker}, s.Others...) }
+
+// BrokersText is their addresses, for who looks.
+func (s *Settings) BrokersText() string {
+	var all []string
+	for _, b := range s.Brokers() {
+		all = append(all, b.Address())
+	}
+	return strings.Join(all, ", ")
 }
 
 // HostPort is the address as net.Listen takes it.

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/amqproxysvc/amqproxysvc/proxy"
 	"github.com/amqproxysvc/amqproxysvc/proxy/advice"
 )
 
@@ -23,7 +24,7 @@ const (
 	KindNames                // one name, or a list
 	KindNetworks             // one network (10.0.0.0/8) or address, or a list
 	KindHost                 // a host name or an IP address
-	KindURL                  // the broker's URL
+	KindURL                  // the broker's URL, or a list of such
 	KindChoice               // one of Values
 	KindBool                 // true or false
 	KindInt                  // a whole number
@@ -158,13 +159,19 @@ var Table = []Setting{
 		at:   func(_ *Settings, l *Listener) any { return &l.DirectFrom }},
 
 	{Section: "upstream", Key: "url", Kind: KindURL, Env: "AMQP_URL", Live: true,
-		Help: "The broker: amqp://HOST[:PORT] (port 5672) or amqps://HOST[:PORT] for TLS (port 5671). A user, a password and a vhost are ignored, since clients bring their own. On the command line it is the argument. After a reload it serves new connections.",
-		at:   func(s *Settings, _ *Listener) any { return &s.Broker }},
+		Help: "The broker: amqp://HOST[:PORT] (port 5672) or amqps://HOST[:PORT] for TLS (port 5671). A user, a password and a vhost are ignored, since clients bring their own. Several are the nodes of one cluster, which have the same users, vhosts and queues; all of them amqp or all amqps. On the command line they are the arguments, in the environment parted by commas. After a reload it serves new connections.",
+		at:   func(s *Settings, _ *Listener) any { return brokers{&s.Broker, &s.Others} }},
+	{Section: "upstream", Key: "balance", Kind: KindChoice, Values: []string{proxy.BalanceSpread, proxy.BalanceOrder}, Live: true,
+		Help: "Which of several brokers a new connection goes to. spread: the one with the fewest connections of this proxy. order: the first that can be reached. One that cannot be reached, or says that it is being drained, is not asked until a probe has found it back; only where all are out are they asked all the same.",
+		at:   func(s *Settings, _ *Listener) any { return &s.Engine.Balance }},
+	{Section: "upstream", Key: "dns_refresh", Kind: KindDuration, Max: int64(day), Live: true,
+		Help: "How often the addresses of a name in url are asked for. Where a name has several, each is a broker of its own (of IPv4 and IPv6 the family with more of them). Connections to an address that the name has no more end with their last channel. 0: a name is one broker, whatever its addresses.",
+		at:   func(s *Settings, _ *Listener) any { return &s.Engine.DNSRefresh }},
 	{Section: "upstream", Key: "connect_timeout", Kind: KindDuration, Min: 100 * milliNS, Max: int64(time.Hour), Live: true,
-		Help: "How long connecting to the broker may take in all: TCP, TLS and the AMQP handshake.",
+		Help: "How long connecting to the broker may take in all: TCP, TLS and the AMQP handshake. Of several brokers each.",
 		at:   func(s *Settings, _ *Listener) any { return &s.Engine.ConnectTimeout }},
 	{Section: "upstream", Key: "retry_delay", Kind: KindDuration, Max: int64(time.Hour), Live: true,
-		Help: "How long logins fail at once, with the same error, after the broker could not be reached.",
+		Help: "How long logins fail at once, with the same error, after the broker could not be reached. Of several brokers, one that is out is probed after this at first, then after twice as long each time, up to a minute.",
 		at:   func(s *Settings, _ *Listener) any { return &s.Engine.RetryDelay }},
 	{Section: "upstream", Key: "heartbeat", Kind: KindDuration, Max: 65535 * secondNS, Live: true,
 		Help: "Heartbeat asked of the broker, in whole seconds; the smaller of this and the broker's own is used. A broker that has been silent for two of them is lost. 0 takes the broker's.",

@@ -8,9 +8,85 @@ import (
 	"fmt"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 )
+
+// brokers are where the settings keep what upstream.url names.
+type brokers struct {
+	first  *Broker
+	others *[]Broker
+}
+
+// setURLs checks and sets the broker's URLs.
+func (d *Setting) setURLs(s *Settings, l *Listener, list []string) (warning string, err error) {
+	var all []Broker
+	for _, text := range list {
+		b, ignored, err := ParseURL(text)
+		if err != nil {
+			return "", fmt.Errorf("%s %w", d.Name(), err)
+		}
+		if warning == "" {
+			warning = ignored
+		}
+		if slices.Contains(all, b) {
+			return "", fmt.Errorf("%s has %s twice, allowed is each broker once", d.Name(), b)
+		}
+		if len(all) > 0 && b.TLS != all[0].TLS {
+			return "", fmt.Errorf("%s has %s beside %s, allowed are amqp URLs alone or amqps URLs alone", d.Name(), b, all[0])
+		}
+		all = append(all, b)
+	}
+	if len(all) == 0 {
+		return "", fmt.Errorf("%s is an empty list, %s", d.Name(), allowedURL)
+	}
+	at := d.at(s, l).(brokers)
+	*at.first, *at.others = all[0], all[1:]
+	if len(all) == 1 {
+		*at.others = nil
+	}
+	return warning, nil
+}
+
+// CanonicalURLs writes the brokers that a text names, without what is ignored in it.
+func CanonicalURLs(text string) (string, error) {
+	var all []string
+	for _, one := range splitURLs(text) {
+		b, _, err := ParseURL(one)
+		if err != nil {
+			return "", err
+		}
+		all = append(all, b.String())
+	}
+	return strings.Join(all, ","), nil
+}
+
+// splitURLs parts a text at the commas that a URL stands behind: others may be of a password.
+func splitURLs(text string) (list []string) {
+	for {
+		end := -1
+		for i := range len(text) {
+			if text[i] == ',' && beginsURL(strings.TrimLeft(text[i+1:], " ")) {
+				end = i
+				break
+			}
+		}
+		if end < 0 {
+			return append(list, text)
+		}
+		list = append(list, strings.TrimRight(text[:end], " "))
+		text = strings.TrimLeft(text[end+1:], " ")
+	}
+}
+
+// beginsURL reports whether a text begins with a scheme.
+func beginsURL(text string) bool {
+	scheme, _, found := strings.Cut(text, "://")
+	return found && scheme != "" && !strings.ContainsFunc(scheme, func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z')
+	})
+}
 
 const allowedURL = "allowed is amqp://HOST[:PORT] or amqps://HOST[:PORT]"
 

@@ -34,7 +34,7 @@ func (d *Setting) Allowed() string {
 	case KindHost:
 		return "a host name or an IP address"
 	case KindURL:
-		return "amqp://HOST[:PORT] or amqps://HOST[:PORT]"
+		return "amqp://HOST[:PORT] or amqps://HOST[:PORT], or a list of such"
 	case KindBool:
 		return "true or false"
 	case KindChoice:
@@ -102,6 +102,8 @@ func (d *Setting) setText(s *Settings, l *Listener, text string) (warning string
 			return "", d.bad(quoted)
 		}
 		return "", d.setNumber(s, l, n, quoted)
+	case KindURL:
+		return d.setURLs(s, l, splitURLs(text))
 	case KindPaths, KindNames, KindNetworks:
 		var list []string
 		for part := range strings.SplitSeq(text, ",") {
@@ -185,7 +187,7 @@ func (d *Setting) setTOML(s *Settings, l *Listener, value any) (warning string, 
 		return "", d.bad(shown + ", a number")
 	case []any:
 		switch d.Kind {
-		case KindPaths, KindNames, KindNetworks:
+		case KindPaths, KindNames, KindNetworks, KindURL:
 		default:
 			return "", d.bad(kindOf(value))
 		}
@@ -196,6 +198,9 @@ func (d *Setting) setTOML(s *Settings, l *Listener, value any) (warning string, 
 				return "", d.bad("a list with something else than texts in it")
 			}
 			list = append(list, text)
+		}
+		if d.Kind == KindURL {
+			return d.setURLs(s, l, list)
 		}
 		return "", d.setList(s, l, list)
 	case string:
@@ -259,13 +264,6 @@ func (d *Setting) setString(s *Settings, l *Listener, text string) (warning stri
 			return "", err
 		}
 		text = host
-	case KindURL:
-		b, warning, err := ParseURL(text)
-		if err != nil {
-			return "", fmt.Errorf("%s %w", d.Name(), err)
-		}
-		*d.at(s, l).(*Broker) = b
-		return warning, nil
 	case KindChoice:
 		lower := strings.ToLower(text)
 		if d.Name() == "log.level" {
@@ -352,8 +350,12 @@ func (d *Setting) TOML(s *Settings, l *Listener) string {
 		return quoteTOML(string(*p))
 	case *slog.Level:
 		return quoteTOML(strings.ToLower(p.String()))
-	case *Broker:
-		return quoteTOML(p.String())
+	case brokers:
+		list := []string{p.first.String()}
+		for _, b := range *p.others {
+			list = append(list, b.String())
+		}
+		return listTOML(list)
 	}
 	panic("setting " + d.Name() + " has no type")
 }

@@ -79,11 +79,11 @@ type client struct {
 	named     atomic.Bool           // the handshake is over: user, pool and props are final
 	chansN    atomic.Int32          // channels that are open as the client sees them
 	received  atomic.Uint64         // bytes; written by the reader
-	waitsFrom atomic.Int64          // since when it waits for a place, coarse clock; 0: it does not
+	waitsFrom atomic.Int64          // since when it waits for a place or a broker that is away, coarse clock; 0: it does not
 	busyAt    atomic.Int64          // when it last did something of its own, coarse clock
 	consumes  atomic.Bool           // has consumed
 	unbounded atomic.Bool           // has consumed without bound
-	paused    atomic.Bool           // waits for the end of a pause, amid its handshake
+	paused    atomic.Bool           // waits for the end of a pause, or within hold, amid its handshake
 	granted   atomic.Int64          // how long it did, nanoseconds
 	traced    atomic.Pointer[Trace] // who looks at its frames, nil: nobody; written under mu
 

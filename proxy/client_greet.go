@@ -17,7 +17,9 @@ func (c *client) awaitGreeting() bool {
 		return true // the watchdog asks whether the proxy answers, not whether the broker does
 	}
 	gone, stop := c.watch()
+	over := c.awaits()
 	err := c.s.broker.Await(g, gone)
+	over()
 	stop()
 	if err == nil {
 		return true
@@ -32,4 +34,20 @@ func (c *client) awaitGreeting() bool {
 		c.log(slog.LevelInfo, "client refused: the broker cannot be reached", "reason", c.s.forClients(err).Text)
 	}
 	return false
+}
+
+// awaits notes that the client waits, amid its handshake, for a broker that may be away: where hold
+// lets it, handshake_timeout does not count that.
+func (c *client) awaits() (over func()) {
+	if c.env.cfg().Hold == 0 {
+		return func() {}
+	}
+	from := c.env.now()
+	c.paused.Store(true)
+	c.waitsFrom.Store(from)
+	return func() {
+		c.granted.Add(c.env.now() - from)
+		c.waitsFrom.Store(0)
+		c.paused.Store(false)
+	}
 }

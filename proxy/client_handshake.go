@@ -290,7 +290,9 @@ func (c *client) startOk(f amqp.Frame, offered string) bool {
 		c.refuseLogin(e)
 		return false
 	}
+	over := c.awaits()
 	account, e := c.s.authenticate(c, who, props)
+	over()
 	if e != nil {
 		if verdictOf(e).ofSecret() && strings.Contains(e.Text, "refused using authentication mechanism") {
 			e = broker.RefusedLogin(mechanism) // the client's, where the proxy may have used another
@@ -385,7 +387,9 @@ func (c *client) open(f amqp.Frame) bool {
 	e := c.s.mayOpen(c.account.login, vhost)
 	if e == nil {
 		c.pool = c.s.poolOf(c.account, vhost)
+		over := c.awaits()
 		e = c.admitted()
+		over()
 	}
 	if e == errGone {
 		return false

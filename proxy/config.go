@@ -116,6 +116,8 @@ type Config struct {
 	AuthTTL time.Duration
 	// ConnectTimeout bounds the broker's whole handshake: TCP, TLS and AMQP.
 	ConnectTimeout time.Duration
+	// Hold is how long who comes while the broker is away waits for it, instead of failing.
+	Hold time.Duration
 	// RetryDelay is how long logins fail fast after a failed connect.
 	RetryDelay time.Duration
 	// WaitTimeout is how long a client waits for a place at a bound.
@@ -271,6 +273,7 @@ func (c *Config) Validate() error {
 	timed("dns_refresh", c.DNSRefresh, 0, 24*time.Hour)
 	timed("auth_ttl", c.AuthTTL, 0, year)
 	timed("connect_timeout", c.ConnectTimeout, 100*time.Millisecond, time.Hour)
+	timed("hold", c.Hold, 0, time.Hour)
 	timed("retry_delay", c.RetryDelay, 0, time.Hour)
 	timed("wait_timeout", c.WaitTimeout, 0, time.Hour)
 	timed("handshake_timeout", c.HandshakeTimeout, 100*time.Millisecond, time.Hour)

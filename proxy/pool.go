@@ -109,7 +109,8 @@ func (p *pool) publishersBlockedLocked() bool {
 
 // acquire is try, opening an upstream or waiting for a place when there is none, until gone is closed.
 func (p *pool) acquire(l lane, gone <-chan struct{}) (place, *amqp.Error) {
-	timeout := p.env.cfg().WaitTimeout + p.env.cfg().ConnectTimeout
+	cfg := p.env.cfg()
+	timeout := cfg.WaitTimeout + cfg.ConnectTimeout + cfg.Hold
 	timer := time.NewTimer(timeout)
 	defer timer.Stop()
 	came := time.Now()

@@ -15,7 +15,7 @@ import (
 
 // brokerConfig is the part of the configuration that leads to the broker.
 func (c *Config) brokerConfig() broker.Config {
-	return broker.Config{Targets: c.upstreams(), InOrder: c.Balance == BalanceOrder, DNSRefresh: c.DNSRefresh,
+	return broker.Config{Targets: c.upstreams(), InOrder: c.Balance == BalanceOrder, DNSRefresh: c.DNSRefresh, Hold: c.Hold,
 		ConnectTimeout: c.ConnectTimeout, RetryDelay: c.RetryDelay, WaitTimeout: c.WaitTimeout, Heartbeat: c.Heartbeat,
 		Dial: c.Dial, Lookup: c.Lookup,
 		ProxyProtocol: map[string]byte{"v1": 1, "v2": 2}[c.ProxyProtocol]}

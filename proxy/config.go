@@ -88,6 +88,9 @@ type Config struct {
 	// MaxChannels is how many channels of clients one upstream carries, 1..65535.
 	// The broker's channel_max bounds it further.
 	MaxChannels int
+	// Spread is how many connections an identity has for publishers, and for readers, before channels
+	// share them: 1 fills one before the next is opened.
+	Spread int
 	// SharedPrefetchLimit is the prefetch above which a consumer counts as unbounded, 1..65535.
 	SharedPrefetchLimit int
 	// ReuseChannels keeps channels that have only published for the next client of the
@@ -166,6 +169,7 @@ func DefaultConfig() Config {
 		MaxUpstreamsPerIdentity: 2000,
 
 		MaxChannels:         200,
+		Spread:              1,
 		SharedPrefetchLimit: 1000,
 		ReuseChannels:       true,
 		IdleChannels:        32,
@@ -252,6 +256,7 @@ func (c *Config) Validate() error {
 	ranged("max_upstreams", int64(c.MaxUpstreams), 0, 1_000_000)
 	ranged("max_upstreams_per_identity", int64(c.MaxUpstreamsPerIdentity), 0, 1_000_000)
 	ranged("max_channels", int64(c.MaxChannels), 1, 65535)
+	ranged("spread", int64(c.Spread), 1, 1000)
 	ranged("idle_channels", int64(c.IdleChannels), 0, 65535)
 	ranged("shared_prefetch_limit", int64(c.SharedPrefetchLimit), 1, 65535)
 	ranged("max_message_size", c.MaxMessageSize, 1, 1<<40)

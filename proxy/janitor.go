@@ -72,8 +72,12 @@ func (s *Server) janitor() {
 			s.advise()
 		}
 		if i%5 == 0 {
-			if left, _ := s.broker.Tend(); left {
+			left, back := s.broker.Tend()
+			if left {
 				s.retireStale()
+			}
+			if back {
+				s.rebalance()
 			}
 			s.tendPools()
 			s.gate.pokeIfWaiting() // a login may have come that nobody goes on with

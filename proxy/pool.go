@@ -39,6 +39,8 @@ type pool struct {
 	login     *loginFlight
 	dialling  *loginFlight
 	changed   wait.Signal // a place may have come free
+	turn      int         // of those that are as good, see trySpreadLocked
+	narrowTo  int64       // until when no more are opened than are needed, coarse clock
 }
 
 // try gives a channel a place that is there, on upstream u if that is not nil and has one. False: there is none.
@@ -49,6 +51,9 @@ func (p *pool) try(u *upstream, l lane) (place, bool) {
 }
 
 func (p *pool) tryLocked(u *upstream, l lane) (place, bool) {
+	if spread := p.env.cfg().spread(); spread > 1 {
+		return p.trySpreadLocked(l, spread)
+	}
 	if u != nil && p.fitsLocked(u, l) {
 		return u.placeLocked(l), true
 	}
@@ -119,6 +124,9 @@ func (p *pool) acquire(l lane, gone <-chan struct{}) (place, *amqp.Error) {
 			return pl, nil
 		}
 		if p.s.gate.full(p) {
+			if pl, ok := p.narrow(l); ok {
+				return pl, nil
+			}
 			// Publishers and readers on one connection are better than a wait.
 			if pl, ok := p.tryAnyLane(); ok {
 				return pl, nil
@@ -132,9 +140,7 @@ func (p *pool) acquire(l lane, gone <-chan struct{}) (place, *amqp.Error) {
 		}
 		f := p.dialling
 		if f == nil {
-			f = wait.NewFlight[verdict](p.env.ctx)
-			p.dialling = f
-			p.env.spawn(func() { p.dialShared(f) })
+			f = p.dialLocked((*pool).dialShared)
 		}
 		changed := p.changed.WaitLocked()
 		p.waiting++
@@ -177,12 +183,22 @@ func (p *pool) noLongerWaiting() {
 
 var errGone = amqp.Errorf(amqp.ConnectionForced, 0, "the client is gone")
 
+// dialLocked begins a dial that others may wait for.
+func (p *pool) dialLocked(dial func(*pool, *loginFlight)) *loginFlight {
+	f := wait.NewFlight[verdict](p.env.ctx)
+	p.dialling = f
+	p.env.spawn(func() { dial(p, f) })
+	return f
+}
+
 // dialShared opens one more shared upstream.
 func (p *pool) dialShared(f *loginFlight) {
 	u, err := p.s.openUpstream(p, nil, nil, false)
 	p.mu.Lock()
 	if err == nil {
 		p.addLocked(u)
+	} else {
+		p.narrowLocked()
 	}
 	p.dialling = nil
 	f.Land(verdictOf(err)) // before the others are woken: they look for an error
@@ -266,7 +282,7 @@ func (p *pool) tend(now time.Time) (empty bool) {
 	p.mu.Lock()
 	idle := p.idleTimeoutLocked()
 	for _, u := range p.ups {
-		if cfg.MaxLifetime > 0 && now.Sub(u.opened) >= cfg.MaxLifetime {
+		if cfg.MaxLifetime > 0 && now.Sub(u.opened) >= u.lifetime(cfg.MaxLifetime) {
 			u.retired = true
 		}
 		if u.load == 0 && u.owner.Load() == nil && (u.retired || now.Sub(u.idleFrom) >= idle) {

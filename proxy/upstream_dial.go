@@ -193,7 +193,7 @@ func (s *Server) tryVHost(p *pool, props []byte, from *net.TCPAddr) (*upstream, 
 
 // dialOpen is dial and open.
 func (s *Server) dialOpen(lane broker.Lane, p *pool, props []byte, from *net.TCPAddr) (*upstream, *amqp.Error) {
-	u, err := s.dial(s.ctx, lane, p.account.login, props, from)
+	u, err := s.dial(p.beside(s.ctx), lane, p.account.login, props, from)
 	if err != nil {
 		return nil, err
 	}

@@ -285,7 +285,7 @@ func (b *Broker) dial(ctx context.Context) (*Link, error) {
 	cfg := b.conf.Load()
 	asked := make(map[*target]bool, len(cfg.targets))
 	why := make(map[*target]error, len(cfg.targets))
-	for _, ts := range [][]*target{cfg.inRotation(), cfg.targets} {
+	for _, ts := range [][]*target{cfg.inRotation(ctx), cfg.targets} {
 		for _, t := range ts {
 			if asked[t] {
 				continue

@@ -5,6 +5,7 @@ package broker
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"math/rand/v2"
 	"net/netip"
@@ -57,8 +58,15 @@ const (
 // several reports whether there is a choice. With one target all is as without a rotation.
 func (s *settings) several() bool { return len(s.targets) > 1 }
 
+type besideKey struct{}
+
+// Beside has a dial prefer the targets with the fewest of the caller's own connections, by address.
+func Beside(ctx context.Context, at map[string]int) context.Context {
+	return context.WithValue(ctx, besideKey{}, at)
+}
+
 // inRotation are the targets that are asked, the first first.
-func (s *settings) inRotation() []*target {
+func (s *settings) inRotation(ctx context.Context) []*target {
 	var in []*target
 	for _, t := range s.targets {
 		if t.up() {
@@ -74,7 +82,10 @@ func (s *settings) inRotation() []*target {
 	for _, t := range in {
 		links[t] = t.links.Load()
 	}
-	slices.SortStableFunc(in, func(a, b *target) int { return cmp.Compare(links[a], links[b]) })
+	own, _ := ctx.Value(besideKey{}).(map[string]int)
+	slices.SortStableFunc(in, func(a, b *target) int {
+		return cmp.Or(cmp.Compare(own[a.Address()], own[b.Address()]), cmp.Compare(links[a], links[b]))
+	})
 	return in
 }
 

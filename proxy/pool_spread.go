@@ -1,0 +1,163 @@
+// Spread: several connections for one identity, which a pool otherwise fills one after the other,
+// and connections over several brokers.
+
+package proxy
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"time"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/broker"
+)
+
+// narrowFor is how long a pool that found no place for one more connection opens none but those
+// that channels need.
+const narrowFor = 30 * time.Second
+
+// spread is how many connections an identity may have in a lane before channels share them. Both
+// lanes together stay within its bound.
+func (c *Config) spread() int {
+	if most := c.MaxUpstreamsPerIdentity; most > 0 {
+		return max(1, min(c.Spread, most/2))
+	}
+	return c.Spread
+}
+
+// trySpreadLocked gives a channel the place on the upstream with the fewest, in turn where several
+// are as good. Where there are not as many as spread says, one that is idle is taken and another
+// opened behind; where none is idle, none is taken.
+func (p *pool) trySpreadLocked(l lane, spread int) (place, bool) {
+	var best *upstream
+	have := 0
+	for i := range p.ups {
+		u := p.ups[(p.turn+i)%len(p.ups)]
+		if !u.session && u.owner.Load() == nil && !u.retired && (u.lane == laneNone || u.lane == max(l, lanePublish)) {
+			have++
+		}
+		if p.fitsLocked(u, l) && (best == nil || u.load < best.load) {
+			best = u
+		}
+	}
+	if best == nil {
+		return place{}, false
+	}
+	if have < spread && p.env.now() >= p.narrowTo {
+		if best.load > 0 {
+			return place{}, false
+		}
+		if p.dialling == nil {
+			p.dialLocked((*pool).widen)
+		}
+	}
+	p.turn++
+	return best.placeLocked(l), true
+}
+
+// widen opens one more upstream if there is a place for it. Nobody needs it now.
+func (p *pool) widen(f *loginFlight) {
+	if !p.s.gate.full(p) {
+		p.dialShared(f)
+		return
+	}
+	p.mu.Lock()
+	p.narrowLocked()
+	p.dialling = nil
+	f.Land(verdict{}) // who waits looks again
+	p.changed.FireLocked()
+	p.mu.Unlock()
+}
+
+// narrow has channels share what there is for a while, at a bound on connections. It gives a
+// channel a place there.
+func (p *pool) narrow(l lane) (place, bool) {
+	if p.env.cfg().spread() == 1 {
+		return place{}, false
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.narrowLocked()
+	return p.tryLocked(nil, l)
+}
+
+func (p *pool) narrowLocked() { p.narrowTo = p.env.now() + int64(narrowFor) }
+
+// beside has a dial go to the target with the fewest of the pool's connections, where these are to
+// be spread.
+func (p *pool) beside(ctx context.Context) context.Context {
+	cfg := p.env.cfg()
+	if cfg.spread() == 1 {
+		return ctx
+	}
+	at := make(map[string]int)
+	p.mu.Lock()
+	for _, u := range p.ups {
+		if !u.retired {
+			at[u.link.Target.Address()]++
+		}
+	}
+	p.mu.Unlock()
+	return broker.Beside(ctx, at)
+}
+
+// lifetime is max_lifetime, up to a tenth less: what was opened together does not end together.
+func (u *upstream) lifetime(most time.Duration) time.Duration {
+	const steps = 64
+	return most - most/10*time.Duration(u.n*0x9E3779B97F4A7C15>>58)/steps
+}
+
+// rebalance has the surplus of connections at the targets that stood in for another end with their
+// last channel, when that has come back: what comes then goes there. Nobody is cut.
+func (s *Server) rebalance() {
+	if s.cfg().Balance == BalanceOrder {
+		return
+	}
+	at := make(map[string][]*upstream)
+	n, up := 0, 0
+	for _, t := range s.broker.Targets() {
+		if t.Up {
+			up++
+			at[t.Address] = nil
+		}
+	}
+	if up < 2 {
+		return
+	}
+	load := make(map[*upstream]int)
+	for _, p := range s.allPools() {
+		p.mu.Lock()
+		for _, u := range p.ups {
+			a := u.link.Target.Address()
+			if _, known := at[a]; !known || u.retired {
+				continue
+			}
+			n++
+			at[a] = append(at[a], u)
+			load[u] = u.load
+			if u.owner.Load() != nil {
+				load[u] = 1 << 16 // its client keeps it
+			}
+		}
+		p.mu.Unlock()
+	}
+	fair := (n + up - 1) / up
+	surplus := 0
+	for _, ups := range at {
+		if len(ups) <= fair {
+			continue
+		}
+		slices.SortFunc(ups, func(a, b *upstream) int { return cmp.Compare(load[a], load[b]) })
+		for _, u := range ups[:len(ups)-fair] {
+			surplus++
+			if u.retireIdle() {
+				u.close("another broker has fewer connections")
+			} else {
+				u.retire()
+			}
+		}
+	}
+	if surplus > 0 {
+		s.log.Info("connections are spread anew", "retired", surplus, "of", n, "brokers", up)
+	}
+}

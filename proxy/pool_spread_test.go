@@ -1,0 +1,183 @@
+package proxy
+
+import (
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/proxytest"
+)
+
+func spread(n int) func(*Config) { return func(c *Config) { c.Spread = n } }
+
+// loads are the channels of each upstream.
+func (r *rig) loads() (loads []int) {
+	synctest.Wait()
+	for _, p := range r.s.allPools() {
+		p.mu.Lock()
+		for _, u := range p.ups {
+			if !u.retired {
+				loads = append(loads, u.load)
+			}
+		}
+		p.mu.Unlock()
+	}
+	return loads
+}
+
+// With spread channels share connections only when there are so many, and evenly then.
+func TestSpreadBeforePacking(t *testing.T) {
+	withBroker(t, proxytest.BrokerConfig{}, spread(10), func(r *rig) {
+		var all []*proxytest.Client
+		done := make(chan error, 30)
+		for range 30 {
+			c, err := r.login(proxytest.ClientConfig{})
+			r.must(err)
+			all = append(all, c)
+		}
+		for _, c := range all {
+			go func() {
+				err := c.OpenChannel(1)
+				if err == nil {
+					err = c.Publish(1, "", "nowhere", []byte("x"))
+				}
+				done <- err
+			}()
+		}
+		for range all {
+			r.must(<-done)
+		}
+		loads := r.loads()
+		if len(loads) != 10 {
+			t.Fatalf("%d connections: %v", len(loads), loads)
+		}
+		for _, n := range loads {
+			if n != 3 {
+				t.Errorf("channels are spread as %v", loads)
+				break
+			}
+		}
+		for _, c := range all {
+			r.must(c.Close())
+		}
+		// One after the other they take turns.
+		before := map[uint64]uint64{}
+		for _, u := range r.s.ListUpstreams() {
+			before[u.ID] = u.Out
+		}
+		for range 100 {
+			c := r.client(proxytest.ClientConfig{})
+			r.must(c.Publish(1, "", "nowhere", make([]byte, 1000)))
+			r.must(c.Close())
+			synctest.Wait()
+		}
+		for _, u := range r.s.ListUpstreams() {
+			if sent := u.Out - before[u.ID]; sent < 8000 || sent > 13000 {
+				t.Errorf("upstream %d carried %d octets of some 100000", u.ID, sent)
+			}
+		}
+	})
+}
+
+// Clients that come one after the other never wait for a further connection, and get it all the same.
+func TestSpreadBehind(t *testing.T) {
+	withBroker(t, proxytest.BrokerConfig{}, spread(4), func(r *rig) {
+		for range 10 {
+			c := r.client(proxytest.ClientConfig{})
+			r.must(c.Publish(1, "", "nowhere", nil))
+			r.must(c.Close())
+			synctest.Wait()
+		}
+		if loads := r.loads(); len(loads) != 4 {
+			t.Errorf("connections are %v, want 4", loads)
+		}
+	})
+}
+
+// Where a bound leaves no place for as many, channels share what there is, and are not held up.
+func TestSpreadAtABound(t *testing.T) {
+	for name, change := range map[string]func(*Config){
+		"the identity's": func(c *Config) { c.Spread, c.MaxUpstreamsPerIdentity = 10, 4 },
+		"all":            func(c *Config) { c.Spread, c.MaxUpstreams = 10, 2 },
+		"the broker's":   spread(10),
+	} {
+		t.Run(name, func(t *testing.T) {
+			withBroker(t, proxytest.BrokerConfig{}, change, func(r *rig) {
+				if name == "the broker's" {
+					r.b.SetLimit(2)
+				}
+				began := time.Now()
+				var all []*proxytest.Client
+				for i := range 12 {
+					c := r.client(proxytest.ClientConfig{})
+					r.must(c.Publish(1, "", fmt.Sprint("nowhere", i), nil))
+					all = append(all, c)
+				}
+				if loads := r.loads(); len(loads) != 2 {
+					t.Errorf("connections are %v, want 2", loads)
+				}
+				if took := time.Since(began); took > time.Second {
+					t.Errorf("12 clients took %v", took)
+				}
+				if n := r.b.Counts().Refused; n > 3 {
+					t.Errorf("the broker refused %d connections", n)
+				}
+				for _, c := range all {
+					r.must(c.Close())
+				}
+			})
+		})
+	}
+}
+
+// A node that comes back gets its share, and nobody is cut for it.
+func TestRebalance(t *testing.T) {
+	addresses := []string{"a:5672", "b:5672", "c:5672"}
+	withNodes(t, addresses, func(c *Config, _ *nodes) { c.Spread = 6 }, func(r *rig, n *nodes) {
+		come := func(k int) (all []*proxytest.Client) {
+			for range k {
+				c := r.client(proxytest.ClientConfig{})
+				r.must(c.Publish(1, "", "nowhere", nil))
+				all = append(all, c)
+			}
+			return all
+		}
+		all := come(6)
+		for _, a := range addresses {
+			if got := n.open(a); got != 2 {
+				t.Errorf("%d connections at %s, want 2", got, a)
+			}
+		}
+		n.stop("c:5672")
+		synctest.Wait()
+		more := come(2)
+		if a, b := n.open("a:5672"), n.open("b:5672"); a != 3 || b != 3 {
+			t.Errorf("%d and %d connections at the two that are left", a, b)
+		}
+		n.start(r.t, "c:5672")
+		time.Sleep(10 * time.Second)
+		alive := 0
+		for _, c := range append(all, more...) {
+			if err := c.Publish(1, "", "nowhere", nil); err == nil {
+				if _, err := c.DeclareQueue(1, "q", 0); err == nil {
+					alive++
+				}
+			}
+			_ = c.Close()
+		}
+		if alive != 6 {
+			t.Errorf("%d of the 6 clients at the other nodes are served", alive)
+		}
+		synctest.Wait()
+		last := come(6)
+		for _, a := range addresses {
+			if got := n.open(a); got != 2 {
+				t.Errorf("%d connections at %s after its return, want 2", got, a)
+			}
+		}
+		for _, c := range last {
+			r.must(c.Close())
+		}
+	})
+}

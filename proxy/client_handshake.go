@@ -261,8 +261,8 @@ func (c *client) startOk(f amqp.Frame, offered string) bool {
 		blocked:          broker.Announces(c.props, "connection.blocked"),
 	}
 	said, ok, known := parseResponse(mechanism, response)
-	if mechanism == external && c.mayBeExternal() {
-		ok, known = true, true // the certificate says it all, be it that of no user
+	if mechanism == external && c.lst.takesExternal() {
+		ok, known = true, true // the certificate says it all, or that there is none
 	}
 	if !known {
 		c.end0(amqp.Errorf(amqp.CommandInvalid, amqp.ConnectionStartOk,

@@ -83,25 +83,22 @@ func (e ExternalUser) nameIn(cert *x509.Certificate) string {
 
 // certificate is the client's, where it is verified and may stand for a user; else nil. The TLS handshake is over.
 func (c *client) certificate() (*x509.Certificate, ExternalUser) {
-	t := c.lst.tls.Load()
-	if t == nil || t.External.off() {
-		return nil, ExternalOff
-	}
 	conn, ok := c.conn.(*tls.Conn)
-	if !ok {
+	if !ok || !c.lst.takesExternal() {
 		return nil, ExternalOff
 	}
 	state := conn.ConnectionState()
 	if len(state.VerifiedChains) == 0 {
 		return nil, ExternalOff
 	}
-	return state.PeerCertificates[0], t.External
+	return state.PeerCertificates[0], c.lst.tls.Load().External
 }
 
-// mayBeExternal reports whether there is anything that EXTERNAL could go by.
-func (c *client) mayBeExternal() bool {
-	cert, _ := c.certificate()
-	return cert != nil
+// takesExternal reports whether EXTERNAL is a mechanism here at all. As RabbitMQ's it is refused like a wrong
+// password where there is no certificate for it, or that of no user.
+func (l *listener) takesExternal() bool {
+	t := l.tls.Load()
+	return t != nil && !t.External.off()
 }
 
 // certified is the user that the client's certificate names; nil: none.

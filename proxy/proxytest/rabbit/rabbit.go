@@ -62,6 +62,7 @@ type Broker struct {
 
 	seesProc bool
 	settings string // more of rabbitmq.conf
+	plugins  string // names, parted by commas
 
 	root   string // a directory to change the root to, or ""
 	dir    string // private directory, as this process sees it
@@ -130,6 +131,11 @@ func WithProc(b *Broker) { b.seesProc = true }
 
 // WithSettings adds lines to the broker's rabbitmq.conf.
 func WithSettings(lines string) Option { return func(b *Broker) { b.settings = lines } }
+
+// WithPlugins has the broker run with plugins.
+func WithPlugins(names ...string) Option {
+	return func(b *Broker) { b.plugins = strings.Join(names, ",") }
+}
 
 // Start starts a broker and waits until it answers AMQP on both ports.
 func Start(v Version, options ...Option) (_ *Broker, err error) {
@@ -253,7 +259,7 @@ log.connection.level = warning
 `, b.Port, b.TLSPort, b.inner) + b.settings
 	files := map[string]string{
 		"rabbitmq.conf":   conf,
-		"enabled_plugins": "[].\n",
+		"enabled_plugins": "[" + b.plugins + "].\n",
 		"env.conf":        "",
 		".erlang.cookie":  b.cookie,
 		// Many connections are opened and closed; a name server for hosts is not needed.

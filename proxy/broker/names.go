@@ -13,6 +13,10 @@ import (
 // servers tell a part of the addresses at a time.
 const doubtFor = 5 * time.Second
 
+// lookFor is how long a dial waits for a name server. Then it goes by what is known, or by the name, in
+// connect_timeout as ever.
+const lookFor = time.Second
+
 // LookupFunc asks for the addresses of a name, in the order in which the system prefers them.
 type LookupFunc func(ctx context.Context, host string) ([]netip.Addr, error)
 
@@ -115,11 +119,16 @@ func (b *Broker) look() <-chan struct{} {
 
 // awaitLook waits for the names' addresses where nothing is known of them, or what is known is old.
 func (b *Broker) awaitLook(ctx context.Context) {
-	if done := b.look(); done != nil {
-		select {
-		case <-done:
-		case <-ctx.Done():
-		}
+	done := b.look()
+	if done == nil {
+		return
+	}
+	timer := time.NewTimer(lookFor)
+	defer timer.Stop()
+	select {
+	case <-done:
+	case <-timer.C:
+	case <-ctx.Done():
 	}
 }
 

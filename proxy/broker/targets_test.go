@@ -494,3 +494,22 @@ func TestBrokersOfTwoClusters(t *testing.T) {
 		}
 	})
 }
+
+// A name server that does not answer holds a dial up for a moment only.
+func TestASilentNameServer(t *testing.T) {
+	withCluster(t, []string{"broker:5672"}, func(c *cluster) {
+		c.cfg.DNSRefresh = 30 * time.Second
+		c.cfg.Lookup = func(ctx context.Context, _ string) ([]netip.Addr, error) {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+	}, func(c *cluster) {
+		for range 3 {
+			k, took := c.login()
+			if took > time.Second {
+				t.Errorf("a login took %v", took)
+			}
+			k.Close()
+		}
+	})
+}

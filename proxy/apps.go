@@ -7,11 +7,11 @@ package proxy
 import (
 	"cmp"
 	"log/slog"
-	"regexp"
 	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
+	"unicode/utf8"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/advice"
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
@@ -78,9 +78,6 @@ func (s *Server) appOf(c *client, vhost string, more int32) (a *app) {
 	return a
 }
 
-// numbered is a word with a digit: the number of a process, a part of a UUID, the name of a machine.
-var numbered = regexp.MustCompile(`[\pL]*[0-9][\pL0-9]*`)
-
 // appName is what the clients of one application are called alike: the connection_name without the
 // words that have digits, or else the library.
 func appName(props []byte) string {
@@ -88,7 +85,31 @@ func appName(props []byte) string {
 	if name == "" {
 		name = amqp.LookupString(props, "product")
 	}
-	return numbered.ReplaceAllString(strings.ToValidUTF8(name[:min(len(name), 100)], "\ufffd"), "")
+	name = strings.ToValidUTF8(name[:min(len(name), 100)], "\ufffd")
+	if !strings.ContainsAny(name, "0123456789") {
+		return name
+	}
+	var b strings.Builder
+	word, numbered := 0, false // where the word begins, and whether it has a digit
+	for i := 0; i <= len(name); i++ {
+		if i < len(name) && inWord(name[i]) {
+			numbered = numbered || name[i] <= '9'
+			continue
+		}
+		if !numbered {
+			b.WriteString(name[word:i])
+		}
+		if i < len(name) {
+			b.WriteByte(name[i])
+		}
+		word, numbered = i+1, false
+	}
+	return b.String()
+}
+
+// inWord reports whether an octet is a letter's, of whatever script, or a digit.
+func inWord(c byte) bool {
+	return c >= '0' && c <= '9' || c|0x20 >= 'a' && c|0x20 <= 'z' || c >= utf8.RuneSelf
 }
 
 // joins counts the client in, at its login.

@@ -104,6 +104,9 @@ func (c *client) asksVHost(came time.Time) (e *amqp.Error, again bool) {
 	}
 	f, asked := p.flight(), time.Now()
 	defer p.hasEntered()
+	if f == nil { // one has landed since the caller looked
+		return nil, true
+	}
 	defer func() { p.env.n.waits.observe(time.Since(asked)) }()
 	select {
 	case <-f.Landed():
@@ -156,18 +159,24 @@ func (p *pool) hasEntered() {
 	p.mu.Unlock()
 }
 
-// flight is the login that many wait for, begun where there is none; the caller counts as one of them.
+// flight is the login that many wait for, begun where there is none; the caller counts as one of them. Nil: there
+// is no need, the pool serves whoever comes.
 func (p *pool) flight() *loginFlight {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.entering++
 	if p.login == nil {
+		ask := p.firstLogin
+		if p.usableLocked() {
+			switch t := p.standing.trust(p.env.now(), p.env.cfg().AuthTTL); {
+			case t >= stale:
+				return nil
+			case t != untrusted:
+				ask = p.recheck
+			}
+		}
 		f := wait.NewFlight[verdict](p.env.ctx)
 		p.login = f
-		ask := p.firstLogin
-		if p.usableLocked() && p.standing.trust(p.env.now(), p.env.cfg().AuthTTL) != untrusted {
-			ask = p.recheck
-		}
 		p.env.spawn(func() {
 			v := p.verdictOf(ask())
 			p.mu.Lock()

@@ -51,7 +51,7 @@ func TestSingleFlight(t *testing.T) {
 		}
 		wg.Wait()
 		if n := r.b.Counts(); n.Accepted != 1 || n.Opened != 1 {
-			t.Errorf("the broker saw %d connections, %d opened; want 1 and 1", n.Accepted, n.Opened)
+			t.Errorf("the broker saw %d connections, %d opened; want 1 and 1\n%s", n.Accepted, n.Opened, r.log())
 		}
 	})
 }

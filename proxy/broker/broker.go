@@ -441,17 +441,25 @@ func (g *Greeting) Err() error { return g.err }
 // Greet is asked before a client is greeted: nil where the broker is known to be up. Otherwise
 // it is being dialled, once for all that wait, and the next login takes that connection.
 func (b *Broker) Greet() *Greeting {
-	if b.standing.Load() > 0 || time.Now().UnixNano()-b.lastUp.Load() < int64(upFor) {
+	if b.isUp() {
 		return nil
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.greeting == nil {
+		if b.isUp() { // one has ended since
+			return nil
+		}
 		g := &Greeting{done: make(chan struct{})}
 		b.greeting = g
 		b.spawn(func() { b.fetchGreeting(g) })
 	}
 	return b.greeting
+}
+
+// isUp reports whether the broker is known to be up.
+func (b *Broker) isUp() bool {
+	return b.standing.Load() > 0 || time.Now().UnixNano()-b.lastUp.Load() < int64(upFor)
 }
 
 func (b *Broker) fetchGreeting(g *Greeting) {

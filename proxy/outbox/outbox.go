@@ -138,8 +138,13 @@ func (b *Box) IdleLocked() bool { return !b.busy && len(b.pending) == 0 }
 // ErrLocked is why nothing can be sent any more, or nil.
 func (b *Box) ErrLocked() error { return b.err }
 
-// DropLocked forgets what waits and is not yet being written.
+// DropLocked forgets what waits and is not yet being written. What the socket took a part of stays: it
+// may end amid a frame.
 func (b *Box) DropLocked() {
+	if b.back > 0 && b.err == nil {
+		b.pending = b.pending[:b.back]
+		return
+	}
 	recycle(b.pending)
 	b.pending, b.back = nil, 0
 }

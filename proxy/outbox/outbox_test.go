@@ -475,3 +475,27 @@ func TestTap(t *testing.T) {
 		}
 	})
 }
+
+// What a socket took a part of leaves whole, whatever is dropped behind it: connection.close must not
+// come amid a frame.
+func TestDropKeepsWhatHasBegun(t *testing.T) {
+	o := newOwned()
+	o.mu.Lock()
+	o.out.busy = true // FlushTry has just handed the rest to a goroutine, which has not begun
+	o.out.AppendLocked([]byte("the rest of a frame"))
+	o.out.back = o.out.LenLocked()
+	o.out.AppendLocked([]byte(", others"))
+	o.out.DropLocked()
+	o.out.AppendLocked([]byte(", close"))
+	got := string(o.out.TakeLocked())
+	if want := "the rest of a frame, close"; got != want {
+		t.Errorf("%q leaves, want %q", got, want)
+	}
+	o.out.AppendLocked([]byte("of no use"))
+	o.out.back = 4
+	o.out.FailLocked(ErrClosed)
+	if n := len(o.out.pending); n != 0 {
+		t.Errorf("%d octets wait in a queue that has failed", n)
+	}
+	o.mu.Unlock()
+}

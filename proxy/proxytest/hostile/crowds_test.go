@@ -98,6 +98,7 @@ func TestCrowds(t *testing.T) {
 		t.Run(k.name, func(t *testing.T) {
 			r := start(t, setup{settings: "[client]\n" + k.settings + "[pool]\nidle_timeout = \"1s\"\n"})
 			r.rests()
+			r.crowd = n
 			if k.before != nil {
 				straight, err := login(r.broker, attacker)
 				if err == nil {

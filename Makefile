@@ -96,6 +96,10 @@ fuzz: ## every fuzz target for FUZZTIME each: a number of runs (10000x) or a tim
 test-integration: ## real clients through the proxy to RabbitMQ 3.10, 4.0 and, in part, 4.3 (FULL=1: all, long counts)
 	$(GOTEST) -C proxy/proxytest/integration -race -timeout 60m -run '$(RUN)' ./...
 
+.PHONY: test-cluster
+test-cluster: ## three nodes drained, restarted, killed under load, and hold for PHP: minutes (CLUSTER=3.10: that version)
+	CLUSTER=$(or $(CLUSTER),4.0) $(GOTEST) -C proxy/proxytest/integration -timeout 30m -run '^Test(Cluster|HoldForPHP)$$' ./...
+
 # The hostile cases that count and do not measure: a loaded machine spoils the others.
 .PHONY: test-hostile
 test-hostile: ## brokers and tenants that mean harm: what needs no quiet machine

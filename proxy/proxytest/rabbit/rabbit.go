@@ -60,6 +60,7 @@ type Broker struct {
 	Node    string // the Erlang node's name
 	NoProc  error  // why /proc is not there although WithProc asked for it
 
+	first    *Broker // of the cluster that it joins, or nil
 	seesProc bool
 	settings string // more of rabbitmq.conf
 	plugins  string // names, parted by commas
@@ -129,6 +130,9 @@ type Option func(*Broker)
 // allowed the broker starts all the same; NoProc then says why.
 func WithProc(b *Broker) { b.seesProc = true }
 
+// Beside makes the broker a further node of the cluster of first.
+func Beside(first *Broker) Option { return func(b *Broker) { b.first = first } }
+
 // WithSettings adds lines to the broker's rabbitmq.conf.
 func WithSettings(lines string) Option { return func(b *Broker) { b.settings = lines } }
 
@@ -161,8 +165,22 @@ func Start(v Version, options ...Option) (_ *Broker, err error) {
 	}
 	b.Port, b.TLSPort, b.dist, b.epmd = ports[0], ports[1], ports[2], ports[3]
 	b.Node = fmt.Sprintf("test%d@localhost", b.Port)
+	if first := b.first; first != nil {
+		b.cookie, b.epmd = first.cookie, first.epmd
+	}
 	if err := b.configure(); err != nil {
 		return nil, err
+	}
+	if b.first != nil {
+		if err := b.run(); err != nil {
+			return nil, err
+		}
+		for _, step := range [][]string{{"stop_app"}, {"join_cluster", b.first.Node}, {"start_app"}} {
+			if out, err := b.Ctl(step...); err != nil {
+				return nil, fmt.Errorf("%s: %w: %s", step[0], err, out)
+			}
+		}
+		return b, nil
 	}
 	b.epmdPro, err = b.spawn("/usr/bin/epmd", "-address", "127.0.0.1", "-port", strconv.Itoa(b.epmd))
 	if err != nil {

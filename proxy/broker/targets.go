@@ -133,13 +133,7 @@ func (c *Config) expand(known map[string]*addresses) (all []*target) {
 	return all
 }
 
-// put takes a configuration, with the addresses that are known, for what comes after.
-func (b *Broker) put(cfg Config) Left {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.putLocked(cfg)
-}
-
+// putLocked takes a configuration, with the addresses that are known, for what comes after.
 func (b *Broker) putLocked(cfg Config) Left {
 	next := &settings{Config: cfg, targets: cfg.expand(b.known)}
 	stays, were := 0, 0

@@ -212,7 +212,7 @@ func (p *pool) heard(e *amqp.Error) verdict {
 		}
 	case refused:
 		if !v.ofSecret() {
-			p.s.strangers.refuse(p.loginID(), v.words)
+			p.s.strangers.refuseVHost(p.loginID(), v.words)
 		}
 		if revoked {
 			p.env.log.Warn("identity refused by the broker, no longer served", "user", p.id.user, "vhost", p.id.vhost,

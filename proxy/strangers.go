@@ -55,7 +55,8 @@ type strangers struct {
 
 type refusedLogin struct {
 	err   *amqp.Error
-	until time.Time
+	at    time.Time
+	first bool // of a vhost: it may be there, or permitted, the next moment
 }
 
 // source is where failed logins come from; user "" with any: all users of the host.
@@ -124,16 +125,29 @@ func (s *strangers) acceptLocked(id loginID) {
 	s.accepted[id] = struct{}{}
 }
 
-// refuse notes the broker's refusal.
+// refuse notes the broker's refusal of user and secret.
 func (s *strangers) refuse(id loginID, e *amqp.Error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.refuseLocked(id, e, false)
+}
+
+// refuseVHost notes the broker's refusal of a vhost. The first one is not remembered: whoever permits a user
+// in a vhost, or makes it, because of a refusal, is believed at once.
+func (s *strangers) refuseVHost(id loginID, e *amqp.Error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r, ok := s.refused[id]
+	s.refuseLocked(id, e, !ok || time.Since(r.at) > failuresFor)
+}
+
+func (s *strangers) refuseLocked(id loginID, e *amqp.Error, first bool) {
 	delete(s.accepted, id)
 	delete(s.before, id)
 	now := time.Now()
 	if len(s.refused) >= refusedMost {
 		for x, r := range s.refused {
-			if now.After(r.until) {
+			if now.Sub(r.at) > refusedFor {
 				delete(s.refused, x)
 			}
 		}
@@ -141,7 +155,7 @@ func (s *strangers) refuse(id loginID, e *amqp.Error) {
 			return
 		}
 	}
-	s.refused[id] = refusedLogin{e, now.Add(refusedFor)}
+	s.refused[id] = refusedLogin{e, now, first}
 }
 
 // refusal is what the broker has just said of this, or nil.
@@ -149,7 +163,7 @@ func (s *strangers) refusal(id loginID) *amqp.Error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r, ok := s.refused[id]
-	if !ok || time.Now().After(r.until) {
+	if !ok || r.first || time.Since(r.at) > refusedFor {
 		return nil
 	}
 	return r.err

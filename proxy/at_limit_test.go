@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"testing"
+	"testing/synctest"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
 	"github.com/amqproxysvc/amqproxysvc/proxy/proxytest"
@@ -21,6 +22,7 @@ func TestIdleConnectionGivesUpItsPlace(t *testing.T) {
 			_, err = a.DeclareQueue(1, "q", 0)
 			r.must(err) // in use: it stays
 			r.must(a.Close())
+			synctest.Wait() // until its channel is closed at the broker the connection is not idle
 			b := r.client(proxytest.ClientConfig{User: "b", Password: "b"})
 			_, err = b.DeclareQueue(1, "q", 0)
 			r.must(err)

@@ -225,7 +225,7 @@ func ReloadProcess(ctx context.Context, pid int, stateFile string) (ReloadState,
 	}
 	before, err := ReadState(stateFile)
 	watch := err == nil && before.PID == pid
-	if !ownKind(pid) { // SIGHUP ends a program that does not know it; the state file may be of one that had this number before
+	if !watch && !ownKind(pid) { // SIGHUP ends a program that does not know it
 		return ReloadState{}, fmt.Errorf("--pid: process %d is not of this program, or has gone: nothing was sent to it", pid)
 	}
 	if err := unix.Kill(pid, unix.SIGHUP); err != nil {

@@ -126,15 +126,21 @@ func problemsOf(err error) []string {
 }
 
 func importConfigCommand() *cobra.Command {
+	return importCommand("import-config FILE", "ini", config.Import, "Print the settings of an AMQProxy ini file as TOML",
+		`Reads an ini file of AMQProxy and prints the TOML that means the same. What has no equivalent
+is named in a comment and on standard error.`)
+}
+
+// importCommand prints as settings what a FILE of another program's says, and on standard error what it could not take.
+func importCommand(use, ext string, read func(file string) (text string, notes []string, err error), short, long string) *cobra.Command {
 	return &cobra.Command{
-		Use:   "import-config FILE",
-		Short: "Print the settings of an AMQProxy ini file as TOML",
-		Long: `Reads an ini file of AMQProxy and prints the TOML that means the same. What has no equivalent
-is named in a comment and on standard error.`,
+		Use:               use,
+		Short:             short,
+		Long:              long,
 		Args:              exactArgs(1, "the FILE"),
-		ValidArgsFunction: filesNamed("ini"),
+		ValidArgsFunction: filesNamed(ext),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			text, notes, err := config.Import(args[0])
+			text, notes, err := read(args[0])
 			if err != nil {
 				return err
 			}

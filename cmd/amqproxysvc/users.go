@@ -46,27 +46,11 @@ prints its hash (argon2id, with a salt of its own) for password_hash of a [[user
 }
 
 func importUsersCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:   "import-users FILE",
-		Short: "Print the users of a RabbitMQ's definitions as [[user]]",
-		Long: `Reads definitions that RabbitMQ has exported (rabbitmqctl export_definitions FILE) and prints a [[user]]
+	return importCommand("import-users FILE", "json", config.ImportUsers, "Print the users of a RabbitMQ's definitions as [[user]]",
+		`Reads definitions that RabbitMQ has exported (rabbitmqctl export_definitions FILE) and prints a [[user]]
 for each user of them that has a password, with its hash and the vhosts that it has permissions for. The
 file for the password that the broker is sent is yours to make. Users that cannot be taken are named on
-standard error.`,
-		Args:              exactArgs(1, "the FILE"),
-		ValidArgsFunction: filesNamed("json"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			text, notes, err := config.ImportUsers(args[0])
-			if err != nil {
-				return err
-			}
-			for _, n := range notes {
-				say(cmd.ErrOrStderr(), "warning: %s: %s", args[0], n)
-			}
-			_, err = io.WriteString(cmd.OutOrStdout(), text)
-			return err
-		},
-	}
+standard error.`)
 }
 
 func checkLoginCommand() *cobra.Command {

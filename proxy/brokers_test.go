@@ -34,8 +34,20 @@ func (n *nodes) dial(ctx context.Context, network, address string) (net.Conn, er
 	if ln == nil {
 		return nil, syscall.ECONNREFUSED
 	}
-	return ln.Dial(ctx, network, address)
+	conn, err := ln.Dial(ctx, network, address)
+	if at, e := netip.ParseAddrPort(address); err == nil && e == nil {
+		conn = atAddress{conn, net.TCPAddrFromAddrPort(at)}
+	}
+	return conn, err
 }
+
+// atAddress is a connection to an IP address.
+type atAddress struct {
+	net.Conn
+	at net.Addr
+}
+
+func (c atAddress) RemoteAddr() net.Addr { return c.at }
 
 func (n *nodes) lookup(_ context.Context, host string) ([]netip.Addr, error) {
 	n.mu.Lock()
@@ -213,4 +225,34 @@ func (p *pool) retireAll() {
 	for _, u := range p.ups {
 		u.retired = true
 	}
+}
+
+// A name of one address that leads to another one before it is looked up again: who comes is served there, by
+// one connection, and the address of before is gone.
+func TestANameThatMovesUnseen(t *testing.T) {
+	withNodes(t, []string{"10.0.0.1:5672", "10.0.0.2:5672"}, func(c *Config, n *nodes) {
+		n.names["broker"] = []netip.Addr{netip.MustParseAddr("10.0.0.1")}
+		c.Upstream, c.Others = Upstream{Host: "broker", Port: 5672}, nil
+		c.Lookup, c.DNSRefresh = n.lookup, 10*time.Minute
+	}, func(r *rig, n *nodes) {
+		c := r.client(proxytest.ClientConfig{})
+		r.must(c.Publish(1, "", "nowhere", []byte("x")))
+		n.mu.Lock()
+		n.names["broker"] = []netip.Addr{netip.MustParseAddr("10.0.0.2")}
+		n.mu.Unlock()
+		n.stop("10.0.0.1:5672")
+		time.Sleep(2 * time.Second)
+		for range 3 {
+			d := r.client(proxytest.ClientConfig{})
+			r.must(d.Publish(1, "", "nowhere", []byte("y")))
+			r.must(d.Close())
+		}
+		if got := n.b["10.0.0.2:5672"].Counts().Accepted; got > 2 {
+			t.Errorf("the broker saw %d connections, want one for logins, and perhaps the greeted one", got)
+		}
+		time.Sleep(2 * time.Second)
+		if all := r.s.broker.Targets(); len(all) != 1 {
+			t.Errorf("targets are %+v, want the one that the name leads to", all)
+		}
+	})
 }

@@ -4,6 +4,8 @@
 package proxy
 
 import (
+	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -82,6 +84,15 @@ func (s *Server) Pauses() (all []PauseInfo) {
 	for _, p := range m.on {
 		all = append(all, p.PauseInfo)
 	}
+	slices.SortFunc(all, func(a, b PauseInfo) int {
+		if a.All {
+			return -1 // there is one
+		}
+		if b.All {
+			return 1
+		}
+		return strings.Compare(a.VHost, b.VHost)
+	})
 	return all
 }
 

@@ -43,7 +43,8 @@ type pool struct {
 	narrowTo  int64       // until when no more are opened than are needed, coarse clock
 }
 
-// try gives a channel a place that is there, on upstream u if that is not nil and has one. False: there is none.
+// try gives a channel a place that is there, on upstream u if that is not nil and has one (but with pool.spread: where the fewest are).
+// False: there is none.
 func (p *pool) try(u *upstream, l lane) (place, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

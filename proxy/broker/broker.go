@@ -324,6 +324,7 @@ func (b *Broker) dialTarget(ctx context.Context, cfg *settings, t *target) (*Lin
 	whole := ctx
 	ctx, cancel := context.WithTimeout(ctx, cfg.ConnectTimeout)
 	defer cancel()
+	began := time.Now() // the wait for a probe is in it: who has no time left after a good one opens nothing, see leave
 	probe, err := t.enter(ctx)
 	if err != nil {
 		return nil, err
@@ -332,7 +333,6 @@ func (b *Broker) dialTarget(ctx context.Context, cfg *settings, t *target) (*Lin
 	if cfg.several() {
 		slowMost = 1 // another is asked in its stead, which costs nobody anything
 	}
-	began := time.Now()
 	t.links.Add(1)
 	l, err := b.greet(ctx, cfg, t.Target)
 	if err != nil {
@@ -375,6 +375,7 @@ func (b *Broker) dialTarget(ctx context.Context, cfg *settings, t *target) (*Lin
 		}
 	}
 	t.connects.Add(1)
+	b.heardByDial(t, l.ip)
 	if cfg.several() {
 		b.sameCluster(cfg, t, amqp.LookupString(l.Info.Properties, "cluster_name"))
 	}

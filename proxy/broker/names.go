@@ -173,7 +173,9 @@ func (b *Broker) lookUp(done chan struct{}) {
 			again = min(again, doubtFor)
 		}
 	}
-	b.lookAt = time.Now().Add(again)
+	if b.conf.Load() == cfg { // else other names may be wanted by now
+		b.lookAt = time.Now().Add(again)
+	}
 	b.looking = nil
 	b.putLocked(b.conf.Load().Config)
 	b.mu.Unlock()
@@ -184,4 +186,25 @@ func (b *Broker) lookUp(done chan struct{}) {
 		}
 	}
 	close(done)
+}
+
+// heardByDial takes the address that a dial by name has found for an answer. Where it was not among those known, the
+// name has another one now: those from before are doubted, and the name is looked up anew.
+func (b *Broker) heardByDial(t *target, ip netip.Addr) {
+	if t.IP.IsValid() || len(t.at) == 0 || !ip.IsValid() || slices.Contains(t.at, ip) {
+		return
+	}
+	b.mu.Lock()
+	a := b.known[t.Host]
+	fresh := a != nil && !slices.Contains(a.all, ip)
+	if fresh {
+		a.doubted = slices.Clone(a.all)
+		a.all = append(a.all, ip)
+		b.lookAt = time.Time{}
+		b.putLocked(b.conf.Load().Config)
+	}
+	b.mu.Unlock()
+	if fresh {
+		b.log.Info("broker's addresses changed", "name", t.Host, "added", []netip.Addr{ip})
+	}
 }

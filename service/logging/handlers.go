@@ -205,14 +205,15 @@ func redact(_ []string, a slog.Attr) slog.Attr {
 }
 
 // redactJSON is redact for JSON, which leaves as they are the characters that turn a line
-// around on a screen, and writes times as numbers without a unit.
+// around on a screen, and writes times as numbers of nanoseconds: for programs they are
+// seconds, as everywhere, and the name says so.
 func redactJSON(groups []string, a slog.Attr) slog.Attr {
 	a = redact(groups, a)
 	switch a.Value.Kind() {
 	case slog.KindString:
 		a.Value = slog.StringValue(visible(a.Value.String()))
 	case slog.KindDuration:
-		a.Value = slog.StringValue(a.Value.Duration().String())
+		return slog.Float64(a.Key+"_seconds", a.Value.Duration().Seconds())
 	}
 	return a
 }

@@ -361,7 +361,7 @@ func TestLongAndInvisibleValues(t *testing.T) {
 			t.Errorf("%s: %d octets: %q", place, len(got), got)
 		}
 	}
-	if got := read(t, file); !strings.Contains(got, `"took":"1.5s"`) || !strings.Contains(got, `evil\\u202e\\x7f\\u0085name`) {
+	if got := read(t, file); !strings.Contains(got, `"took_seconds":1.5`) || !strings.Contains(got, `evil\\u202e\\x7f\\u0085name`) {
 		t.Errorf("the file holds %s", got)
 	}
 }

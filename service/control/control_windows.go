@@ -35,11 +35,20 @@ func listen(at string) (net.Listener, error) {
 	return ln, err
 }
 
-// dial waits a moment for an instance that is free.
+// dial waits a moment for an instance that is free. Who serves it learns nothing of the caller
+// (go-winio lets it be anonymous), and hears nothing when it is not the service.
 func dial(ctx context.Context, at string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	return winio.DialPipeContext(ctx, at)
+	c, err := winio.DialPipeContext(ctx, at)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkServer(c, at); err != nil {
+		_ = c.Close()
+		return nil, fmt.Errorf("%s: %w", at, err)
+	}
+	return c, nil
 }
 
 // peerOf: the pipe lets in nobody else, see listen.

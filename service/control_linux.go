@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -201,33 +202,27 @@ func reasonOf(status string, r *Report) string {
 	return r.Result
 }
 
-// ownKind reports whether a process runs a program of our name.
-func ownKind(pid int) bool {
-	own, err := os.ReadFile("/proc/self/comm")
-	if err != nil {
-		return false
-	}
-	its, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
-	return err == nil && bytes.Equal(own, its)
-}
-
 // ReloadProcess asks one process to reload, and waits until it has: what ExecReload does,
 // where the service manager is already asking. A process that keeps no state file (one in
 // the foreground) is only asked.
 func ReloadProcess(ctx context.Context, pid int, stateFile string) (ReloadState, error) {
+	if pid < 1 { // kill(2) takes these for many processes
+		return ReloadState{}, fmt.Errorf("%d is not the number of a process", pid)
+	}
 	if stateFile == "" {
 		if dir, _, _ := strings.Cut(os.Getenv("RUNTIME_DIRECTORY"), ":"); dir != "" {
 			stateFile = stateFileIn(dir)
 		}
 	}
-	if pid < 1 { // kill(2) takes these for many processes
-		return ReloadState{}, fmt.Errorf("%d is not the number of a process", pid)
+	dir := ""
+	if stateFile != "" {
+		dir = filepath.Dir(stateFile)
+	}
+	if !ownKind(ctx, pid, dir) {
+		return ReloadState{}, fmt.Errorf("--pid: process %d is not of this program, or has gone: nothing was sent to it", pid)
 	}
 	before, err := ReadState(stateFile)
 	watch := err == nil && before.PID == pid
-	if !watch && !ownKind(pid) { // SIGHUP ends a program that does not know it
-		return ReloadState{}, fmt.Errorf("--pid: process %d is not of this program, or has gone: nothing was sent to it", pid)
-	}
 	if err := unix.Kill(pid, unix.SIGHUP); err != nil {
 		return ReloadState{}, fmt.Errorf("process %d could not be asked to reload: %w", pid, err)
 	}

@@ -29,9 +29,9 @@ type Engine interface {
 	Listeners() []net.Listener
 
 	// Reload reads the configuration anew and applies what can be changed live; clients
-	// stay connected. It names the settings that changed but need a restart. On an error
-	// nothing has changed: the settings from before stay in force.
-	Reload(ctx context.Context) (needRestart []string, err error)
+	// stay connected. It names the settings that changed, and which of them need a restart. On
+	// an error nothing has changed: the settings from before stay in force.
+	Reload(ctx context.Context) (Reloaded, error)
 
 	// Drain stops accepting, gives clients the engine's drain timeout to finish, closes
 	// what is left and returns when everything has ended. When ctx ends sooner, it closes

@@ -27,7 +27,7 @@ const (
 // Report is all that is known of a service.
 type Report struct {
 	Name     string    `json:"name"`
-	Manager  string    `json:"manager"` // systemd or scm
+	Manager  string    `json:"manager"` // systemd, scm, or none: the process alone was asked
 	State    RunState  `json:"state"`
 	PID      int       `json:"pid,omitempty"`
 	Since    time.Time `json:"since,omitzero"` // of State
@@ -44,6 +44,22 @@ type Report struct {
 	Restarts int `json:"restarts"`
 	// Service is the running service's own word; nil when it gave none.
 	Service *State `json:"service,omitempty"`
+}
+
+const managerNone = "none"
+
+// ReportOfProcess is what is known of a process that was asked itself.
+func ReportOfProcess(st State) Report {
+	r := Report{Name: st.Name, Manager: managerNone, State: StateRunning, PID: st.PID, Since: st.Since, Service: &st}
+	switch st.Phase {
+	case PhaseStarting:
+		r.State = StateStarting
+	case PhaseReloading:
+		r.State = StateReloading
+	case PhaseDraining:
+		r.State = StateStopping
+	}
+	return r
 }
 
 // ExitCode is what `status` exits with, as the LSB asks: 0 running, 3 not running,
@@ -104,11 +120,13 @@ func (r Report) Print(w io.Writer, now time.Time) {
 			line("reload", "%s", l.text())
 		}
 	}
-	boot := "no"
-	if r.Enabled {
-		boot = "yes"
+	switch {
+	case r.Manager == managerNone:
+	case r.Enabled:
+		line("at boot", "yes")
+	default:
+		line("at boot", "no")
 	}
-	line("at boot", "%s", boot)
 	if r.Restarts > 0 {
 		line("restarts", "%d after failures", r.Restarts)
 	}

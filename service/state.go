@@ -18,6 +18,7 @@ import (
 type Phase string
 
 const (
+	PhaseStarting  Phase = "starting"
 	PhaseServing   Phase = "serving"
 	PhaseReloading Phase = "reloading"
 	PhaseDraining  Phase = "draining"
@@ -77,6 +78,7 @@ type ReloadState struct {
 	Count       int       `json:"count"` // reloads since the start
 	At          time.Time `json:"at"`
 	Error       string    `json:"error,omitempty"`
+	Changed     []string  `json:"changed,omitempty"` // settings with another value than before
 	NeedRestart []string  `json:"need_restart,omitempty"`
 }
 
@@ -99,6 +101,23 @@ func ReadState(path string) (State, error) {
 type stateFile struct {
 	path   string // empty: nowhere
 	failed bool   // and said so
+	mark   *os.File
+}
+
+// markFileIn is beside a state file, locked by the process that the state is of: the file may
+// outlive it, and its number come to be another program's.
+func markFileIn(dir string) string { return filepath.Join(dir, "status.lock") }
+
+// hold marks the state file as this process's.
+func (f *stateFile) hold() {
+	if f.path == "" || f.mark != nil {
+		return
+	}
+	mark, err := lockMark(markFileIn(filepath.Dir(f.path)))
+	if err != nil {
+		slog.Debug("the state file could not be marked, `reload --pid` needs the admin channel", "error", err)
+	}
+	f.mark = mark
 }
 
 // write reports whether the state is told.
@@ -124,6 +143,11 @@ func (f *stateFile) remove() {
 	}
 	if err := os.Remove(f.path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		slog.Debug("the state file could not be removed", "error", err)
+	}
+	if f.mark != nil {
+		_ = os.Remove(f.mark.Name())
+		_ = f.mark.Close()
+		f.mark = nil
 	}
 }
 

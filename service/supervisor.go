@@ -52,6 +52,8 @@ type Options struct {
 	StateFile string
 	// Ready, if not nil, is called once, when clients can connect.
 	Ready func(Engine)
+	// Host, if not nil, is given, before Open, what carries the engine.
+	Host func(Host)
 }
 
 // Run carries the engine until it is told to stop, the engine ends by itself, or ctx ends.
@@ -59,6 +61,9 @@ type Options struct {
 // process's exit code for it. What has been logged already comes as an ExitError without text.
 func Run(ctx context.Context, opts Options) error {
 	s := newSupervisor(opts)
+	if opts.Host != nil {
+		opts.Host(s)
+	}
 	stopWatching := context.AfterFunc(ctx, s.requestStop)
 	defer stopWatching()
 	return s.run()
@@ -82,6 +87,12 @@ type supervisor struct {
 	forced         chan struct{} // closed by the second
 	reload, reopen chan struct{} // one pending request each
 
+	asked  chan chan<- ReloadState // reloads whose outcome somebody waits for
+	served chan struct{}           // closed when no more are taken
+
+	toldMu sync.Mutex
+	told   toldState // for those who ask
+
 	// Owned by the goroutine that runs start, serve and stop one after the other.
 	eng        Engine
 	err        error // why the service did not last
@@ -98,6 +109,8 @@ func newSupervisor(opts Options) *supervisor {
 		forced:   make(chan struct{}),
 		reload:   make(chan struct{}, 1),
 		reopen:   make(chan struct{}, 1),
+		asked:    make(chan chan<- ReloadState),
+		served:   make(chan struct{}),
 		keepers:  keepers{name: opts.Name},
 	}
 	path := opts.StateFile
@@ -188,6 +201,7 @@ func (s *supervisor) start() error {
 	}()
 
 	s.notify("STATUS=starting")
+	s.state.hold()
 	eng, err := s.opts.Open(ctx)
 	if err != nil {
 		s.err = ConfigError(err)
@@ -246,13 +260,16 @@ func (s *supervisor) serve() {
 	var reloaded chan ReloadState
 	var checked chan error
 	failures, again := 0, false
+	var waiting, next []chan<- ReloadState // for the outcome of the reload at work, and of the one after it
 	defer func() {
+		close(s.served)
 		cancel()
 		waitFor(reloaded)
 		waitFor(checked)
 	}()
 
 	startReload := func() {
+		waiting, next = next, nil
 		reloaded = make(chan ReloadState, 1)
 		s.tell(PhaseReloading, daemon.SdNotifyReloading+"\n"+daemon.SdNotifyMonotonicUsec())
 		go func(c chan<- ReloadState) { c <- s.doReload(ctx) }(reloaded)
@@ -268,9 +285,17 @@ func (s *supervisor) serve() {
 			if again = reloaded != nil; !again {
 				startReload()
 			}
+		case outcome := <-s.asked:
+			next = append(next, outcome)
+			if again = reloaded != nil; !again {
+				startReload()
+			}
 		case r := <-reloaded:
 			reloaded = nil
 			s.finishReload(r)
+			for _, outcome := range waiting {
+				outcome <- *s.lastReload
+			}
 			if again {
 				again = false
 				startReload()
@@ -324,8 +349,8 @@ func waitFor[T any](c <-chan T) {
 }
 
 func (s *supervisor) doReload(ctx context.Context) ReloadState {
-	need, err := s.eng.Reload(ctx)
-	r := ReloadState{At: time.Now(), NeedRestart: need}
+	done, err := s.eng.Reload(ctx)
+	r := ReloadState{At: time.Now(), Changed: done.Changed, NeedRestart: done.NeedRestart}
 	if err != nil {
 		r.Error = err.Error()
 	}
@@ -343,9 +368,9 @@ func (s *supervisor) finishReload(r ReloadState) {
 		slog.Error("reload failed, the settings from before stay in force", "error", r.Error, Event(EventReloadFailed))
 	case len(r.NeedRestart) > 0:
 		slog.Warn("configuration reloaded, but some changed settings need a restart",
-			"need_restart", strings.Join(r.NeedRestart, ", "), Event(EventReloadPartial))
+			"need_restart", strings.Join(r.NeedRestart, ", "), "changed", strings.Join(r.Changed, ", "), Event(EventReloadPartial))
 	default:
-		slog.Info("configuration reloaded", Event(EventReloaded))
+		slog.Info("configuration reloaded", "changed", strings.Join(r.Changed, ", "), Event(EventReloaded))
 	}
 	s.tell(PhaseServing, "READY=1\n")
 }
@@ -436,6 +461,9 @@ func (s *supervisor) ended() bool {
 // tell gives systemd and the state file the live counts, with what else systemd must hear.
 // Without that, only what changed is told.
 func (s *supervisor) tell(phase Phase, also string) {
+	s.toldMu.Lock()
+	s.told = toldState{s.eng, phase, s.lastReload}
+	s.toldMu.Unlock()
 	st := s.eng.Status()
 	text := phase.text(st)
 	if s.lastReload != nil && s.lastReload.Error != "" {
@@ -446,8 +474,7 @@ func (s *supervisor) tell(phase Phase, also string) {
 	}
 	s.lastText, s.lastAdvice = text, st.Advice
 	s.notify(also + "STATUS=" + strings.ReplaceAll(text, "\n", " "))
-	if !s.state.write(State{Name: s.opts.Name, PID: os.Getpid(), Phase: phase, Clients: st.Clients, Upstreams: st.Upstreams,
-		Listening: st.Listening, Upstream: st.Upstream, Broker: &st.Broker, Advice: st.Advice, Since: st.Since, Updated: time.Now(), Reload: s.lastReload}) {
+	if !s.state.write(s.stateOf(phase, st, s.lastReload)) {
 		s.lastText = "" // tell it again
 	}
 }

@@ -3,10 +3,12 @@ package service
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -20,7 +22,7 @@ type fakeEngine struct {
 	mu      sync.Mutex
 	status  Status
 	startFn func(context.Context) error
-	reload  func(context.Context) ([]string, error)
+	reload  func(context.Context) ([]string, error) // which settings need a restart
 	check   func(context.Context) error
 	drain   func(context.Context) error
 	reopens int
@@ -41,11 +43,11 @@ func (e *fakeEngine) Start(ctx context.Context, _ []net.Listener) error {
 }
 func (e *fakeEngine) Addresses() []string       { return nil }
 func (e *fakeEngine) Listeners() []net.Listener { return nil }
-func (e *fakeEngine) Reload(ctx context.Context) ([]string, error) {
+func (e *fakeEngine) Reload(ctx context.Context) (r Reloaded, err error) {
 	if e.reload != nil {
-		return e.reload(ctx)
+		r.NeedRestart, err = e.reload(ctx)
 	}
-	return nil, nil
+	return r, err
 }
 func (e *fakeEngine) Drain(ctx context.Context) (err error) {
 	if e.drain != nil {
@@ -258,6 +260,68 @@ func TestReloadsDoNotOverlapAndNoneIsLost(t *testing.T) {
 		<-result
 		if most != 1 || reloads != 2 {
 			t.Errorf("got %d reloads, %d at a time; want 2, 1 at a time", reloads, most)
+		}
+	})
+}
+
+// Who asks through the host hears of a reload that began after it asked, however many ask.
+func TestReloadByTheHost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e := newFakeEngine()
+		n := 0
+		e.reload = func(context.Context) ([]string, error) {
+			n++
+			mine := n
+			time.Sleep(time.Second)
+			if mine == 3 {
+				return nil, errors.New("nonsense in a.toml")
+			}
+			return []string{"reload " + strconv.Itoa(mine)}, nil
+		}
+		s, _ := testSupervisor(e)
+		if st := s.State(); st.Phase != PhaseStarting {
+			t.Errorf("before the start: %+v", st)
+		}
+		result := runService(t, s)
+		outcomes := make(chan string, 9)
+		ask := func() {
+			go func() {
+				r, err := s.Reload(t.Context())
+				outcomes <- fmt.Sprint(r.NeedRestart, r.Error, err)
+			}()
+			synctest.Wait()
+		}
+		ask()
+		if st := s.State(); st.Phase != PhaseReloading || st.PID != os.Getpid() || st.Upstream != "broker:5672" {
+			t.Errorf("while it reloads: %+v", st)
+		}
+		ask()
+		ask()
+		for _, want := range []string{"[reload 1]<nil>", "[reload 2]<nil>", "[reload 2]<nil>"} {
+			if got := <-outcomes; got != want {
+				t.Errorf("got %s, want %s", got, want)
+			}
+		}
+		ask()
+		if got := <-outcomes; got != "[]nonsense in a.toml<nil>" {
+			t.Errorf("of one that fails: %s", got)
+		}
+		if st := s.State(); st.Phase != PhaseServing || st.Reload == nil || st.Reload.Count != 3 {
+			t.Errorf("afterwards: %+v", st)
+		}
+		gone, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, err := s.Reload(gone); !errors.Is(err, context.Canceled) {
+			t.Errorf("who has gone hears %v", err)
+		}
+		ask() // while it stops
+		s.requestStop()
+		if got := <-outcomes; !strings.HasSuffix(got, errStopping.Error()) {
+			t.Errorf("at the end: %s", got)
+		}
+		<-result
+		if _, err := s.Reload(t.Context()); !errors.Is(err, errStopping) {
+			t.Errorf("after the end: %v", err)
 		}
 	})
 }

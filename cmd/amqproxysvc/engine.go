@@ -63,6 +63,7 @@ type engine struct {
 
 	name    string          // of the service's instance
 	managed bool            // a service manager started the process
+	host    service.Host    // what carries it
 	control *control.Server // nil: there is no admin channel
 
 	mu        sync.Mutex
@@ -208,8 +209,8 @@ type reworded struct {
 func (r reworded) Error() string { return r.text }
 func (r reworded) Unwrap() error { return r.err }
 
-// Reload loads the settings again and applies what can be.
-func (e *engine) Reload(context.Context) (needRestart []string, err error) {
+// reload loads the settings again and applies what can be.
+func (e *engine) reload() (needRestart []string, err error) {
 	e.certificates.mu.Lock()
 	defer e.certificates.mu.Unlock()
 	settings, warnings, err := config.Load(e.src)

@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy"
@@ -95,3 +97,54 @@ func (e *engine) Settings() []admin.Setting {
 	}
 	return all
 }
+
+// Reload reads the settings anew, and says which are others than before.
+func (e *engine) Reload(context.Context) (service.Reloaded, error) {
+	before, users := e.Settings(), e.hashes()
+	need, err := e.reload()
+	if err != nil {
+		return service.Reloaded{}, err
+	}
+	names := changedSettings(before, e.Settings())
+	if !slices.Equal(users, e.hashes()) { // which are shown to nobody
+		names = append(names, "user.password_hash")
+	}
+	return service.Reloaded{Changed: names, NeedRestart: need}, nil
+}
+
+// hashes are those of the users' passwords.
+func (e *engine) hashes() (all []string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for i := range e.settings.Users {
+		all = append(all, e.settings.Users[i].PasswordHash)
+	}
+	return all
+}
+
+// changedSettings names the settings whose values differ, where they come from aside.
+func changedSettings(before, now []admin.Setting) (names []string) {
+	was := make(map[string]string, len(before))
+	for _, s := range before {
+		was[s.Name] = s.Value
+	}
+	for _, s := range now {
+		if value, known := was[s.Name]; !known || value != s.Value {
+			names = append(names, s.Name)
+		}
+		delete(was, s.Name)
+	}
+	return append(names, slices.Sorted(maps.Keys(was))...)
+}
+
+// ReloadNow is a reload through what carries the engine, which does one at a time and tells the service manager.
+func (e *engine) ReloadNow(ctx context.Context) (admin.Reload, error) {
+	r, err := e.host.Reload(ctx)
+	if err == nil && r.Error != "" {
+		err = errors.New("reload failed, the settings from before stay in force: " + r.Error)
+	}
+	return admin.Reload{Changed: r.Changed, NeedRestart: r.NeedRestart}, err
+}
+
+// State is what the state file tells of the service.
+func (e *engine) State() any { return e.host.State() }

@@ -55,12 +55,16 @@ func TestReload(t *testing.T) {
 	logFile := filepath.Join(t.TempDir(), "a.log")
 	writeFile(t, file, "drain_timeout = 7\n[upstream]\nurl = \"amqp://other\"\n[log]\nfile = '"+logFile+"'\n[[listener]]\nport = 0\n[http]\nport = 1\npprof = true\n")
 	fake.need = []string{"listener.port"}
-	need, err := e.Reload(t.Context())
+	done, err := e.Reload(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := []string{"listener.port", "http.port", "http.pprof"}; !slices.Equal(need, want) {
-		t.Errorf("need a restart: %q, want %q", need, want)
+	if want := []string{"listener.port", "http.port", "http.pprof"}; !slices.Equal(done.NeedRestart, want) {
+		t.Errorf("need a restart: %q, want %q", done.NeedRestart, want)
+	}
+	slices.Sort(done.Changed)
+	if want := []string{"drain_timeout", "http.port", "http.pprof", "log.file", "upstream.url"}; !slices.Equal(done.Changed, want) {
+		t.Errorf("changed: %q, want %q", done.Changed, want)
 	}
 	if len(fake.reloaded) != 1 || fake.reloaded[0].Upstream.Host != "other" || fake.reloaded[0].DrainTimeout != 7*time.Second {
 		t.Errorf("the proxy was given %+v", fake.reloaded)

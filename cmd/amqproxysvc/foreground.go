@@ -39,14 +39,15 @@ type runOptions struct {
 func runProxy(ctx context.Context, src config.Source, o runOptions) error {
 	var made *engine
 	var openErr error
+	var host service.Host
 	err := service.Run(ctx, service.Options{
-		Name: o.Name, Managed: o.Managed, StateFile: o.StateFile,
+		Name: o.Name, Managed: o.Managed, StateFile: o.StateFile, Host: func(h service.Host) { host = h },
 		Open: func(context.Context) (service.Engine, error) {
 			made, openErr = openEngine(src, o.Log)
 			if openErr != nil {
 				return nil, openErr // not made itself: a nil *engine is no nil Engine
 			}
-			made.name, made.managed = o.Name, o.Managed
+			made.name, made.managed, made.host = o.Name, o.Managed, host
 			return made, nil
 		},
 		Ready: func(service.Engine) {

@@ -51,7 +51,11 @@ func (a *asker) ask(ctx context.Context, method, verb string, q url.Values, answ
 		return err
 	}
 	defer res.Body.Close()
-	if err := json.NewDecoder(io.LimitReader(res.Body, 256<<20)).Decode(answer); err != nil {
+	return decodeAnswer(res.Body, at, answer)
+}
+
+func decodeAnswer(body io.Reader, at string, answer any) error {
+	if err := json.NewDecoder(io.LimitReader(body, 256<<20)).Decode(answer); err != nil {
 		return fmt.Errorf("%s: the answer cannot be read: %w", at, err)
 	}
 	return nil
@@ -79,8 +83,16 @@ func (a *asker) request(ctx context.Context, method, verb string, q url.Values) 
 	if err := json.NewDecoder(io.LimitReader(res.Body, 1<<20)).Decode(&failed); err != nil || failed.Error == "" {
 		return nil, at, fmt.Errorf("%s answers %s: is it a proxy of this version?", at, res.Status)
 	}
-	return nil, at, errors.New(failed.Error)
+	return nil, at, &refusal{res.StatusCode, failed.Error}
 }
+
+// refusal is what a proxy that was reached says to what it does not do.
+type refusal struct {
+	status int // of HTTP
+	text   string
+}
+
+func (r *refusal) Error() string { return r.text }
 
 // notReached says why there is no answer; the exit codes are those of status.
 func notReached(at string, err error) error {

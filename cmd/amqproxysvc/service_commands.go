@@ -5,7 +5,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -238,82 +237,6 @@ func controlCommand(action, short string) *cobra.Command {
 	}
 	nameFlag(cmd, &name)
 	timeoutFlag(cmd, &timeout, "How long to wait for it")
-	return cmd
-}
-
-func reloadCommand() *cobra.Command {
-	var name string
-	var pid pidValue
-	var timeout time.Duration
-	cmd := &cobra.Command{
-		Use:   "reload",
-		Short: "Have the running service read its configuration anew; clients stay connected",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
-			defer cancel()
-			if pid != 0 {
-				r, err := service.ReloadProcess(ctx, int(pid), "")
-				printNeedRestart(cmd, r)
-				return err
-			}
-			if err := service.Control(ctx, name, "reload"); err != nil {
-				return notInstalled(err)
-			}
-			if r, err := service.Query(ctx, name); err == nil && r.Service != nil && r.Service.Reload != nil {
-				printNeedRestart(cmd, *r.Service.Reload)
-			}
-			return nil
-		},
-	}
-	nameFlag(cmd, &name)
-	cmd.Flags().Var(&pid, "pid", "Reload the process `PID` itself, as systemd's ExecReload does")
-	timeoutFlag(cmd, &timeout, "How long to wait for the outcome")
-	return cmd
-}
-
-func printNeedRestart(cmd *cobra.Command, r service.ReloadState) {
-	for _, setting := range r.NeedRestart {
-		fmt.Fprintf(cmd.OutOrStdout(), "%s was changed, but takes effect only after a restart\n", setting)
-	}
-}
-
-func statusCommand() *cobra.Command {
-	var name string
-	var asJSON bool
-	cmd := &cobra.Command{
-		Use:   "status",
-		Short: "Tell whether the service runs, and what it carries",
-		Long:  "Tell whether the service runs, and what it carries. The exit code is 0 when it runs, 3 when it does not, 4 when it is not installed.",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			ctx, cancel := context.WithTimeout(cmd.Context(), 10*time.Second)
-			defer cancel()
-			r, err := service.Query(ctx, name)
-			var usage *service.ExitError
-			switch {
-			case errors.As(err, &usage):
-				return err
-			case err != nil:
-				return &service.ExitError{Code: 4, Err: err}
-			}
-			if asJSON {
-				enc := json.NewEncoder(cmd.OutOrStdout())
-				enc.SetIndent("", "  ")
-				if err := enc.Encode(r); err != nil {
-					return err
-				}
-			} else {
-				r.Print(cmd.OutOrStdout(), time.Now())
-			}
-			if code := r.LSBCode(); code != 0 {
-				return &service.ExitError{Code: code}
-			}
-			return nil
-		},
-	}
-	nameFlag(cmd, &name)
-	cmd.Flags().BoolVar(&asJSON, "json", false, "Tell it as JSON")
 	return cmd
 }
 

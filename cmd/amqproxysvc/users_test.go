@@ -160,9 +160,22 @@ func (b *lockedBuffer) String() string {
 	return b.b.String()
 }
 
+// carrier is a service.Host of an engine that a test carries.
+type carrier struct{ e *engine }
+
+func (c carrier) State() service.State {
+	st := c.e.Status()
+	return service.State{Listening: st.Listening, Upstream: st.Upstream, Broker: &st.Broker}
+}
+
+func (c carrier) Reload(context.Context) (service.ReloadState, error) {
+	return service.ReloadState{}, nil
+}
+
 // shownBy is all that a running proxy shows: the answers of its HTTP port, profiles included, and of its admin
 // channel, its status and its log.
 func shownBy(e *engine, log fmt.Stringer) map[string]string {
+	e.host = carrier{e}
 	shown := map[string]string{"log": log.String()}
 	ask := func(h http.Handler, path string) {
 		w := httptest.NewRecorder()

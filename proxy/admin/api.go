@@ -177,6 +177,19 @@ type Setting struct {
 	Origin string `json:"origin"` // "default", "FILE:LINE", "environment NAME", "command line FLAG"
 }
 
+// Status is the answer to `status`: what the state file holds, as the process itself tells it.
+type Status struct {
+	Schema int `json:"schema"`
+	State  any `json:"state"`
+}
+
+// Reload is the answer to `reload`.
+type Reload struct {
+	Schema      int      `json:"schema"`
+	Changed     []string `json:"changed"`      // settings with another value than before
+	NeedRestart []string `json:"need_restart"` // those with another value than at the start, which holds after a restart
+}
+
 // Done is the answer to what changes something.
 type Done struct {
 	Schema int `json:"schema"`

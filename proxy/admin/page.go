@@ -82,7 +82,7 @@ func (p *page) routes(mux *http.ServeMux, text http.HandlerFunc) {
 	}
 	mux.HandleFunc("GET /live", p.guard(p.stream))
 	for i := range Verbs {
-		if verb := &Verbs[i]; verb.Role == Look && verb.Name != "config" {
+		if verb := &Verbs[i]; verb.Role == Look && verb.Name != "config" && verb.Name != "status" {
 			mux.HandleFunc("/api/v1/"+verb.Name, p.guard(func(w http.ResponseWriter, req *http.Request) {
 				p.verbs.serve(w, req.WithContext(WithPeer(req.Context(), Peer{Look, "http"})), verb)
 			}))

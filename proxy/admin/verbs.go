@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -59,6 +60,10 @@ type Lister interface {
 	Trace(ctx context.Context, w proxy.TraceWanted) (Tracer, error)
 	// Settings are those in force, in the order of their page.
 	Settings() []Setting
+	// ReloadNow reads the settings anew, and waits for the outcome.
+	ReloadNow(ctx context.Context) (Reload, error)
+	// State is what the state file of the service holds.
+	State() any
 }
 
 // Verb is one thing that can be asked or done.
@@ -81,6 +86,8 @@ var Verbs = []Verb{
 	{"stats", http.MethodGet, Look, nil, (*verbs).stats, nil},
 	{"advise", http.MethodGet, Look, []string{"user", "vhost", "rule"}, (*verbs).advise, nil},
 	{"config", http.MethodGet, Look, nil, (*verbs).config, nil},
+	{"status", http.MethodGet, Look, nil, (*verbs).status, nil},
+	{"reload", http.MethodPost, Change, []string{"pid"}, nil, (*verbs).reload},
 	{"kick", http.MethodPost, Change, []string{"client", "user"}, (*verbs).kick, nil},
 	{"reconnect", http.MethodPost, Change, []string{"upstream", "user"}, (*verbs).reconnect, nil},
 	{"pause", http.MethodPost, Change, []string{"vhost", "max"}, (*verbs).pause, nil},
@@ -250,6 +257,30 @@ func (v *verbs) advise(q url.Values) (any, error) {
 
 func (v *verbs) config(url.Values) (any, error) {
 	return Config{Schema: Schema, Settings: v.engine.Settings()}, nil
+}
+
+func (v *verbs) status(url.Values) (any, error) { return Status{Schema, v.engine.State()}, nil }
+
+// reload takes as long as it takes, the broker's name may have to be looked up say; who asks waits as long as he likes.
+func (v *verbs) reload(w http.ResponseWriter, req *http.Request, q url.Values) error {
+	pid, err := number(q, "pid")
+	if err != nil {
+		return err
+	}
+	if own := os.Getpid(); pid != 0 && pid != uint64(own) {
+		return fmt.Errorf("this is process %d, not %d", own, pid)
+	}
+	control := http.NewResponseController(w)
+	_ = control.SetReadDeadline(time.Time{})
+	_ = control.SetWriteDeadline(time.Time{})
+	done, err := v.engine.ReloadNow(req.Context())
+	_ = control.SetWriteDeadline(time.Now().Add(10 * time.Second)) // who reads nothing is left
+	if err != nil {
+		return err
+	}
+	done.Schema, done.Changed, done.NeedRestart = Schema, append([]string{}, done.Changed...), append([]string{}, done.NeedRestart...) // [], not null
+	write(w, http.StatusOK, done)
+	return nil
 }
 
 func (v *verbs) kick(q url.Values) (any, error) {

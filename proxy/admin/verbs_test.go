@@ -10,6 +10,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -25,6 +26,8 @@ type listed struct {
 	traced              []proxy.TraceWanted
 	closed              bool // the trace
 	paused              []any
+	reloads             int
+	reloadErr           error
 }
 
 func (l *listed) ListClients() []proxy.ClientInfo {
@@ -97,6 +100,13 @@ func (l *listed) Trace(_ context.Context, w proxy.TraceWanted) (Tracer, error) {
 
 func (l *listed) Settings() []Setting { return []Setting{{"http.port", "1", "a.toml:3"}} }
 
+func (l *listed) ReloadNow(context.Context) (Reload, error) {
+	l.reloads++
+	return Reload{Changed: []string{"max_clients"}}, l.reloadErr
+}
+
+func (l *listed) State() any { return map[string]int{"pid": 42} }
+
 // asks is one request by a peer.
 func asks(h http.Handler, method, target string, peer *Peer) (code int, body string) {
 	w := httptest.NewRecorder()
@@ -125,7 +135,7 @@ func TestRoles(t *testing.T) {
 			if code != want {
 				t.Errorf("%s by %+v: got %d %s, want %d", v.Name, peer, code, body, want)
 			}
-			if want == http.StatusForbidden && len(l.kicked)+len(l.reconnected)+len(l.traced)+len(l.paused) > 0 {
+			if want == http.StatusForbidden && len(l.kicked)+len(l.reconnected)+len(l.traced)+len(l.paused)+l.reloads > 0 {
 				t.Errorf("%s by %+v was done", v.Name, peer)
 			}
 			var answer struct {
@@ -174,6 +184,11 @@ func TestVerbs(t *testing.T) {
 		{"GET", "/v1/advise?rule=unnamed", 200, `"advice":[]`},
 		{"GET", "/v1/stats", 200, `"version":"1.2.3"`},
 		{"GET", "/v1/config", 200, `"settings":[{"name":"http.port","value":"1","origin":"a.toml:3"}]`},
+		{"GET", "/v1/status", 200, `{"schema":1,"state":{"pid":42}}`},
+		{"POST", "/v1/reload", 200, `{"schema":1,"changed":["max_clients"],"need_restart":[]}`},
+		{"POST", fmt.Sprintf("/v1/reload?pid=%d", os.Getpid()), 200, `max_clients`},
+		{"POST", "/v1/reload?pid=1", 400, `not 1`},
+		{"POST", "/v1/reload?pid=-1", 400, `pid is \"-1\"`},
 		{"POST", "/v1/kick?client=1", 200, `"count":1`},
 		{"POST", "/v1/kick?user=b", 200, `"count":1`},
 		{"POST", "/v1/kick", 400, `kick takes a client's ID, or a user`},
@@ -204,6 +219,13 @@ func TestVerbs(t *testing.T) {
 	}
 	if got, want := fmt.Sprint(l.paused), "[ true 0s v false 1m0s v false never false]"; got != want {
 		t.Errorf("paused and resumed %s, want %s", got, want)
+	}
+	if l.reloads != 2 {
+		t.Errorf("reloaded %d times, want 2", l.reloads)
+	}
+	l.reloadErr = errors.New("nonsense in a.toml")
+	if code, body := asks(h, "POST", "/v1/reload", changes); code != 400 || !strings.Contains(body, "nonsense in a.toml") {
+		t.Errorf("of a reload that fails: %d %s", code, body)
 	}
 	if got, want := len(l.kicked), 6; got != want {
 		t.Errorf("kicked %v, want three times", l.kicked)

@@ -52,6 +52,9 @@ func TestControl(t *testing.T) {
 	if got, err := get(t, at); err != nil || got != fmt.Sprintf("uid %d true", os.Geteuid()) {
 		t.Errorf("got %q, %v; want this user as an admin", got, err)
 	}
+	if pid, err := ServerPID(t.Context(), at); err != nil || pid != os.Getpid() {
+		t.Errorf("it is process %d's, %v; want %d", pid, err, os.Getpid())
+	}
 	info, err := os.Stat(at)
 	if err != nil || info.Mode().Perm() != 0o660 {
 		t.Errorf("the socket has %v, %v; want 0660", info.Mode(), err)

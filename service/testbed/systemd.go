@@ -242,8 +242,25 @@ func (l *life) running() {
 		}
 		member := as("nobody", "--groups", unit)
 		s.contains(l.sh(s, append(member, "clients", "--json")...), `"user": "guest"`)
-		s.contains(l.fails(s, 1, append(member, "kick", "--user", "guest")...), "kick is for root")
-		s.contains(l.fails(s, 1, append(as("nobody", "--clear-groups"), "clients")...), "permission denied")
+		stranger := as("nobody", "--clear-groups")
+		for _, look := range []string{"clients", "pools", "upstreams", "stats", "advise", "config"} {
+			l.sh(s, prog, look)
+			l.sh(s, append(member, look)...)
+			s.contains(l.fails(s, 1, append(stranger, look)...), "permission denied")
+		}
+		for _, who := range [][]string{{prog}, member, stranger} { // a stranger's is the state file's word
+			s.contains(l.sh(s, append(who, "status")...), "running, pid ", "clients    1")
+		}
+		for _, change := range [][]string{{"kick", "--user", "guest"}, {"reconnect"}, {"pause"}, {"resume"}, {"drain"}, {"trace", "--user", "guest", "--for", "1s"}} {
+			s.contains(l.fails(s, 1, append(member, change...)...), " is for root")
+			s.contains(l.fails(s, 1, append(stranger, change...)...), "permission denied")
+		}
+		for _, who := range [][]string{member, stranger} {
+			s.contains(l.fails(s, 1, append(who, "reload")...), "reload needs root")
+		}
+		l.sh(s, prog, "pause", "--vhost", "none")
+		l.sh(s, prog, "drain", "--vhost", "none")
+		l.sh(s, prog, "resume", "--vhost", "none")
 		s.contains(l.sh(s, prog, "clients"), "guest")
 		s.contains(l.sh(s, prog, "config"), config+":")
 		s.contains(l.sh(s, prog, "kick", "--user", "guest"), "1 client closed")
@@ -321,6 +338,16 @@ func (l *life) reloading() {
 		if strings.Contains(l.sh(s, prog, "status"), "a restart is needed") {
 			s.fail("changed back, and status still asks for a restart")
 		}
+	})
+	l.step("without an admin channel reload and status go through systemd and the state file", func(s *step) {
+		restore := l.change(s, func(text string) string { return set(text, "admin", "socket", `"off"`) })
+		l.sh(s, "systemctl", "restart", unit)
+		l.sh(s, prog, "reload")
+		l.sh(s, "systemctl", "reload", unit)
+		s.contains(l.sh(s, prog, "status"), "running, pid ", "reload     done at")
+		s.contains(l.fails(s, 3, prog, "clients"), "admin.socket is off")
+		restore()
+		l.sh(s, "systemctl", "restart", unit)
 	})
 	l.step("SIGHUP by itself reloads: RELOADING and READY reach systemd", func(s *step) {
 		mark := time.Now()

@@ -1,0 +1,178 @@
+// The commands reload and status: they ask the running process itself, over its admin channel,
+// and where it does not answer there the service manager and the state file.
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/admin"
+	"github.com/amqproxysvc/amqproxysvc/service"
+	"github.com/amqproxysvc/amqproxysvc/service/control"
+)
+
+func reloadCommand() *cobra.Command {
+	a := &asker{}
+	var pid pidValue
+	var timeout time.Duration
+	cmd := &cobra.Command{
+		Use:   "reload",
+		Short: "Have the running service read its configuration anew; clients stay connected",
+		Long: `Has the running service read its configuration anew, and tells which settings are others than before, and which
+of them take effect only after a restart. When something is wrong with the configuration, that is told and nothing has
+changed. The process is asked over its admin channel; where that cannot be, the service manager is.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
+			defer cancel()
+			named := a.socket != "" // then nothing else will do
+			if pid != 0 && !named {
+				a.socket = control.ManagedPath(a.name)
+			}
+			if pid == 0 || a.socket != "" {
+				done, err := askReload(ctx, a, int(pid))
+				if err == nil {
+					printReloaded(cmd, done.Changed, done.NeedRestart)
+					return nil
+				}
+				if named || !otherWay(ctx, err) {
+					return err
+				}
+			}
+			if pid != 0 {
+				r, err := service.ReloadProcess(ctx, int(pid), "")
+				printReloaded(cmd, r.Changed, r.NeedRestart)
+				return err
+			}
+			if err := service.Control(ctx, a.name, "reload"); err != nil {
+				return notInstalled(err)
+			}
+			if r, err := service.Query(ctx, a.name); err == nil && r.Service != nil && r.Service.Reload != nil {
+				printReloaded(cmd, r.Service.Reload.Changed, r.Service.Reload.NeedRestart)
+			}
+			return nil
+		},
+	}
+	a.flags(cmd)
+	cmd.Flags().Var(&pid, "pid", "Reload the process `PID` itself, as systemd's ExecReload does")
+	timeoutFlag(cmd, &timeout, "How long to wait for the outcome")
+	return cmd
+}
+
+// askReload asks the process itself, for as long as ctx lasts.
+func askReload(ctx context.Context, a *asker, pid int) (done admin.Reload, err error) {
+	q := url.Values{}
+	if pid != 0 {
+		q.Set("pid", strconv.Itoa(pid))
+	}
+	res, at, err := a.request(ctx, http.MethodPost, "reload", q)
+	switch {
+	case ctx.Err() != nil:
+		return done, errors.New("the reload is not done yet, see the service's log for its outcome")
+	case err != nil:
+		return done, err
+	}
+	defer res.Body.Close()
+	return done, decodeAnswer(res.Body, at, &done)
+}
+
+// otherWay reports whether the service manager may succeed where the admin channel did not: there is none, it
+// is not for this user, or it is an earlier version's. A process that has answered has the last word.
+func otherWay(ctx context.Context, err error) bool {
+	if r := (*refusal)(nil); errors.As(err, &r) {
+		return r.status == http.StatusNotFound || r.status == http.StatusForbidden
+	}
+	return ctx.Err() == nil
+}
+
+func printReloaded(cmd *cobra.Command, changed, needRestart []string) {
+	for _, setting := range changed {
+		if !slices.Contains(needRestart, setting) {
+			say(cmd.OutOrStdout(), "%s was changed, and holds from now on", setting)
+		}
+	}
+	for _, setting := range needRestart {
+		say(cmd.OutOrStdout(), "%s was changed, but takes effect only after a restart", setting)
+	}
+}
+
+func statusCommand() *cobra.Command {
+	a := &asker{}
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Tell whether the service runs, and what it carries",
+		Long: `Tells whether the service runs, and what it carries. The exit code is 0 when it runs, 3 when it does not, 4 when
+it is not installed. With --socket it is about the process that answers there, whoever started it.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, cancel := context.WithTimeout(cmd.Context(), 10*time.Second)
+			defer cancel()
+			r, err := reportOf(ctx, a)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				enc := json.NewEncoder(cmd.OutOrStdout())
+				enc.SetIndent("", "  ")
+				if err := enc.Encode(r); err != nil {
+					return err
+				}
+			} else {
+				r.Print(cmd.OutOrStdout(), time.Now())
+			}
+			if code := r.LSBCode(); code != 0 {
+				return &service.ExitError{Code: code}
+			}
+			return nil
+		},
+	}
+	a.flags(cmd)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "Tell it as JSON")
+	return cmd
+}
+
+// reportOf has the service manager's word, and the process's own, or where there is no manager its alone.
+func reportOf(ctx context.Context, a *asker) (service.Report, error) {
+	if a.socket != "" {
+		st, err := askState(ctx, a)
+		return service.ReportOfProcess(st), err
+	}
+	r, err := service.Query(ctx, a.name)
+	var usage *service.ExitError
+	if errors.As(err, &usage) {
+		return r, err
+	}
+	if err == nil && r.PID == 0 {
+		return r, nil
+	}
+	quick, cancel := context.WithTimeout(ctx, 3*time.Second) // the state file tells nearly as much
+	defer cancel()
+	st, asked := askState(quick, a)
+	switch {
+	case asked == nil && err != nil:
+		return service.ReportOfProcess(st), nil
+	case err != nil:
+		return r, &service.ExitError{Code: 4, Err: err}
+	case asked == nil && st.PID == r.PID:
+		r.Service = &st
+	}
+	return r, nil
+}
+
+func askState(ctx context.Context, a *asker) (service.State, error) {
+	var answer struct {
+		State service.State `json:"state"`
+	}
+	err := a.ask(ctx, http.MethodGet, "status", nil, &answer)
+	return answer.State, err
+}

@@ -1,0 +1,77 @@
+// What a running engine may ask of what carries it: a reload with its outcome, and the state
+// as the state file has it. The admin channel answers `reload` and `status` from here.
+
+package service
+
+import (
+	"context"
+	"errors"
+	"os"
+	"time"
+)
+
+// Host carries an engine.
+type Host interface {
+	// Reload has the settings read anew and gives the outcome, an error of the settings in
+	// it, of a reload that began after it was asked. The error says why there is none.
+	Reload(ctx context.Context) (ReloadState, error)
+	// State is what the state file would hold now.
+	State() State
+}
+
+// Reloaded is what a reload came to.
+type Reloaded struct {
+	// Changed are the settings that have another value than before, those that NeedRestart
+	// included, which take effect after one.
+	Changed, NeedRestart []string
+}
+
+var errStopping = errors.New("the service is stopping")
+
+// Reload is for any goroutine.
+func (s *supervisor) Reload(ctx context.Context) (ReloadState, error) {
+	outcome := make(chan ReloadState, 1)
+	select {
+	case s.asked <- outcome:
+	case <-s.served:
+		return ReloadState{}, errStopping
+	case <-ctx.Done():
+		return ReloadState{}, ctx.Err()
+	}
+	select {
+	case r := <-outcome:
+		return r, nil
+	case <-s.served:
+	case <-ctx.Done():
+		return ReloadState{}, ctx.Err()
+	}
+	select {
+	case r := <-outcome: // it was done just before
+		return r, nil
+	default:
+		return ReloadState{}, errStopping
+	}
+}
+
+// State is for any goroutine.
+func (s *supervisor) State() State {
+	s.toldMu.Lock()
+	eng, phase, reload := s.told.eng, s.told.phase, s.told.reload
+	s.toldMu.Unlock()
+	if eng == nil {
+		return State{Name: s.opts.Name, PID: os.Getpid(), Phase: PhaseStarting, Updated: time.Now()}
+	}
+	return s.stateOf(phase, eng.Status(), reload)
+}
+
+func (s *supervisor) stateOf(phase Phase, st Status, reload *ReloadState) State {
+	return State{Name: s.opts.Name, PID: os.Getpid(), Phase: phase, Clients: st.Clients, Upstreams: st.Upstreams,
+		Listening: st.Listening, Upstream: st.Upstream, Broker: &st.Broker, Advice: st.Advice, Since: st.Since, Updated: time.Now(), Reload: reload}
+}
+
+// toldState is what State needs of what the supervisor's goroutine owns.
+type toldState struct {
+	eng    Engine
+	phase  Phase
+	reload *ReloadState // never written to again
+}

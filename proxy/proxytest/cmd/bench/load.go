@@ -37,12 +37,13 @@ type work struct {
 	Size     int // of a body
 	Batch    int // messages in a write; 0: as many as fill 64 KiB
 	Window   int
+	Life     string // of opConnect: lifePublish where it is empty
 }
 
 // counted is the answer: operations so far and, at the stop, latencies since the last count.
 type counted struct {
-	Ops      int64
-	P50, P99 time.Duration
+	Ops           int64
+	P50, P99, Max time.Duration
 }
 
 // generator is the load's side of one work.
@@ -80,7 +81,7 @@ func loadRole(in io.Reader, out io.Writer) error {
 			return counted{Ops: g.ops.Load()}, g.failure()
 		}
 		c := counted{Ops: g.ops.Load()}
-		c.P50, c.P99 = g.percentiles()
+		c.P50, c.P99, c.Max = g.percentiles()
 		err := g.failure()
 		g.stop()
 		g = nil
@@ -105,15 +106,15 @@ func (g *generator) fail(err error) {
 	}
 }
 
-func (g *generator) percentiles() (p50, p99 time.Duration) {
+func (g *generator) percentiles() (p50, p99, slowest time.Duration) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if len(g.times) == 0 {
-		return 0, 0
+		return 0, 0, 0
 	}
 	slices.Sort(g.times)
 	n := len(g.times) - 1
-	return g.times[n/2], g.times[n*99/100]
+	return g.times[n/2], g.times[n*99/100], g.times[n]
 }
 
 func (g *generator) took(times []time.Duration) {
@@ -141,6 +142,11 @@ func (g *generator) stop() {
 // start connects all clients, some at a time, and sets them to work.
 func (g *generator) start() error {
 	if g.w.Op == opConnect {
+		if g.w.Life != "" {
+			if err := g.freshQueue(); err != nil {
+				return err
+			}
+		}
 		for range g.w.Clients {
 			g.wg.Add(1)
 			go func() { defer g.wg.Done(); g.fail(g.connects()) }()
@@ -322,9 +328,26 @@ func (g *generator) consume(c *proxytest.Client) error {
 	}
 }
 
+// freshQueue makes the queue that a real broker is to put the messages into, empty.
+func (g *generator) freshQueue() error {
+	c, err := proxytest.Dial(proxytest.ClientConfig{Addr: g.w.Addr, Timeout: 30 * time.Second})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = c.Close() }()
+	if err := c.OpenChannel(1); err != nil {
+		return err
+	}
+	if err := c.DeleteQueue(1, benchQueue); err != nil {
+		return err
+	}
+	_, err = c.DeclareQueue(1, benchQueue, 0)
+	return err
+}
+
 // connects does one short life after another, the way of a PHP request.
 func (g *generator) connects() error {
-	s := newShortLife(g.w.Size)
+	s := newShortLife(g.w.Life, g.w.Size)
 	var times []time.Duration
 	defer func() { g.took(times) }()
 	for !g.stopped.Load() {

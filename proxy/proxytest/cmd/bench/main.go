@@ -90,7 +90,11 @@ func allIDs() []string {
 	for _, r := range rows() {
 		ids = append(ids, r.id)
 	}
-	return append(ids, brokerRow().id, idPHP)
+	ids = append(ids, brokerRow().id)
+	for _, r := range sparedRows() {
+		ids = append(ids, r.id)
+	}
+	return append(ids, idPHP)
 }
 
 type options struct {
@@ -211,16 +215,8 @@ func (b *bench) run(ctx context.Context) error {
 			return err
 		}
 	}
-	if r := brokerRow(); b.o.broker != "" && b.o.rows.MatchString(r.id) {
-		if err := b.startPeers(drainStats{Addr: b.o.broker, TLSAddr: b.first.TLSAddr}); err != nil {
-			return err
-		}
-		if err := b.measureRow(ctx, r); err != nil {
-			return err
-		}
-		if err := b.startPeers(b.first); err != nil {
-			return err
-		}
+	if err := b.realBroker(ctx); err != nil {
+		return err
 	}
 	if b.o.rows.MatchString(idPHP) && b.binary != "none" {
 		if err := b.php(ctx); err != nil {
@@ -232,6 +228,27 @@ func (b *bench) run(ctx context.Context) error {
 		return os.WriteFile(b.o.markdown, []byte(b.table.markdown()), 0o644)
 	}
 	return nil
+}
+
+// realBroker is about the broker that was named, if one was.
+func (b *bench) realBroker(ctx context.Context) error {
+	if b.o.broker == "" || !slices.ContainsFunc(allIDs(), func(id string) bool {
+		return (id == brokerRow().id || strings.HasPrefix(id, "spared")) && b.o.rows.MatchString(id)
+	}) {
+		return nil
+	}
+	if err := b.startPeers(drainStats{Addr: b.o.broker, TLSAddr: b.first.TLSAddr}); err != nil {
+		return err
+	}
+	if r := brokerRow(); b.o.rows.MatchString(r.id) {
+		if err := b.measureRow(ctx, r); err != nil {
+			return err
+		}
+	}
+	if err := b.spare(ctx); err != nil {
+		return err
+	}
+	return b.startPeers(b.first)
 }
 
 func (b *bench) describe() string {

@@ -238,16 +238,35 @@ func (b *bench) idle(ctx context.Context, p *peer, clients, base int) (m idling,
 		}
 		return pause(ctx, then)
 	}
-	const rest = 3 * time.Second // what is given back after a moment does not count
-	grown := func() float64 { return float64(residentKB(p.procs[0])-base) / float64(m.clients) }
-	if err := step("start", rest); err != nil {
+	// grown is what a client takes once the crowd has come to rest: what is given back after a moment
+	// does not count, and how long that takes depends on the machine.
+	grown := func() (float64, error) {
+		const look, looks, most = time.Second, 3, 20
+		least, since := residentKB(p.procs[0]), 0
+		for i := 0; i < most && since < looks; i++ {
+			if err := pause(ctx, look); err != nil {
+				return 0, err
+			}
+			now := residentKB(p.procs[0])
+			if since++; now < least*98/100 {
+				since = 0
+			}
+			least = min(least, now)
+		}
+		return float64(least-base) / float64(m.clients), nil
+	}
+	if err := step("start", 0); err != nil {
 		return m, err
 	}
-	m.each = grown()
-	if err := step("touch", rest); err != nil {
+	if m.each, err = grown(); err != nil {
 		return m, err
 	}
-	m.touched = grown()
+	if err := step("touch", 0); err != nil {
+		return m, err
+	}
+	if m.touched, err = grown(); err != nil {
+		return m, err
+	}
 	if err := b.drain.ask(struct{}{}, &after); err != nil {
 		return m, err
 	}

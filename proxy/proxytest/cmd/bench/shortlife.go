@@ -28,7 +28,17 @@ type shortLife struct {
 	buf   []byte
 }
 
-func newShortLife(size int) *shortLife {
+// What a short life does between channel.open and the end.
+const (
+	lifePublish = "publish"
+	lifeDeclare = "declare" // the queue too, as PHP frameworks do at each request
+	lifeConfirm = "confirm" // and waits for the confirm
+)
+
+// benchQueue is where a real broker puts the messages; the stand-in drops them.
+const benchQueue = "bench"
+
+func newShortLife(life string, size int) *shortLife {
 	tune := proxytest.DefaultTune
 	tune.Heartbeat = 0
 	s := &shortLife{buf: make([]byte, 4096)}
@@ -37,9 +47,16 @@ func newShortLife(size int) *shortLife {
 		{amqp.AppendStartOk(nil, proxytest.ClientProperties(""), "PLAIN", []byte("\x00guest\x00guest"), "en_US"), amqp.ConnectionTune},
 		{amqp.AppendOpen(amqp.AppendTune(nil, amqp.ConnectionTuneOk, tune), "/"), amqp.ConnectionOpenOk},
 		{proxytest.Method(1, amqp.ChannelOpen, ""), amqp.ChannelOpenOk},
-		{proxytest.PublishBytes(1, "", "bench", make([]byte, size), tune.FrameMax), 0},
-		{proxytest.Method(0, amqp.ConnectionClose, 200, "bye", 0, 0), amqp.ConnectionCloseOk},
 	}
+	publish := step{proxytest.PublishBytes(1, "", benchQueue, make([]byte, size), tune.FrameMax), 0}
+	switch life {
+	case lifeDeclare:
+		s.steps = append(s.steps, step{proxytest.Method(1, amqp.QueueDeclare, 0, benchQueue, 0, nil), amqp.QueueDeclareOk})
+	case lifeConfirm:
+		s.steps = append(s.steps, step{proxytest.Method(1, amqp.ConfirmSelect, 0), amqp.ConfirmSelectOk})
+		publish.want = amqp.BasicAck
+	}
+	s.steps = append(s.steps, publish, step{proxytest.Method(0, amqp.ConnectionClose, 200, "bye", 0, 0), amqp.ConnectionCloseOk})
 	return s
 }
 

@@ -87,6 +87,10 @@ type client struct {
 	granted   atomic.Int64          // how long it did, nanoseconds
 	traced    atomic.Pointer[Trace] // who looks at its frames, nil: nobody; written under mu
 
+	quotas     atomic.Pointer[clientQuotas] // that it is counted in, nil: none; guarded by quotas.mu
+	quotasLeft atomic.Bool                  // nor will be any more
+	paces      atomic.Pointer[dataPaces]    // that its reader keeps to, nil: none
+
 	mu          lock.Mutex[lock.Leaf] // guards the outbox, the channels' states and all below
 	out         outbox.Box
 	counted     int         // what of its queue client_queues knows of
@@ -100,9 +104,10 @@ type client struct {
 	answers     wait.Signal // wakes the reader that waits for close-ok of channels
 
 	// The reader only.
-	shaking  bool // counts among the handshakes
-	placed   bool // among those of its address too
-	held     bool // counts against max_clients
+	shaking  bool   // counts among the handshakes
+	placed   bool   // among those of its address too
+	held     bool   // counts against max_clients
+	barredBy string // its address may not connect, unless it is the server's own; by this setting
 	rd       amqp.Reader
 	tryRead  func(fd uintptr) bool // see receive
 	took     int                   // by tryRead
@@ -180,6 +185,9 @@ func (c *client) read() bool {
 			}
 			if !c.chunk() {
 				return false
+			}
+			if p := c.paces.Load(); p != nil {
+				c.keepPace(p, n)
 			}
 			now := c.env.now()
 			c.lastRead.Store(now) // what came while the reader was held up was not silence
@@ -261,6 +269,7 @@ func (c *client) end() {
 	if c.account != nil {
 		c.s.leaveAccount(c.account)
 	}
+	c.leaveQuotas()
 	c.rd.Release()
 	c.s.clientGone(c)
 }

@@ -32,7 +32,7 @@ func (c *client) handshake() bool {
 		}
 		return false
 	}
-	if !c.awaitResume("", false) || !c.awaitGreeting() {
+	if c.stopsBarred() || !c.awaitResume("", false) || !c.awaitGreeting() {
 		return false
 	}
 	info := c.s.brokerOrDefault()
@@ -384,7 +384,11 @@ func (c *client) open(f amqp.Frame) bool {
 	if !c.awaitResume(vhost, true) {
 		return false
 	}
+	rules := c.s.quotas.rules.Load()
 	e := c.s.mayOpen(c.account.login, vhost)
+	if e == nil {
+		e = c.enter(vhost)
+	}
 	if e == nil {
 		c.pool = c.s.poolOf(c.account, vhost)
 		over := c.awaits()
@@ -395,6 +399,7 @@ func (c *client) open(f amqp.Frame) bool {
 		return false
 	}
 	if e != nil {
+		c.leaveQuotas()
 		c.throttled(e, vhost)
 		if e.Code != amqp.ConnectionForced {
 			c.env.n.loginsRefused.Add(1)
@@ -416,6 +421,7 @@ func (c *client) open(f amqp.Frame) bool {
 	c.handshakeOver()
 	c.s.appOf(c, c.pool.id.vhost, 1).joins(c)
 	c.named.Store(true)
+	c.enteredUnder(rules)
 	c.s.catches.offer(c)
 	c.mu.Lock()
 	running := c.phase.CompareAndSwap(phaseHandshake, phaseRunning)

@@ -41,6 +41,8 @@ type Listener struct {
 	TLS *ServerTLS
 	// Proxy are the balancers that tell the addresses of clients; nil: they come themselves.
 	Proxy *ProxyProtocol
+	// Access is who may connect here.
+	Access Access
 }
 
 // Upstream is the broker to which connections are pooled.
@@ -74,6 +76,10 @@ type Config struct {
 	Users        []User
 	UnknownUsers UnknownUsers
 
+	// Access is who may connect, to whatever listener.
+	Access Access
+	// Limits are by user, vhost, address or listener.
+	Limits []Limit
 	// MaxClients bounds the clients held at a time; 0: no bound.
 	MaxClients int
 	// LoopbackUsers are refused from other machines where the broker is on this one's loopback.
@@ -241,6 +247,9 @@ func (c *Config) Validate() error {
 		bad("upstream proxy_protocol", strconv.Quote(c.ProxyProtocol), `"off", "v1" or "v2"`)
 	}
 	errs = append(errs, c.validateUsers()...)
+	for _, p := range ValidateLimits(c.Limits) {
+		errs = append(errs, errors.New(p))
+	}
 	for _, id := range c.AdviceMute {
 		if !advice.Known(id) {
 			bad("advice mute", strconv.Quote(id), "the name of a rule")

@@ -19,7 +19,9 @@ type gate struct {
 	mu      lock.Mutex[lock.Gate]
 	used    int
 	line    wait.Line[*placeWanted]
-	waiters atomic.Int32 // how many stand in the line
+	users   map[string]int // of used, those that have a pool, by its user
+	vhosts  map[string]int // and by its vhost
+	waiters atomic.Int32   // how many stand in the line
 }
 
 // placeWanted is what one waits for.
@@ -32,6 +34,8 @@ type placeWanted struct {
 	// Guarded by gate.mu: what is in the way.
 	setting string
 	bound   int
+	full    *upstreamsFull // nil: it is none of the limits
+	delayed bool           // which has been counted
 }
 
 // take waits for a place in all and, when p is not nil, in the pool (beyond: whatever its bound). At the bound
@@ -64,6 +68,9 @@ func (g *gate) takeFor(w *placeWanted) (*berth, *amqp.Error) {
 		case <-timer.C:
 			if g.leave(place) {
 				g.env.log.Warn("no place for a connection to the broker", "setting", w.setting, "bound", w.bound)
+				if f := w.full; f != nil {
+					g.s.quotas.hit(f.kind, f.name, limitUpstreams, limitRefused, f.rule)
+				}
 				return nil, amqp.Errorf(amqp.ConnectionForced, 0,
 					"no connection to the broker is free: %s = %d are in use", w.setting, w.bound)
 			}
@@ -89,11 +96,14 @@ func (g *gate) leave(place *wait.Place[*placeWanted]) bool {
 // makePlace ends something idle that is in the way of w.
 func (g *gate) makePlace(w *placeWanted) {
 	g.mu.Lock()
-	setting := w.setting
+	setting, full := w.setting, w.full
 	g.mu.Unlock()
-	if setting == "max_upstreams" {
-		g.s.evictIdle()
-	} else {
+	switch {
+	case full != nil:
+		g.s.evictIdle(full.counts)
+	case setting == "max_upstreams":
+		g.s.evictIdle(nil)
+	default:
 		w.p.evict(w.session)
 	}
 }
@@ -107,7 +117,7 @@ func (g *gate) serveLocked() {
 	g.line.ServeLocked(func(place *wait.Place[*placeWanted]) wait.Verdict {
 		w := place.Want
 		if cfg.MaxUpstreams > 0 && g.used >= cfg.MaxUpstreams {
-			w.setting, w.bound = "max_upstreams", cfg.MaxUpstreams
+			w.setting, w.bound, w.full = "max_upstreams", cfg.MaxUpstreams, nil
 			if !full {
 				full = true
 				offer(w.look)
@@ -118,11 +128,27 @@ func (g *gate) serveLocked() {
 		if w.beyond {
 			most = 0
 		}
-		if w.p == nil || w.p.arrives(most) {
+		w.full = nil
+		if w.p != nil && !w.beyond {
+			w.full = g.limitedLocked(w.p)
+		}
+		switch {
+		case w.full != nil:
+			w.setting, w.bound = w.full.setting(), w.full.rule.MaxUpstreams
+			if !w.delayed {
+				w.delayed = true
+				g.s.quotas.hit(w.full.kind, w.full.name, limitUpstreams, limitDelayed, w.full.rule)
+			}
+		case w.p == nil:
 			g.used++
 			return wait.Serve
+		case w.p.arrives(most):
+			g.used++
+			g.cameLocked(w.p)
+			return wait.Serve
+		default:
+			w.setting, w.bound = "max_upstreams_per_identity", most
 		}
-		w.setting, w.bound = "max_upstreams_per_identity", most
 		if !looks[w.p] {
 			if looks == nil {
 				looks = make(map[*pool]bool)
@@ -147,8 +173,11 @@ func offer(c chan struct{}) {
 func (g *gate) full(p *pool) bool {
 	cfg := g.env.cfg()
 	g.mu.Lock()
-	used := g.used
+	used, limited := g.used, g.limitedLocked(p) != nil
 	g.mu.Unlock()
+	if limited {
+		return true
+	}
 	p.mu.Lock()
 	mine := len(p.ups) + p.opening
 	p.mu.Unlock()
@@ -170,9 +199,38 @@ func (g *gate) try() *berth {
 	return &berth{g: g}
 }
 
-func (g *gate) give() {
+// limitedLocked is the limit that lets the pool have no connection more; nil: none.
+func (g *gate) limitedLocked(p *pool) *upstreamsFull {
+	return g.s.quotas.upstreams(p.id, [2]int{byUser: g.users[p.id.user], byVHost: g.vhosts[p.id.vhost]})
+}
+
+// cameLocked counts a connection that has a place in its pool.
+func (g *gate) cameLocked(p *pool) {
+	if g.users == nil {
+		g.users, g.vhosts = make(map[string]int), make(map[string]int)
+	}
+	g.users[p.id.user]++
+	g.vhosts[p.id.vhost]++
+	g.s.quotas.upstreamsAlarm(p.id, [2]int{byUser: g.users[p.id.user], byVHost: g.vhosts[p.id.vhost]})
+}
+
+func (g *gate) wentLocked(p *pool) {
+	less := func(of map[string]int, name string) {
+		if of[name]--; of[name] == 0 {
+			delete(of, name)
+		}
+	}
+	less(g.users, p.id.user)
+	less(g.vhosts, p.id.vhost)
+}
+
+// give takes back a place; p: and one in that pool.
+func (g *gate) give(p *pool) {
 	g.mu.Lock()
 	g.used--
+	if p != nil {
+		g.wentLocked(p)
+	}
 	g.serveLocked()
 	g.mu.Unlock()
 }
@@ -220,17 +278,21 @@ func (g *gate) waiting() (n int, longest time.Duration) {
 	return n, longest
 }
 
-// evictIdle closes the upstream that has been idle longest, of any identity, or else a
-// connection that waits for its vhost to be named.
-func (s *Server) evictIdle() {
+// evictIdle closes the upstream that has been idle longest, of those pools that are meant. Where all are, nil, it may
+// be a connection that waits for its vhost to be named.
+func (s *Server) evictIdle(which func(*pool) bool) {
 	var oldest *upstream
 	var since time.Time
 	for _, p := range s.allPools() {
+		if which != nil && !which(p) {
+			continue
+		}
 		if u, t := p.oldestIdle(); u != nil && (oldest == nil || t.Before(since)) {
 			oldest, since = u, t
 		}
 	}
 	switch {
+	case oldest == nil && which != nil:
 	case oldest == nil:
 		s.dropSpares(1)
 	case oldest.retireIdle():

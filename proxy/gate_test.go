@@ -53,7 +53,7 @@ func TestGateServesInTurn(t *testing.T) {
 			t.Error("there was a place with none free")
 		}
 		for want := 2; want < 4; want++ {
-			g.give()
+			g.give(nil)
 			if g.try() != nil {
 				t.Error("who only tries overtook those who wait")
 			}

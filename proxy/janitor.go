@@ -68,6 +68,7 @@ func (s *Server) janitor() {
 		if i%10 == 0 && crowd.left(s.load()) {
 			go freeMemory()
 		}
+		s.quotas.tell()
 		if i%int(adviseEvery/tick) == int(adviseEvery/tick)-1 {
 			s.advise()
 		}
@@ -83,6 +84,7 @@ func (s *Server) janitor() {
 			s.gate.pokeIfWaiting() // a login may have come that nobody goes on with
 			s.forgive()
 			s.strangers.tend()
+			s.quotas.tend()
 		}
 	}
 }

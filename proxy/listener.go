@@ -24,6 +24,7 @@ type listener struct {
 	shakes tlsCounts
 	proxy  atomic.Pointer[ProxyProtocol] // nil: connections are the clients' own, for ever
 	heard  proxyCounts
+	access atomic.Pointer[Access] // nil: all may connect
 
 	accepted atomic.Uint64
 	clients  atomic.Int64 // connected now
@@ -51,7 +52,7 @@ func (s *Server) renew(in, next []Listener) []Listener {
 		if j < 0 {
 			continue
 		}
-		in[i].TLS, in[i].Proxy = next[j].TLS, next[j].Proxy
+		in[i].TLS, in[i].Proxy, in[i].Access = next[j].TLS, next[j].Proxy, next[j].Access
 		if i >= len(bound) {
 			continue
 		}
@@ -61,6 +62,7 @@ func (s *Server) renew(in, next []Listener) []Listener {
 		if in[i].Proxy != nil {
 			bound[i].proxy.Store(in[i].Proxy)
 		}
+		bound[i].setAccess(in[i].Access)
 	}
 	return in
 }
@@ -112,6 +114,7 @@ func (s *Server) bind(listeners []Listener, inherited []net.Listener) ([]*listen
 			b.setTLS(l.TLS, s.isOwn)
 		}
 		b.proxy.Store(l.Proxy)
+		b.setAccess(l.Access)
 		bound = append(bound, b)
 	}
 	return bound, nil
@@ -150,7 +153,16 @@ func (s *Server) accept(l *listener) {
 // admit starts a client, if there is a place for it.
 func (s *Server) admit(sock net.Conn, l *listener) {
 	from, known := networkOf(sock.RemoteAddr())
-	known = known && l.proxy.Load() == nil // else it is not yet known who comes, see hearProxy
+	told := l.proxy.Load() != nil // then it is not yet known who comes, see hearProxy
+	known = known && !told
+	barred := ""
+	if !told {
+		if barred = l.bars(s.cfg(), sock.RemoteAddr()); barred != "" && !s.maybeOwn(sock) {
+			s.barred(sock.RemoteAddr(), barred)
+			_ = sock.Close()
+			return
+		}
+	}
 	s.mu.Lock()
 	ups := len(s.upstreams)
 	s.mu.Unlock()
@@ -159,7 +171,7 @@ func (s *Server) admit(sock net.Conn, l *listener) {
 		_ = sock.Close()
 		return
 	}
-	c := &client{s: s, env: &s.env, shaking: true, placed: known, gone: make(chan struct{}), runSeq: 1}
+	c := &client{s: s, env: &s.env, shaking: true, placed: known, barredBy: barred, gone: make(chan struct{}), runSeq: 1}
 	c.accepted(sock, l)
 	if t := l.tls.Load(); t != nil {
 		c.encrypt(t)

@@ -99,6 +99,9 @@ func (c *client) hearProxy(p *ProxyProtocol) bool {
 		}
 	}
 	c.lst.heard[result].Add(1)
+	if !c.mayConnect() {
+		return false
+	}
 	from, known := c.network()
 	if !known {
 		return true

@@ -84,7 +84,14 @@ type berth struct {
 
 // join takes a place in the pool too, for a connection that has one in all. False: there is none.
 func (b *berth) join(p *pool) bool {
-	if !p.arrives(p.env.cfg().MaxUpstreamsPerIdentity) {
+	g := b.g
+	g.mu.Lock()
+	joins := g.limitedLocked(p) == nil && p.arrives(p.env.cfg().MaxUpstreamsPerIdentity)
+	if joins {
+		g.cameLocked(p)
+	}
+	g.mu.Unlock()
+	if !joins {
 		return false
 	}
 	b.p, b.opening = p, true
@@ -110,5 +117,5 @@ func (b *berth) leave() {
 		p.changed.FireLocked()
 		p.mu.Unlock()
 	}
-	b.g.give()
+	b.g.give(b.p)
 }

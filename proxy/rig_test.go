@@ -122,6 +122,23 @@ func (r *rig) end() {
 	if clients != 0 || ups != 0 || held != 0 {
 		r.t.Errorf("after Close: %d clients, %d upstreams, %d places held", clients, ups, held)
 	}
+	s.gate.mu.Lock()
+	if len(s.gate.users)+len(s.gate.vhosts) != 0 {
+		r.t.Errorf("connections to the broker are counted after Close: %v, %v", s.gate.users, s.gate.vhosts)
+	}
+	s.gate.mu.Unlock()
+	s.quotas.mu.Lock()
+	for kind := range s.quotas.of {
+		for _, k := range s.quotas.of[kind] {
+			if k.clients != 0 || k.refs != 0 || k.line.LenLocked() != 0 {
+				r.t.Errorf("after Close %s %s has %d clients, %d uses, %d that wait", LimitBys[kind], k.name, k.clients, k.refs, k.line.LenLocked())
+			}
+		}
+	}
+	if s.quotas.waiting != 0 || len(s.quotas.lines) != 0 {
+		r.t.Errorf("after Close %d logins wait, in %d lines", s.quotas.waiting, len(s.quotas.lines))
+	}
+	s.quotas.mu.Unlock()
 	s.budget.mu.Lock()
 	room, queue := s.budget.used, s.budget.line.LenLocked()
 	s.budget.mu.Unlock()

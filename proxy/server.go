@@ -56,6 +56,7 @@ type Server struct {
 	traces    atomic.Int32 // under way
 	catches   catches
 	pauses    pauses
+	quotas    quotas
 	apps      apps
 
 	mu              lock.Mutex[lock.Server] // guards all below
@@ -102,6 +103,7 @@ func New(cfg Config) (*Server, error) {
 	s.noBroker = defaultBroker()
 	s.ctx, s.stop = context.WithCancel(bg)
 	s.gate.s, s.gate.env = s, &s.env
+	s.quotas.s = s
 	s.queues.full = make(chan struct{}, 1)
 	s.logins.accounts = make(map[login]*account)
 	s.auth = keepsUsers{}
@@ -126,6 +128,7 @@ func (s *Server) setConfig(cfg Config) (left broker.Left) {
 	s.conf.Store(&cfg)
 	s.users.Store(newDirectory(&cfg, s.users.Load()))
 	left = s.broker.Set(cfg.brokerConfig())
+	s.quotas.set(cfg.Limits)
 	s.gate.poke()
 	s.limits.clients.Resize(cfg.MaxClients)
 	return left

@@ -67,6 +67,13 @@ type Stats struct {
 	// ConnectionErrors and ChannelErrors are what clients were told, by the index of ErrorCodes.
 	ConnectionErrors, ChannelErrors [len(ErrorCodes)]uint64
 
+	// Barred are connections closed for their address.
+	Barred uint64
+	// Limits are what limits did; LimitKeys is how many users and so on are remembered for them, in the order of
+	// LimitBys, -1: there is no limit by that.
+	Limits    []LimitStats
+	LimitKeys [len(LimitBys)]int
+
 	Tokens        []TokenStats
 	Advice        []advice.Advice // the gravest first
 	Pauses        []PauseInfo     // in force
@@ -121,7 +128,7 @@ type counters struct {
 	loginsOK, loginsRefused, loginsFailed     atomic.Uint64
 	reuseHits, localOK, localRefused          atomic.Uint64
 	fromClients, fromUpstreams                atomic.Uint64
-	toUpstreams, turnedAway                   atomic.Uint64
+	toUpstreams, turnedAway, barred           atomic.Uint64
 	framesClients, framesUpstreams            atomic.Uint64
 	lateErrors, slowCloses, firewallCloses    atomic.Uint64
 	slowPublishes, rechecksFailed             atomic.Uint64
@@ -195,7 +202,10 @@ func (s *Server) Stats() Stats {
 	st.BytesToClients = s.clients.written()
 	n1, t1 := s.gate.waiting()
 	n2, t2 := s.limits.clients.Waiting()
-	st.Waiting, st.LongestWait = n1+n2, max(t1, t2)
+	n3, t3 := s.quotas.loginsWaiting()
+	st.Waiting, st.LongestWait = n1+n2+n3, max(t1, t2, t3)
+	st.Barred = n.barred.Load()
+	st.Limits, st.LimitKeys = s.quotas.stats()
 	st.Advice = s.Advice()
 	st.Pauses, st.PausedClients = s.Pauses(), int(s.pauses.waiting.Load())
 	for _, p := range s.allPools() {

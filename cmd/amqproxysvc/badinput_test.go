@@ -180,6 +180,12 @@ func TestBadFile(t *testing.T) {
 	}
 	code, stderr := program("-c", file)
 	oneLine(t, code, 78, stderr, file+":2: ", `did you mean "idle_timeout"?`, "(and 1 more")
+	limits := filepath.Join(t.TempDir(), "limits.toml")
+	if err := os.WriteFile(limits, []byte("[[limit]]\nby = \"address\"\nmax_upstreams = 5\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	limitCode, limitErr := program("-c", limits)
+	oneLine(t, limitCode, 78, limitErr, limits+": limit 1 (address *): limit.max_upstreams is for limits by user or vhost")
 	// check-config tells them all, a line each.
 	code, stderr = program("check-config", file)
 	if code != 78 || strings.Count(stderr, "\n") != 2 || !strings.Contains(stderr, file+":4: http.port is \"x\"") {

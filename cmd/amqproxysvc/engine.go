@@ -43,6 +43,7 @@ type proxyServer interface {
 	Pause(vhost string, all bool, most time.Duration) int
 	Resume(vhost string, all bool) bool
 	Trace(ctx context.Context, w proxy.TraceWanted) (*proxy.Trace, error)
+	ListLimits(most int, which func(by proxy.LimitBy, key string) bool) ([]proxy.Limit, []proxy.LimitKeyInfo, int)
 }
 
 var newServer = func(cfg proxy.Config) (proxyServer, error) { return proxy.New(cfg) }

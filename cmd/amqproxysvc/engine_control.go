@@ -87,6 +87,11 @@ func (e *engine) Trace(ctx context.Context, w proxy.TraceWanted) (admin.Tracer, 
 	return t, nil
 }
 
+// ListLimits are the limits and who is at them.
+func (e *engine) ListLimits(most int, which func(by proxy.LimitBy, key string) bool) ([]proxy.Limit, []proxy.LimitKeyInfo, int) {
+	return e.server.ListLimits(most, which)
+}
+
 // Settings are those in force.
 func (e *engine) Settings() []admin.Setting {
 	e.mu.Lock()

@@ -192,7 +192,7 @@ func (v queryValue) Type() string          { return strings.ToUpper(v.name) }
 func (v queryValue) Set(text string) error { v.q.Set(v.name, text); return nil }
 
 func lookCommands() []*cobra.Command {
-	return []*cobra.Command{clientsCommand(), poolsCommand(), upstreamsCommand(), statsCommand(), adviseCommand(), configCommand(), topCommand(), kickCommand(), reconnectCommand(), traceCommand(),
+	return []*cobra.Command{clientsCommand(), poolsCommand(), upstreamsCommand(), statsCommand(), limitsCommand(), adviseCommand(), configCommand(), topCommand(), kickCommand(), reconnectCommand(), traceCommand(),
 		pauseCommand(), resumeCommand(), drainCommand()}
 }
 

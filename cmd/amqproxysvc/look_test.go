@@ -142,6 +142,36 @@ func TestAdviseCommand(t *testing.T) {
 	}
 }
 
+func TestLimitsCommand(t *testing.T) {
+	socket, _ := withAdmin(t, func(f *fakeServer) {
+		f.limited = []proxy.LimitKeyInfo{
+			{Key: "shop", Limit: proxy.Limit{By: proxy.ByUser, Match: "*", MaxClients: 500, MaxUpstreams: 20, ConnectRate: proxy.Rate{N: 200, Per: time.Second}, DataRate: 20 << 20},
+				Clients: 12, Upstreams: 3, Waiting: 14, Logins: 180, Bytes: 1_200_000, Refused: 1, Delayed: 120},
+			{Key: "2001:db8::/64", Limit: proxy.Limit{By: proxy.ByAddress, Match: "*", ConnectRate: proxy.Rate{N: 10, Per: time.Minute}, Alarm: true}, Clients: 1, Alarms: 7},
+		}
+	})
+	const want = "" +
+		"BY       KEY            CLIENTS   UPS  LOGINS/S      IN/S  WAIT  REFUSED  DELAYED  ALARM\n" +
+		"user     shop            12/500  3/20   180/200  1.2M/21M    14        1      120      -\n" +
+		"address  2001:db8::/64        1     -   0/0.167         -     0        -        -      7\n" +
+		"2 of 3\n"
+	if code, out, errs := tells(t, "limits", "--socket", socket); code != 0 || errs != "" || out != want {
+		t.Errorf("exit code %d, %s\ngot\n%s\nwant\n%s", code, errs, out, want)
+	}
+	if code, out, errs := tells(t, "limits", "--by", "color", "--socket", socket); code != 1 || out != "" || !strings.Contains(errs, "allowed is user, vhost") {
+		t.Errorf("by color: %d %s %s", code, out, errs)
+	}
+	_, out, _ := tells(t, "limits", "--json", "--socket", socket)
+	var got admin.Limits
+	if err := json.Unmarshal([]byte(out), &got); err != nil || got.Schema != admin.Schema || len(got.Keys) != 2 || got.Keys[0].Limit.ConnectRate != 200 {
+		t.Errorf("limits --json: %v\n%s", err, out)
+	}
+	none, _ := withAdmin(t, nil)
+	if _, out, _ := tells(t, "limits", "--socket", none); out != "no limit is set: see [[limit]] in the settings\n" {
+		t.Errorf("without a limit it tells %s", out)
+	}
+}
+
 // Every table fits 80 columns.
 func TestTablesFit(t *testing.T) {
 	long := strings.Repeat("long-name-", 8)
@@ -152,6 +182,8 @@ func TestTablesFit(t *testing.T) {
 		Channels: 10000, MaxWait: 100, Logins: 1e9, Reused: 1e9}})
 	_ = showUpstreams(&b, 80, []admin.Upstream{{ID: 123456, Broker: long, User: long, VHost: long, State: "session", Client: 123456, Lane: "publish",
 		Channels: 1000, Kept: 100, In: 1e12, Out: 1e12, Age: 1e7, Idle: 1e7}})
+	_ = showLimits(&b, 80, &admin.Limits{Keys: []admin.LimitKey{{Key: long, Limit: admin.Limit{By: "listener", MaxClients: 10_000_000, ConnectRate: 1_000_000, DataRate: 1 << 40},
+		Clients: 1_000_000, Waiting: 10000, Logins: 1_000_000, Bytes: 1e12, Refused: 1e9, Delayed: 1e9}}})
 	for line := range strings.Lines(b.String()) {
 		if n := terminal.Width(strings.TrimSuffix(line, "\n")); n > 80 {
 			t.Errorf("%d columns: %s", n, line)

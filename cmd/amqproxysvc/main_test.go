@@ -44,6 +44,7 @@ func TestMain(m *testing.M) {
 // fakeServer accepts and counts clients, and does what a test tells it.
 type fakeServer struct {
 	advice    []advice.Advice
+	limited   []proxy.LimitKeyInfo
 	cfg       proxy.Config
 	listeners []net.Listener
 	clients   atomic.Int32
@@ -167,6 +168,13 @@ func (f *fakeServer) ListClients() []proxy.ClientInfo     { return f.list }
 func (f *fakeServer) ListUpstreams() []proxy.UpstreamInfo { return f.ups }
 func (f *fakeServer) Kick(id uint64, user string) int {
 	return len(slices.DeleteFunc(slices.Clone(f.list), func(c proxy.ClientInfo) bool { return c.ID != id && (id != 0 || c.User != user) }))
+}
+func (f *fakeServer) ListLimits(int, func(proxy.LimitBy, string) bool) ([]proxy.Limit, []proxy.LimitKeyInfo, int) {
+	limits := make([]proxy.Limit, 0, len(f.limited))
+	for _, k := range f.limited {
+		limits = append(limits, k.Limit)
+	}
+	return limits, f.limited, len(f.limited) + 1
 }
 func (f *fakeServer) Reconnect(uint64, string) int          { return len(f.ups) }
 func (f *fakeServer) Pause(string, bool, time.Duration) int { return len(f.ups) }

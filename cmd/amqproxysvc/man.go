@@ -156,7 +156,7 @@ as a number of bytes. A path that is not absolute starts at the directory of the
 		name := "TOP OF THE FILE"
 		switch sec.Name {
 		case "":
-		case "listener", "user":
+		case "listener", "user", "limit":
 			name = `\[\[` + strings.ToUpper(sec.Name) + `\]\]`
 		default:
 			name = `\[` + strings.ToUpper(sec.Name) + `\]`

@@ -52,6 +52,7 @@ func TestMetrics(t *testing.T) {
 	f := &fake{stats: proxy.Stats{
 		LocalOK: 42, LocalRefused: 43, Tokens: []proxy.TokenStats{{User: "shop", Ends: time.Unix(3000, 0)}},
 		Started: time.Unix(1000, 0), BrokerUp: true, UpstreamsBlocked: 32, Clients: 3, Upstreams: 2, Channels: 5, Bindings: 4, Kept: 27, ChannelsOpened: 28, ChannelsReused: 29, ChannelBarriers: 30, ChannelsNotReused: [6]uint64{0, 31}, Identities: 2, Waiting: 1,
+		Barred: 44, Limits: []proxy.LimitStats{{By: "user", Limit: "max_clients", Done: [3]uint64{1, 2, 3}}}, LimitKeys: [4]int{9, -1, -1, -1},
 		LongestWait: 1500 * time.Millisecond, ClientsTotal: 10, UpstreamsTotal: 11, LoginsOK: 12, LoginsRefused: 13,
 		LoginsFailed: 14, ReuseHits: 15, BytesFromClients: 16, BytesToClients: 17, BytesFromUpstreams: 18,
 		BytesToUpstreams: 19, FramesFromClients: 20, FramesFromUpstreams: 21, LateErrors: 22, SlowClientCloses: 23,
@@ -131,6 +132,8 @@ func TestMetrics(t *testing.T) {
 		`amqproxysvc_local_logins_total{result="refused"} 43`,
 		`amqproxysvc_token_expiry_timestamp_seconds{user="shop"} 3000`,
 		`amqproxysvc_advice{rule="polling",user="shop",vhost="/"} 1`,
+		`amqproxysvc_limited_total{action="refused",by="user",limit="max_clients"} 1`, `amqproxysvc_limited_total{action="alarm",by="user",limit="max_clients"} 3`,
+		`amqproxysvc_limit_keys{by="user"} 9`, "amqproxysvc_barred_total 44",
 		`amqproxysvc_wait_seconds_bucket{le="60"} 0`,
 		`amqproxysvc_wait_seconds_bucket{le="+Inf"} 7`,
 		"amqproxysvc_wait_seconds_sum 1.5",

@@ -89,6 +89,60 @@ type Pool struct {
 	Reused    uint64  `json:"reused"` // of these, served by a connection that was there
 }
 
+// Limits is the answer to `limits`.
+type Limits struct {
+	Schema int        `json:"schema"`
+	Limits []Limit    `json:"limits"` // in the order of the settings
+	Total  int        `json:"total"`  // how many keys there are that match; Keys may be cut to a limit
+	Keys   []LimitKey `json:"keys"`   // those that were hit most first
+}
+
+// Limit is one [[limit]]; what it does not bound is 0.
+type Limit struct {
+	By           string  `json:"by"`    // user, vhost, address, listener
+	Match        string  `json:"match"` // as set
+	Action       string  `json:"action"`
+	MaxClients   int     `json:"max_clients"`
+	MaxUpstreams int     `json:"max_upstreams"`
+	ConnectRate  float64 `json:"connects_per_second"`
+	DataRate     int64   `json:"bytes_per_second"`
+}
+
+// LimitKey is one user, vhost, address or listener at the most specific limit that matches; beside one that is enforced there
+// may be one that raises an alarm.
+type LimitKey struct {
+	Key       string `json:"key"`
+	Limit     Limit  `json:"limit"`
+	Clients   int    `json:"clients"`
+	Upstreams int    `json:"upstreams"`
+	Waiting   int    `json:"waiting_logins"`    // for their turn at connect_rate
+	Logins    int64  `json:"logins_per_second"` // in the last whole second
+	Bytes     int64  `json:"bytes_per_second"`  // the same, from clients, where they are limited
+	Refused   uint64 `json:"refused"`
+	Delayed   uint64 `json:"delayed"`
+	Alarms    uint64 `json:"alarms"` // what would have been refused or delayed
+}
+
+func limitsOf(limits []proxy.Limit, keys []proxy.LimitKeyInfo, total int) Limits {
+	a := Limits{Schema: Schema, Limits: []Limit{}, Total: total, Keys: []LimitKey{}}
+	for _, l := range limits {
+		a.Limits = append(a.Limits, limitOf(l))
+	}
+	for _, k := range keys {
+		a.Keys = append(a.Keys, LimitKey{Key: k.Key, Limit: limitOf(k.Limit), Clients: k.Clients, Upstreams: k.Upstreams, Waiting: k.Waiting,
+			Logins: k.Logins, Bytes: k.Bytes, Refused: k.Refused, Delayed: k.Delayed, Alarms: k.Alarms})
+	}
+	return a
+}
+
+func limitOf(l proxy.Limit) Limit {
+	action := "enforce"
+	if l.Alarm {
+		action = "alarm"
+	}
+	return Limit{string(l.By), l.Match, action, l.MaxClients, l.MaxUpstreams, l.ConnectRate.PerSecond(), l.DataRate}
+}
+
 // Stats is the answer to `stats`: the counters that tell the most, all of them are in /metrics.
 type Stats struct {
 	Schema           int     `json:"schema"`

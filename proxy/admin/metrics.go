@@ -60,6 +60,7 @@ var metrics = []metric{
 	{"amqproxysvc_held_behind_closes_seconds_total", "How long they waited in all.", prometheus.CounterValue, func(s *proxy.Stats) float64 { return s.HeldTime.Seconds() }},
 	{"amqproxysvc_late_errors_total", "Errors of the broker for channels that were closed without waiting for it.", prometheus.CounterValue, func(s *proxy.Stats) float64 { return float64(s.LateErrors) }},
 	{"amqproxysvc_turned_away_total", "Connections of clients closed at once: max_handshakes, or no descriptors left.", prometheus.CounterValue, func(s *proxy.Stats) float64 { return float64(s.TurnedAway) }},
+	{"amqproxysvc_barred_total", "Connections of clients closed at once for their address: allow, deny.", prometheus.CounterValue, func(s *proxy.Stats) float64 { return float64(s.Barred) }},
 	{"amqproxysvc_slow_client_closes_total", "Clients closed because their queue was full.", prometheus.CounterValue, func(s *proxy.Stats) float64 { return float64(s.SlowClientCloses) }},
 	{"amqproxysvc_slow_publish_closes_total", "Clients closed because a publish came too slowly while others waited for message_buffer.", prometheus.CounterValue, func(s *proxy.Stats) float64 { return float64(s.SlowPublishCloses) }},
 	{"amqproxysvc_firewall_closes_total", "Connection errors answered by the proxy to keep them from a shared connection.", prometheus.CounterValue, func(s *proxy.Stats) float64 { return float64(s.FirewallCloses) }},
@@ -149,6 +150,10 @@ const (
 	accHelp     = "Clients accepted by a listener."
 	errName     = "amqproxysvc_errors_total"
 	errHelp     = "Errors that clients were told, by what was closed for them (connection or channel) and their AMQP code."
+	limitedName = "amqproxysvc_limited_total"
+	limitedHelp = "What limits did: clients, connections, logins or reads of clients that were refused, were delayed, or raised an alarm."
+	keysName    = "amqproxysvc_limit_keys"
+	keysHelp    = "Users, vhosts, addresses and listeners that are remembered for limits by these."
 	infoName    = "amqproxysvc_build_info"
 	infoHelp    = "Always 1; the labels say which program runs."
 )
@@ -173,6 +178,8 @@ type collector struct {
 	accepted  *prometheus.Desc
 	errors    *prometheus.Desc
 	advice    *prometheus.Desc
+	limited   *prometheus.Desc
+	limitKeys *prometheus.Desc
 	buildInfo *prometheus.Desc
 }
 
@@ -202,6 +209,8 @@ func newCollector(source Source, version string) *collector {
 	c.listeners = prometheus.NewDesc(lnsName, lnsHelp, []string{"listener"}, nil)
 	c.accepted = prometheus.NewDesc(accName, accHelp, []string{"listener"}, nil)
 	c.errors = prometheus.NewDesc(errName, errHelp, []string{"of", "code"}, nil)
+	c.limited = prometheus.NewDesc(limitedName, limitedHelp, []string{"limit", "by", "action"}, nil)
+	c.limitKeys = prometheus.NewDesc(keysName, keysHelp, []string{"by"}, nil)
 	c.buildInfo = prometheus.NewDesc(infoName, infoHelp, []string{"version", "goversion"}, nil)
 	return c
 }
@@ -211,7 +220,7 @@ func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range append(c.targets[:len(c.targets):len(c.targets)], c.outs) {
 		ch <- d
 	}
-	for _, group := range [][]*prometheus.Desc{c.plain, c.labelled, c.pools, {c.shakes, c.expiry, c.tokens, c.headers, c.latency, c.advice, c.waits, c.frames, c.listeners, c.accepted, c.errors, c.buildInfo}} {
+	for _, group := range [][]*prometheus.Desc{c.plain, c.labelled, c.pools, {c.shakes, c.expiry, c.tokens, c.headers, c.latency, c.advice, c.waits, c.frames, c.listeners, c.accepted, c.errors, c.limited, c.limitKeys, c.buildInfo}} {
 		for _, d := range group {
 			ch <- d
 		}
@@ -261,6 +270,16 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(c.errors, prometheus.CounterValue, float64(stats.ChannelErrors[i]), "channel", label)
 	}
 	c.collectAdvice(ch, stats.Advice)
+	for _, l := range stats.Limits {
+		for i, n := range l.Done {
+			ch <- prometheus.MustNewConstMetric(c.limited, prometheus.CounterValue, float64(n), l.Limit, l.By, proxy.LimitActions[i])
+		}
+	}
+	for i, n := range stats.LimitKeys {
+		if n >= 0 && len(stats.Limits) > 0 {
+			ch <- prometheus.MustNewConstMetric(c.limitKeys, prometheus.GaugeValue, float64(n), string(proxy.LimitBys[i]))
+		}
+	}
 	ch <- prometheus.MustNewConstMetric(c.buildInfo, prometheus.GaugeValue, 1, c.version, runtime.Version())
 }
 
@@ -377,5 +396,5 @@ func Names() (names []string) {
 		names = append(names, m.name)
 	}
 	names = append(names, outsName)
-	return append(names, shakesName, expiryName, tokensName, headersName, latencyName, waitsName, framesName, lnsName, accName, errName, adviceName, infoName)
+	return append(names, shakesName, expiryName, tokensName, headersName, latencyName, waitsName, framesName, lnsName, accName, errName, adviceName, limitedName, keysName, infoName)
 }

@@ -4,6 +4,7 @@
 package admin
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -58,6 +59,8 @@ type Lister interface {
 	Resume(vhost string, all bool) bool
 	// Trace looks at what a client and the proxy send each other; it waits for the client where it is not told by ID.
 	Trace(ctx context.Context, w proxy.TraceWanted) (Tracer, error)
+	// ListLimits are the limits, and those at them, who were hit most first: at most so many of total.
+	ListLimits(most int, which func(by proxy.LimitBy, key string) bool) (limits []proxy.Limit, keys []proxy.LimitKeyInfo, total int)
 	// Settings are those in force, in the order of their page.
 	Settings() []Setting
 	// ReloadNow reads the settings anew, and waits for the outcome.
@@ -84,6 +87,7 @@ var Verbs = []Verb{
 	{"upstreams", http.MethodGet, Look, []string{"user", "vhost", "state"}, (*verbs).upstreams, nil},
 	{"pools", http.MethodGet, Look, []string{"user", "vhost"}, (*verbs).pools, nil},
 	{"stats", http.MethodGet, Look, nil, (*verbs).stats, nil},
+	{"limits", http.MethodGet, Look, []string{"by", "key", "limit"}, (*verbs).limits, nil},
 	{"advise", http.MethodGet, Look, []string{"user", "vhost", "rule"}, (*verbs).advise, nil},
 	{"config", http.MethodGet, Look, nil, (*verbs).config, nil},
 	{"status", http.MethodGet, Look, nil, (*verbs).status, nil},
@@ -253,6 +257,22 @@ func (v *verbs) advise(q url.Values) (any, error) {
 		}
 	}
 	return a, nil
+}
+
+// limitKeys is how many `limits` tells of where it is not asked for another number.
+const limitKeys = 100
+
+func (v *verbs) limits(q url.Values) (any, error) {
+	most, err := number(q, "limit")
+	if err != nil {
+		return nil, err
+	}
+	if by := proxy.LimitBy(q.Get("by")); q.Has("by") && !slices.Contains(proxy.LimitBys[:], by) {
+		return nil, fmt.Errorf("by is %.40q, allowed is user, vhost, address or listener", by)
+	}
+	return limitsOf(v.engine.ListLimits(int(min(cmp.Or(most, limitKeys), 1_000_000)), func(by proxy.LimitBy, key string) bool {
+		return matches(q, "by", string(by)) && matches(q, "key", key)
+	})), nil
 }
 
 func (v *verbs) config(url.Values) (any, error) {

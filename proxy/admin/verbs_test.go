@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -98,6 +99,13 @@ func (l *listed) Trace(_ context.Context, w proxy.TraceWanted) (Tracer, error) {
 	}, 5, &l.closed}, nil
 }
 
+func (l *listed) ListLimits(most int, which func(proxy.LimitBy, string) bool) ([]proxy.Limit, []proxy.LimitKeyInfo, int) {
+	limit := proxy.Limit{By: proxy.ByUser, Match: "*", MaxClients: 5, ConnectRate: proxy.Rate{N: 30, Per: time.Minute}}
+	keys := []proxy.LimitKeyInfo{{Key: "a", Limit: limit, Clients: 5, Refused: 2}, {Key: "b", Limit: limit}}
+	keys = slices.DeleteFunc(keys, func(k proxy.LimitKeyInfo) bool { return !which(proxy.ByUser, k.Key) })
+	return []proxy.Limit{limit}, keys[:min(most, len(keys))], len(keys)
+}
+
 func (l *listed) Settings() []Setting { return []Setting{{"http.port", "1", "a.toml:3"}} }
 
 func (l *listed) ReloadNow(context.Context) (Reload, error) {
@@ -182,6 +190,10 @@ func TestVerbs(t *testing.T) {
 		{"GET", "/v1/pools?user=a", 200, `"pools":[{"user":"a","vhost":"/","clients":0,"waiting_clients":0,"max_wait_seconds":0,"upstreams":0,"idle_upstreams":0,"session_upstreams":0,"channels":0,"logins":10,"reused":9}]`},
 		{"GET", "/v1/advise", 200, `"schema":1,"advice":[{"rule":"polling","level":"warn","user":"a","vhost":"/","name":"shop","address":"192.0.2.1","since_seconds":`},
 		{"GET", "/v1/advise?rule=unnamed", 200, `"advice":[]`},
+		{"GET", "/v1/limits?limit=1", 200, `"schema":1,"limits":[{"by":"user","match":"*","action":"enforce","max_clients":5,"max_upstreams":0,"connects_per_second":0.5,"bytes_per_second":0}],"total":2,"keys":[{"key":"a","limit":{"by":"user","match":"*","action":"enforce","max_clients":5,"max_upstreams":0,"connects_per_second":0.5,"bytes_per_second":0},"clients":5,"upstreams":0,"waiting_logins":0,"logins_per_second":0,"bytes_per_second":0,"refused":2,"delayed":0,"alarms":0}]`},
+		{"GET", "/v1/limits?key=b&by=user", 200, `"total":1,"keys":[{"key":"b"`},
+		{"GET", "/v1/limits?by=vhost", 200, `"total":0,"keys":[]`},
+		{"GET", "/v1/limits?by=color", 400, `by is \"color\", allowed is user, vhost, address or listener`},
 		{"GET", "/v1/stats", 200, `"version":"1.2.3"`},
 		{"GET", "/v1/config", 200, `"settings":[{"name":"http.port","value":"1","origin":"a.toml:3"}]`},
 		{"GET", "/v1/status", 200, `{"schema":1,"state":{"pid":42}}`},

@@ -22,7 +22,7 @@ func (s *Settings) ProxyConfig(version string, logger *slog.Logger) (proxy.Confi
 	c.Listeners = nil
 	var wrong Error
 	for i, l := range s.Listeners {
-		listener := proxy.Listener{Address: l.HostPort(), Mode: l.PoolMode, MatchProperties: l.MatchProperties}
+		listener := proxy.Listener{Address: l.HostPort(), Mode: l.PoolMode, MatchProperties: l.MatchProperties, Access: proxy.Access{Allow: l.Allow, Deny: l.Deny}}
 		if l.TLS {
 			t, problems := l.server()
 			for _, p := range problems {
@@ -35,6 +35,7 @@ func (s *Settings) ProxyConfig(version string, logger *slog.Logger) (proxy.Confi
 		}
 		c.Listeners = append(c.Listeners, listener)
 	}
+	c.Limits = s.engineLimits()
 	users, problems := s.engineUsers()
 	wrong.Problems = append(wrong.Problems, problems...)
 	c.Users, c.UnknownUsers = users, proxy.UnknownUsers(s.Auth.UnknownUsers)
@@ -120,6 +121,11 @@ func (s *Settings) Warnings() (warnings []string) {
 	for i := range s.Users {
 		if u := &s.Users[i]; u.Certificate != "" && !byCertificate {
 			warnings = append(warnings, u.which(i)+": user.certificate is set but no listener has external_user: it lets nobody in")
+		}
+	}
+	for i := range s.Limits {
+		if w := s.Limits[i].warning(i, s.Listeners); w != "" {
+			warnings = append(warnings, w)
 		}
 	}
 	for i, l := range s.Listeners {

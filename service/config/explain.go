@@ -21,8 +21,8 @@ func Explain(src Source, s *Settings) []Explained {
 	all := make([]Explained, 0, len(Table))
 	for i := range Table {
 		d := &Table[i]
-		if d.Section == "user" {
-			all = append(all, d.ofUsers(src, s, inFile)...)
+		if isOptional(d.Section) {
+			all = append(all, d.ofTables(src, s, inFile)...)
 			continue
 		}
 		if d.Section != "listener" {
@@ -44,12 +44,20 @@ func Explain(src Source, s *Settings) []Explained {
 	return all
 }
 
-// ofUsers is a setting of [[user]], once for each.
-func (d *Setting) ofUsers(src Source, s *Settings, inFile map[string]int) (all []Explained) {
+// ofTables is a setting of [[user]] or [[limit]], once for each.
+func (d *Setting) ofTables(src Source, s *Settings, inFile map[string]int) (all []Explained) {
 	none := Defaults()
 	with := *s
-	for i := range s.Users {
-		with.user = s.Users[i]
+	tables := len(s.Users)
+	if d.Section == "limit" {
+		tables = len(s.Limits)
+	}
+	for i := range tables {
+		if d.Section == "limit" {
+			with.limit = s.Limits[i]
+		} else {
+			with.user = s.Users[i]
+		}
 		e := Explained{d.Name(), d.shown(&with, nil), originOf(d, src, inFile)}
 		if i > 0 {
 			e.Name = fmt.Sprintf("%s[%d].%s", d.Section, i+1, d.Key)

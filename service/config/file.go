@@ -73,6 +73,10 @@ func (f *fileLoader) load() {
 			f.users(value)
 			continue
 		}
+		if key == "limit" {
+			f.limits(value)
+			continue
+		}
 		table, isTable := value.(map[string]any)
 		if !slices.ContainsFunc(Sections, func(sec Section) bool { return sec.Name == key && key != "" }) {
 			if isTable || isTables(value) {
@@ -92,12 +96,8 @@ func (f *fileLoader) load() {
 
 // listeners takes the [[listener]] tables; they replace the default one.
 func (f *fileLoader) listeners(value any) {
-	tables, ok := value.([]map[string]any)
-	if list, isList := value.([]any); isList && len(list) == 0 {
-		ok = true // listener = []
-	}
+	tables, ok := f.tables("listener", value)
 	if !ok {
-		f.bad(f.line("listener", "", 0), "listener is repeatable, write [[listener]] with two brackets and its settings below")
 		return
 	}
 	f.s.Listeners = nil
@@ -110,6 +110,18 @@ func (f *fileLoader) listeners(value any) {
 		f.bad(f.line("listener", "", 0), "no listener is set, at least one is needed")
 		f.s.Listeners = Defaults().Listeners
 	}
+}
+
+// tables are those of a section of which there may be several, or none.
+func (f *fileLoader) tables(section string, value any) (tables []map[string]any, ok bool) {
+	tables, ok = value.([]map[string]any)
+	if list, isList := value.([]any); isList && len(list) == 0 {
+		ok = true // user = []
+	}
+	if !ok {
+		f.bad(f.line(section, "", 0), fmt.Sprintf("%[1]s is repeatable, write [[%[1]s]] with two brackets and its settings below", section))
+	}
+	return tables, ok
 }
 
 func (f *fileLoader) section(section string, l *Listener, index int, table map[string]any) {

@@ -12,6 +12,8 @@ import (
 	"os"
 	"strings"
 	"time"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy"
 )
 
 // Source says where settings come from.
@@ -141,6 +143,7 @@ func (s *Settings) check() (problems []string) {
 		bad("admin.socket is %q, allowed is off, or %s", at, socketPathAllowed)
 	}
 	problems = append(problems, s.checkUsers()...)
+	problems = append(problems, proxy.ValidateLimits(s.engineLimits())...)
 	bound := []Listener{{Address: s.HTTP.Address, Port: s.HTTP.Port}}
 	for i, l := range s.Listeners {
 		for j, other := range bound {

@@ -22,6 +22,7 @@ type Settings struct {
 	Engine    proxy.Config
 	Listeners []Listener
 	Users     []User
+	Limits    []Limit
 	Auth      Auth
 	Broker    Broker   // the first of those that upstream.url names
 	Others    []Broker // the others
@@ -36,7 +37,8 @@ type Settings struct {
 	// MemoryLimit is MemoryAuto or MemoryOff.
 	MemoryLimit string
 
-	user User // the [[user]] that is being read or written, see Setting.at
+	user  User  // the [[user]] that is being read or written, see Setting.at
+	limit Limit // and the [[limit]]
 }
 
 // Auth says who decides about users that have no [[user]].
@@ -66,6 +68,8 @@ type Listener struct {
 
 	ProxyProtocol         string // "off" or "required"
 	ProxyFrom, DirectFrom []netip.Prefix
+
+	Allow, Deny []netip.Prefix
 }
 
 // Brokers are all that upstream.url names.
@@ -155,6 +159,7 @@ func Defaults() Settings {
 		TermTimeout: 10 * time.Second,
 		MemoryLimit: MemoryAuto,
 		user:        defaultUser(),
+		limit:       defaultLimit(),
 		Auth:        Auth{UnknownUsers: string(proxy.UnknownBroker)},
 	}
 	for range engine.Listeners {

@@ -30,6 +30,8 @@ const (
 	KindInt                  // a whole number
 	KindSize                 // bytes: 4096, "64KiB", "16MiB"
 	KindDuration             // seconds: 30, or "30s", "5m", "1h30m", "7d"
+	KindRate                 // "200/s", "30/m", "10/h", or 0
+	KindByteRate             // bytes a second: "20MiB/s", or 0
 )
 
 // Special is a number outside of Min..Max that has a meaning of its own.
@@ -40,7 +42,7 @@ type Special struct {
 
 // Setting is one row of the table.
 type Setting struct {
-	Section string // "" at the top of the file; "listener" and "user" are arrays of tables
+	Section string // "" at the top of the file; "listener", "user" and "limit" are arrays of tables
 	Key     string
 	Kind    Kind
 	// Min and Max bound numbers: plain, bytes, or nanoseconds for a duration.
@@ -54,7 +56,7 @@ type Setting struct {
 	Hidden   bool     // the value is shown nowhere
 	Help     string   // one paragraph
 
-	at func(*Settings, *Listener) any // where the value is kept; of a user, in Settings.user
+	at func(*Settings, *Listener) any // where the value is kept; of a user, in Settings.user, of a limit in Settings.limit
 }
 
 // Name is the setting's full name, section.key.
@@ -85,7 +87,7 @@ type Section struct {
 }
 
 // isOptional reports whether a section is an array of tables that has none by default.
-func isOptional(section string) bool { return section == "user" }
+func isOptional(section string) bool { return section == "user" || section == "limit" }
 
 // Sections are the groups in the order of the sample file.
 var Sections = []Section{
@@ -97,8 +99,9 @@ var Sections = []Section{
 	{"client", "Clients", "What one client, and all of them, may take. In use at a time is at most message_buffer + client_queues + 256 KiB for each client (4 KiB while it is idle, 14 KiB with TLS) + 16 KiB (80 KiB with TLS) for each of max_handshakes + 1 MiB for each connection to the broker, 40 MiB for the program itself, and up to as much again before Go's collector has cleaned up, which the environment variable GOMEMLIMIT bounds."},
 	{"auth", "Logins", "Who decides about a login. Without a [[user]] the broker decides about all of them."},
 	{"user", "Users", "Users whose credentials the proxy keeps, a [[user]] for each: their applications know a password of the proxy's, and the broker is sent another that they never see. Only the file has them, and they are all live: clients that are connected stay."},
+	{"limit", "Limits", "How much of the proxy each user, vhost, address (an IPv6 /64) or listener may take, a [[limit]] for each kind. Of those that match, the most specific one is in force, alone: a name before a pattern, a longer pattern or narrower network before a wider one; one with nothing set lifts a wider one. Only the file has them, and they are all live: clients that are connected stay."},
 	{"http", "Metrics and health", "/metrics for Prometheus, /healthz (the process lives) and /readyz (the broker can be reached)."},
-	{"admin", "Admin channel", "Where the commands that look at a running proxy and act on it reach it: clients, pools, upstreams, stats, advise, top, config, trace, kick, reconnect, pause, resume, drain."},
+	{"admin", "Admin channel", "Where the commands that look at a running proxy and act on it reach it: clients, pools, upstreams, stats, limits, advise, top, config, trace, kick, reconnect, pause, resume, drain."},
 	{"advice", "Advice", "What amqproxysvc advise, status, the live page and the log say of applications that use connections, channels or queues in a way that costs them or the broker."},
 	{"log", "Logging", "Log lines go to the terminal, the journal or the Windows event log, and to a file when one is set."},
 }
@@ -157,6 +160,12 @@ var Table = []Setting{
 	{Section: "listener", Key: "direct_from", Kind: KindNetworks, Live: true,
 		Help: "Networks whose connections come without the PROXY protocol, with proxy_protocol: this machine's programs, probes. One that is in proxy_from too counts as there.",
 		at:   func(_ *Settings, l *Listener) any { return &l.DirectFrom }},
+	{Section: "listener", Key: "allow", Kind: KindNetworks, Live: true,
+		Help: "Networks from which clients may connect here; others are closed without a byte. Empty: all. With proxy_protocol it is the client's own address that counts, as the balancer tells it.",
+		at:   func(_ *Settings, l *Listener) any { return &l.Allow }},
+	{Section: "listener", Key: "deny", Kind: KindNetworks, Live: true,
+		Help: "Networks from which clients may not connect here, whatever allow says.",
+		at:   func(_ *Settings, l *Listener) any { return &l.Deny }},
 
 	{Section: "upstream", Key: "url", Kind: KindURL, Env: "AMQP_URL", Live: true,
 		Help: "The broker: amqp://HOST[:PORT] (port 5672) or amqps://HOST[:PORT] for TLS (port 5671). A user, a password and a vhost are ignored, since clients bring their own. Several are the nodes of one cluster, which have the same users, vhosts and queues; all of them amqp or all amqps. On the command line they are the arguments, in the environment parted by commas. After a reload it serves new connections.",
@@ -224,7 +233,7 @@ var Table = []Setting{
 		Help: "Prefetch above which a consumer counts as unbounded, and gets a connection of its own in pool_mode auto.",
 		at:   func(s *Settings, _ *Listener) any { return &s.Engine.SharedPrefetchLimit }},
 	{Section: "pool", Key: "wait_timeout", Kind: KindDuration, Max: int64(time.Hour), Live: true,
-		Help: "How long a client waits for a place when max_clients, max_upstreams or max_upstreams_per_identity is reached, before it is refused.",
+		Help: "How long a client waits for a place when max_clients, max_upstreams, max_upstreams_per_identity or a limit's max_upstreams is reached, or for its turn at a limit's connect_rate, before it is refused.",
 		at:   func(s *Settings, _ *Listener) any { return &s.Engine.WaitTimeout }},
 	{Section: "pool", Key: "reuse_channels", Kind: KindBool, Live: true,
 		Help: "Keep a channel that has only published and declared open at the broker for the next client of the user, instead of closing it: the broker is spared an open and a close per connect. Needs fast_close.",
@@ -236,6 +245,12 @@ var Table = []Setting{
 		Help: "Answer the close of a channel or connection that has nothing under way without waiting for the broker.",
 		at:   func(s *Settings, _ *Listener) any { return &s.Engine.FastClose }},
 
+	{Section: "client", Key: "allow", Kind: KindNetworks, Live: true,
+		Help: "Networks from which clients may connect, to whatever listener; others are closed without a byte. Empty: all. A listener's own allow and deny count as well.",
+		at:   func(s *Settings, _ *Listener) any { return &s.Engine.Access.Allow }},
+	{Section: "client", Key: "deny", Kind: KindNetworks, Live: true,
+		Help: "Networks from which clients may not connect, whatever allow says.",
+		at:   func(s *Settings, _ *Listener) any { return &s.Engine.Access.Deny }},
 	{Section: "client", Key: "loopback_users", Kind: KindNames, Live: true,
 		Help: "Users who are refused when they come from another machine and the broker is on this one's loopback, as by RabbitMQ's setting of that name: to the broker, all that come through the proxy come from loopback. A broker elsewhere judges by itself.",
 		at:   func(s *Settings, _ *Listener) any { return &s.Engine.LoopbackUsers }},
@@ -317,6 +332,28 @@ var Table = []Setting{
 		Help: "With provider oauth2: the scopes that are asked for, parted by blanks. Empty: the issuer's own choice.",
 		at:   func(s *Settings, _ *Listener) any { return &s.user.Scope }},
 
+	{Section: "limit", Key: "by", Kind: KindChoice, Values: []string{"user", "vhost", "address", "listener"}, Live: true,
+		Help: "Whom the limit counts together: clients of one user, of one vhost, from one address (an IPv6 address counts as its /64, a client behind a balancer by its own with listener.proxy_protocol), or of one listener.",
+		at:   func(s *Settings, _ *Listener) any { return &s.limit.By }},
+	{Section: "limit", Key: "match", Kind: KindText, Live: true,
+		Help: "Those that the limit is for, each on its own: a name, in which * stands for any characters; with by = \"address\" a network or an address; with by = \"listener\" HOST:PORT as it is bound, so that *:5671 is the one on that port. *: all.",
+		at:   func(s *Settings, _ *Listener) any { return &s.limit.Match }},
+	{Section: "limit", Key: "max_clients", Kind: KindInt, Max: 10_000_000, Live: true,
+		Help: "Clients at a time, each. One more is refused at once, as RabbitMQ does at its own limits: 530 with \"limit (N) is reached\". 0: no bound.",
+		at:   func(s *Settings, _ *Listener) any { return &s.limit.MaxClients }},
+	{Section: "limit", Key: "max_upstreams", Kind: KindInt, Max: 1_000_000, Live: true,
+		Help: "Connections to the broker, each, by user or vhost. Above it channels share those that there are, and who needs one more waits for wait_timeout, as at pool.max_upstreams. 0: no bound.",
+		at:   func(s *Settings, _ *Listener) any { return &s.limit.MaxUpstreams }},
+	{Section: "limit", Key: "connect_rate", Kind: KindRate, Live: true,
+		Help: "Logins in a second, a minute or an hour, each. Those above it wait their turn, first come first served, for pool.wait_timeout at most, and are then refused with 530. At once go ten, or what a twentieth of a second brings. Only a login whose password is right counts, so that nobody can use up another's. 0: no bound.",
+		at:   func(s *Settings, _ *Listener) any { return &s.limit.ConnectRate }},
+	{Section: "limit", Key: "data_rate", Kind: KindByteRate, Min: proxy.DataRateLeast, Max: 1 << 40, Live: true,
+		Help: "Bytes a second that all clients of one may send together; above it they are read more slowly, and nobody is closed. At once goes a quarter of a second. What the broker sends to clients is not bounded. 0: no bound.",
+		at:   func(s *Settings, _ *Listener) any { return &s.limit.DataRate }},
+	{Section: "limit", Key: "action", Kind: KindChoice, Values: []string{"enforce", "alarm"}, Live: true,
+		Help: "enforce: the limit holds. alarm: what would be refused or have to wait is counted and logged, and nothing else happens. There may be one of each for the same clients: the alarm below the bound.",
+		at:   func(s *Settings, _ *Listener) any { return &s.limit.Action }},
+
 	{Section: "http", Key: "address", Kind: KindHost, Env: "HTTP_ADDRESS",
 		Help: "Address on which metrics and health are served. There is no login: keep it on loopback or behind a firewall.",
 		at:   func(s *Settings, _ *Listener) any { return &s.HTTP.Address }},
@@ -370,7 +407,8 @@ var Table = []Setting{
 		at:   func(s *Settings, _ *Listener) any { return &s.Log.Compress }},
 }
 
-// Find is the setting of that full name, or of that key where only one has it; nil for none.
+// Find is the setting of that full name, or of that key where only one has it; nil for none. Those that only
+// the file has are found by their full name.
 func Find(name string) *Setting {
 	var found *Setting
 	for i := range Table {
@@ -378,7 +416,7 @@ func Find(name string) *Setting {
 		if d.Name() == name {
 			return d
 		}
-		if d.Key == name {
+		if d.Key == name && !d.FileOnly() {
 			if found != nil {
 				return nil
 			}

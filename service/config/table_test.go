@@ -110,15 +110,17 @@ func TestSampleIsTheDefaults(t *testing.T) {
 	}
 	// As it is, and with every setting's comment sign removed.
 	live := sample
-	if n := strings.Count(live, "\n# [[user]]\n"); n != 1 {
-		t.Errorf("the sample has %d commented [[user]]", n)
+	for _, head := range []string{"[[user]]", "[[limit]]"} {
+		if n := strings.Count(live, "\n# "+head+"\n"); n != 1 {
+			t.Errorf("the sample has %d commented %s", n, head)
+		}
+		live = strings.ReplaceAll(live, "\n# "+head+"\n", "\n"+head+"\n")
 	}
-	live = strings.ReplaceAll(live, "\n# [[user]]\n", "\n[[user]]\n")
 	for i := range Table {
 		live = strings.ReplaceAll(live, "\n# "+Table[i].Key+" = ", "\n"+Table[i].Key+" = ")
 	}
-	if n := strings.Count(live, "\n# "); strings.Count(sample, "\n# ")-n != len(Table)+1 { // and [[user]]
-		t.Errorf("%d settings could be switched on, want %d", strings.Count(sample, "\n# ")-n, len(Table)+1)
+	if n := strings.Count(live, "\n# "); strings.Count(sample, "\n# ")-n != len(Table)+2 { // and [[user]], [[limit]]
+		t.Errorf("%d settings could be switched on, want %d", strings.Count(sample, "\n# ")-n, len(Table)+2)
 	}
 	switchedOn := live
 	// A user is whole with a name, a hash and a file.
@@ -183,7 +185,7 @@ func TestBoundsAreTheEngines(t *testing.T) {
 	for i := range Table {
 		d := &Table[i]
 		ours := d.Section == "log" || d.Section == "http" || d.Key == "term_timeout" || d.Key == "drain_delay" // not the engine's
-		if d.Kind != KindInt && d.Kind != KindSize && d.Kind != KindDuration || ours {
+		if d.Kind != KindInt && d.Kind != KindSize && d.Kind != KindDuration && d.Kind != KindByteRate || ours {
 			continue
 		}
 		set := func(n int64) error {
@@ -201,12 +203,18 @@ func TestBoundsAreTheEngines(t *testing.T) {
 			case *time.Duration:
 				*p = time.Duration(n)
 			}
+			if d.Section == "limit" {
+				s.Limits = []Limit{s.limit}
+			}
 			_, err := s.ProxyConfig("dev", nil)
 			return err
 		}
 		step := int64(1)
 		if d.Kind == KindDuration {
 			step = int64(time.Millisecond)
+		}
+		if d.Kind == KindByteRate && set(0) != nil {
+			t.Errorf("%s: the engine does not allow 0, for none", d.Name())
 		}
 		for _, n := range []int64{d.Min, d.Max} {
 			if err := set(n); err != nil {
@@ -258,6 +266,10 @@ func TestEverySettingRefuses(t *testing.T) {
 		case KindNetworks:
 			bad = []string{"x", "10.0.0.0/33", "a.example", "10.0.0.1, ::1/129", "fe80::1%eth0", "::ffff:10.0.0.0/104"}
 			badTOML = []string{"1", `["10.0.0.0/8", "x"]`, "{a = 1}"}
+		case KindRate:
+			badTOML = []string{"5", "true", `"200"`, `"0/s"`, `"1000001/s"`, `"-1/s"`, `"1.5/s"`, `"5/d"`, `"/s"`, "[1]"}
+		case KindByteRate:
+			badTOML = []string{"100000", "true", `"20MiB"`, `"1KiB/s"`, `"20MiB/m"`, `"2TiB/s"`, `"x/s"`, `""`}
 		case KindPaths, KindNames:
 			bad = []string{"a\x00b"}
 			badTOML = []string{"1", "false", "[1]", `["a", ""]`}

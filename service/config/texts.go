@@ -156,6 +156,7 @@ The defaults suit a proxy beside one application. What to think about when it se
 | many channels at a time | channels divided by ` + "`max_channels`" + ` is how many connections they need; more channels on one mean more clients that a lost connection takes along |
 | consumers | each without a prefetch, or with one above ` + "`shared_prefetch_limit`" + `, has a connection of its own |
 | many clients | descriptors: one for each client and for each connection to the broker, see LimitNOFILE; ` + "`max_clients`" + ` |
+| tenants that must not starve one another | ` + "[`[[limit]]`](../OPERATIONS.md#limits)" + `: clients, connections to the broker, logins and bytes a second of each user, vhost, address or listener |
 | others than the application on the network | ` + "`max_clients`, `max_upstreams_per_identity`" + `, and [what exposing a listener needs](../../SECURITY.md#exposing-a-listener) |
 
 A plain listener for this machine and one with TLS for others:

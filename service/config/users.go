@@ -43,14 +43,7 @@ const (
 
 // users takes the [[user]] tables.
 func (f *fileLoader) users(value any) {
-	tables, ok := value.([]map[string]any)
-	if list, isList := value.([]any); isList && len(list) == 0 {
-		ok = true // user = []
-	}
-	if !ok {
-		f.bad(f.line("user", "", 0), "user is repeatable, write [[user]] with two brackets and its settings below")
-		return
-	}
+	tables, _ := f.tables("user", value)
 	for i, table := range tables {
 		f.s.user = defaultUser()
 		f.section("user", nil, i, table)

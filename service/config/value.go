@@ -47,6 +47,12 @@ func (d *Setting) Allowed() string {
 		}
 		return allowed
 	}
+	switch d.Kind {
+	case KindRate:
+		return fmt.Sprintf("0 (no bound), or 1 to %d in a second, a minute or an hour: \"200/s\", \"30/m\", \"10/h\"", proxy.RateMost)
+	case KindByteRate:
+		return fmt.Sprintf("0 (no bound), or \"%s/s\" to \"%s/s\"", formatSize(d.Min), formatSize(d.Max))
+	}
 	return "any text"
 }
 
@@ -104,6 +110,8 @@ func (d *Setting) setText(s *Settings, l *Listener, text string) (warning string
 		return "", d.setNumber(s, l, n, quoted)
 	case KindURL:
 		return d.setURLs(s, l, splitURLs(text))
+	case KindRate, KindByteRate:
+		return "", d.setRate(s, l, text)
 	case KindPaths, KindNames, KindNetworks:
 		var list []string
 		for part := range strings.SplitSeq(text, ",") {
@@ -114,6 +122,31 @@ func (d *Setting) setText(s *Settings, l *Listener, text string) (warning string
 		return "", d.setList(s, l, list)
 	}
 	return d.setString(s, l, text)
+}
+
+// setRate checks and sets a rate.
+func (d *Setting) setRate(s *Settings, l *Listener, text string) error {
+	rate, ok := proxy.ParseRate(text)
+	bytes, perSecond := strings.CutSuffix(text, "/s")
+	n, isSize := parseSize(bytes)
+	if text == "0" {
+		n, ok, perSecond, isSize = 0, true, true, true
+	} else if n < d.Min || n > d.Max {
+		isSize = false
+	}
+	switch p := d.at(s, l).(type) {
+	case *proxy.Rate:
+		if !ok {
+			return d.bad(strconv.Quote(text))
+		}
+		*p = rate
+	case *int64:
+		if !perSecond || !isSize {
+			return d.bad(strconv.Quote(text))
+		}
+		*p = n
+	}
+	return nil
 }
 
 // setList checks and sets a list.
@@ -183,6 +216,10 @@ func (d *Setting) setTOML(s *Settings, l *Listener, value any) (warning string, 
 				return "", d.bad(shown)
 			}
 			return "", d.setNumber(s, l, int64(n), shown)
+		case KindRate, KindByteRate:
+			if v == 0 {
+				return "", d.setRate(s, l, "0")
+			}
 		}
 		return "", d.bad(shown + ", a number")
 	case []any:
@@ -328,7 +365,18 @@ func (d *Setting) TOML(s *Settings, l *Listener) string {
 		}
 		return strconv.Itoa(*p)
 	case *int64:
+		switch {
+		case d.Kind == KindByteRate && *p == 0:
+			return "0"
+		case d.Kind == KindByteRate:
+			return quoteTOML(formatSize(*p) + "/s")
+		}
 		return quoteTOML(formatSize(*p))
+	case *proxy.Rate:
+		if *p == (proxy.Rate{}) {
+			return "0"
+		}
+		return quoteTOML(p.String())
 	case *time.Duration:
 		if d.Special != nil && int64(*p) == d.Special.Value {
 			return strconv.FormatInt(d.Special.Value, 10)

@@ -54,7 +54,7 @@ func (a *account) servedLocked(now int64, ttl time.Duration) bool {
 		return true
 	case stale:
 		for _, p := range a.pools {
-			if p.usable() {
+			if p.usable() && p.atDoor() {
 				return true
 			}
 		}
@@ -169,13 +169,14 @@ func (s *Server) strangersTurn(c *client, gone <-chan struct{}, user string) (*t
 func (s *Server) verify(a *account, f *loginFlight, id loginID, known bool, t *turn, props []byte) {
 	var u *upstream
 	var e *amqp.Error
+	w := s.door()
 	if known {
-		u, e = s.logIn(a.login, props, f)
+		u, e = s.logIn(w, a.login, props, f)
 	} else {
 		if props != nil && !broker.Announces(props, broker.FailureClose) {
 			props = nil // the broker would keep its verdict back for seconds
 		}
-		u, e = s.dial(f.Context(), broker.Strangers, a.login, props, nil)
+		u, e = s.dial(f.Context(), broker.Strangers, w, a.login, props, nil)
 	}
 	v := verdictOf(e)
 	var info *broker.Info
@@ -203,7 +204,7 @@ func (s *Server) verify(a *account, f *loginFlight, id loginID, known bool, t *t
 	if v.ruling == accepted && s.ctx.Err() != nil {
 		v = verdictOf(errStopping)
 	}
-	moved := u != nil && u.stale()
+	moved := u != nil && u.stale(nil)
 	if u != nil && (v.ruling != accepted || moved) {
 		u.drop() // those that wait ask the new broker
 		u = nil
@@ -233,12 +234,12 @@ func (s *Server) verify(a *account, f *loginFlight, id loginID, known bool, t *t
 }
 
 // logIn is the first half of an upstream's handshake, with its place at the bound.
-func (s *Server) logIn(who login, props []byte, f *loginFlight) (*upstream, *amqp.Error) {
+func (s *Server) logIn(w *way, who login, props []byte, f *loginFlight) (*upstream, *amqp.Error) {
 	b, err := s.gate.takeFor(&placeWanted{clients: func() int { n, _ := f.Waiting(); return n }})
 	if err != nil {
 		return nil, err
 	}
-	u, err := s.dial(s.ctx, broker.Known, who, props, nil)
+	u, err := s.dial(s.ctx, broker.Known, w, who, props, nil)
 	if err != nil {
 		b.leave()
 		return nil, err
@@ -286,11 +287,11 @@ func (s *Server) takeSpare(p *pool, props []byte, from *net.TCPAddr) *upstream {
 	l := &s.logins
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	u := a.spare
-	if u == nil || !u.berth.join(p) {
+	u, to := a.spare, p.to()
+	if u == nil || u.to.way != to.way || !u.berth.join(p) {
 		return nil
 	}
-	a.spare = nil
+	a.spare, u.to = nil, to
 	if from != nil || u.own != (props == nil) || (props != nil && !bytes.Equal(u.props, props)) {
 		u.drop() // it must not be what a limit of the broker's is reached by
 		return nil

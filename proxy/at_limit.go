@@ -13,17 +13,18 @@ import (
 // makeRoom closes a connection that is idle, or waits for its vhost to be named, and counts at the
 // limit which refused one for p. It waits until the broker has let it go. False: there is none.
 func (s *Server) makeRoom(p *pool, e *amqp.Error) bool {
-	counts := func(id identity) bool { return id.user == p.id.user || id.vhost == p.id.vhost }
+	to := p.to()
+	counts := func(x *pool) bool { return x.id.user == p.id.user || x.to().vhost == to.vhost }
 	switch { // RabbitMQ: user connection limit, node connection limit; else that of the vhost
 	case strings.Contains(e.Text, "user connection limit"):
-		counts = func(id identity) bool { return id.user == p.id.user }
+		counts = func(x *pool) bool { return x.id.user == p.id.user }
 	case strings.Contains(e.Text, "node connection limit"):
-		counts = func(identity) bool { return true }
+		counts = func(*pool) bool { return true }
 	}
 	var oldest *upstream
 	var since time.Time
 	for _, x := range s.allPools() {
-		if !counts(x.id) {
+		if x.to().way != to.way || !counts(x) {
 			continue
 		}
 		if u, t := x.oldestIdle(); u != nil && (oldest == nil || t.Before(since)) {

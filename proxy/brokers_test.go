@@ -251,7 +251,7 @@ func TestANameThatMovesUnseen(t *testing.T) {
 			t.Errorf("the broker saw %d connections, want one for logins, and perhaps the greeted one", got)
 		}
 		time.Sleep(2 * time.Second)
-		if all := r.s.broker.Targets(); len(all) != 1 {
+		if all := r.s.door().Targets(); len(all) != 1 {
 			t.Errorf("targets are %+v, want the one that the name leads to", all)
 		}
 	})

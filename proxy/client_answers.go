@@ -48,7 +48,7 @@ func (c *client) expectQos(b *binding, own bool) {
 // confirmSelect answers confirm.select at once and sends it on, unless the broker may refuse it.
 func (c *client) confirmSelect(ch *channel, f amqp.Frame, wait bool) bool {
 	b := ch.cur.Load()
-	if ch.ledger.Tx || !c.account.info.Load().Confirms {
+	if ch.ledger.Tx || !c.brokerInfo().Confirms {
 		ch.ledger.Once() // whether the broker counts publishes from here on is not known
 		if !c.pass(ch, f, lanePublish, wait) {
 			return false

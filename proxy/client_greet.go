@@ -9,7 +9,8 @@ import "log/slog"
 // awaitGreeting waits, where nothing is known to be up, until the broker has greeted, on the
 // connection that the login then takes. False: the client has ended.
 func (c *client) awaitGreeting() bool {
-	g := c.s.broker.Greet()
+	w := c.s.door()
+	g := w.Greet()
 	if g == nil {
 		return true
 	}
@@ -18,7 +19,7 @@ func (c *client) awaitGreeting() bool {
 	}
 	gone, stop := c.watch()
 	over := c.awaits()
-	err := c.s.broker.Await(g, gone)
+	err := w.Await(g, gone)
 	over()
 	stop()
 	if err == nil {

@@ -314,7 +314,7 @@ func (c *client) startOk(f amqp.Frame, offered string) bool {
 // fromElsewhere reports whether the client is of a user whom the broker takes from its own machine
 // only, and comes from another: to a broker on the proxy's machine all clients come from loopback.
 func (c *client) fromElsewhere() bool {
-	if !c.account.info.Load().Loopback || !slices.Contains(c.env.cfg().LoopbackUsers, c.user) {
+	if !c.brokerInfo().Loopback || !slices.Contains(c.env.cfg().LoopbackUsers, c.user) {
 		return false
 	}
 	ip, ok := ipOf(c.address())
@@ -394,6 +394,10 @@ func (c *client) open(f amqp.Frame) bool {
 		over := c.awaits()
 		e = c.admitted()
 		over()
+	}
+	if e == nil && c.fromElsewhere() { // as far as the broker of its vhost goes
+		c.log(slog.LevelInfo, "client refused: its user may come from loopback only", "setting", "client.loopback_users")
+		e = amqp.Errorf(amqp.NotAllowed, amqp.ConnectionOpen, "access to vhost '%s' refused for user '%s'", vhost, c.user)
 	}
 	if e == errGone {
 		return false

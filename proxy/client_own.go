@@ -123,5 +123,6 @@ func (c *client) declareExclusive(ch *channel) bool {
 				"declare it before the channel publishes with confirms, consumes or gets, or set pool_mode to session")
 	}
 	c.exclusive = true
+	c.session.precious.Store(true)
 	return true
 }

@@ -95,8 +95,10 @@ func (c *client) bind(ch *channel, l lane) *binding {
 			case u != c.session:
 				c.dropUpstream(u)
 			case failed != errNoID:
-				c.die(u.why())
-				return nil
+				if e := c.renewSession(); e != nil {
+					c.die(e)
+					return nil
+				}
 			case !c.awaitID(u):
 				c.die(amqp.Errorf(amqp.ConnectionForced, 0, "the broker closes no channel within %v", c.env.cfg().CloseTimeout))
 				return nil
@@ -116,9 +118,13 @@ func (c *client) bind(ch *channel, l lane) *binding {
 
 // placeFor is where a channel of the client goes.
 func (c *client) placeFor(l lane) (place, *amqp.Error) {
-	if u := c.session; u != nil {
-		at, _ := c.pool.promise(u, false)
-		return at, nil
+	for c.session != nil {
+		if at, ok := c.pool.promise(c.session, false); ok {
+			return at, nil
+		}
+		if e := c.renewSession(); e != nil {
+			return place{}, e
+		}
 	}
 	slot := &c.publish
 	if l == laneRead {

@@ -60,6 +60,25 @@ func (c *client) becomeSession() *amqp.Error {
 	return nil
 }
 
+// renewSession gets the client another upstream of its own in place of one that has ended, or ends, with nothing of it there.
+func (c *client) renewSession() *amqp.Error {
+	u := c.session
+	u.mu.Lock()
+	told := u.ownerTold
+	u.mu.Unlock()
+	if told {
+		return u.why()
+	}
+	c.session = nil
+	c.hasSession.Store(false)
+	c.pool.giveBack(u)
+	e := c.becomeSession()
+	if e == nil && c.exclusive {
+		c.session.precious.Store(true)
+	}
+	return e
+}
+
 // idleSession takes a connection that was somebody's session.
 func (c *client) idleSession() *upstream {
 	return c.pool.idleSession(c, c.lst.Mode == PoolSession && c.lst.MatchProperties)
@@ -211,7 +230,15 @@ func (c *client) updateSecret(f amqp.Frame) {
 		return
 	}
 	c.flushRun()
-	u.mu.Lock()
+	for u.mu.Lock(); u.failed != nil || u.closing; u.mu.Lock() {
+		u.mu.Unlock()
+		if e := c.renewSession(); e != nil {
+			c.die(e)
+			return
+		}
+		u = c.session
+	}
+	u.precious.Store(true)
 	u.out.AppendLocked(f)
 	u.mu.Unlock()
 	u.out.Flush()

@@ -65,6 +65,9 @@ type Config struct {
 	Others   []Upstream
 	// Balance is which of several is asked: BalanceSpread or BalanceOrder.
 	Balance string
+	// Brokers are others, by name, and Routes say which vhosts are there: what is at none is at Upstream.
+	Brokers []Broker
+	Routes  []Route
 	// DNSRefresh is how often names are asked for their addresses, each of which counts as one of
 	// several; 0: a name is one, whatever its addresses.
 	DNSRefresh time.Duration
@@ -228,7 +231,7 @@ func (c *Config) Validate() error {
 			errs = append(errs, err)
 		}
 	}
-	for _, u := range c.upstreams() {
+	for _, u := range c.allUpstreams() {
 		if u.Host == "" {
 			bad("upstream host", `""`, "a host name or an IP address")
 		}
@@ -246,6 +249,7 @@ func (c *Config) Validate() error {
 	default:
 		bad("upstream proxy_protocol", strconv.Quote(c.ProxyProtocol), `"off", "v1" or "v2"`)
 	}
+	errs = append(errs, c.validateRoutes()...)
 	errs = append(errs, c.validateUsers()...)
 	for _, p := range ValidateLimits(c.Limits) {
 		errs = append(errs, errors.New(p))

@@ -99,7 +99,7 @@ func isTransient(bits byte) bool {
 // transient has the declaration of a transient queue go where its refusal hurts nobody else, as long
 // as it is not known to be permitted. True: it is to be passed on.
 func (c *client) transient(ch *channel, f amqp.Frame, wait bool) bool {
-	t := &c.s.transients
+	t := &c.pool.to().way.transients
 	for t.is.Load() != permitted {
 		if words := t.denial(c.env.now()); words != nil {
 			c.env.n.firewallCloses.Add(1)

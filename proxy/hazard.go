@@ -44,7 +44,7 @@ func hazardsOf(info *broker.Info) hazards {
 }
 
 func (c *client) hazards() hazards {
-	if info := c.account.info.Load(); info != c.hazardsOf {
+	if info := c.brokerInfo(); info != c.hazardsOf {
 		c.hazardsOf, c.known = info, hazardsOf(info)
 	}
 	return c.known

@@ -107,3 +107,21 @@ func TestHangsUpWhileHeld(t *testing.T) {
 		}
 	})
 }
+
+// With pool.spread a connection more than channels need is not waited for: a channel shares one that is there.
+func TestSpreadDoesNotHold(t *testing.T) {
+	withBroker(t, proxytest.BrokerConfig{}, func(c *Config) { c.Hold, c.Spread = time.Minute, 4 }, func(r *rig) {
+		a := r.client(proxytest.ClientConfig{})
+		r.must(a.Publish(1, "", "nowhere", []byte("x")))
+		r.to.Refuse(syscall.ECONNREFUSED)
+		began := time.Now()
+		r.must(a.OpenChannel(2))
+		_, err := a.DeclareQueue(2, "q", 0)
+		r.must(err)
+		if took := time.Since(began); took > 5*time.Second {
+			t.Errorf("it waited for %v", took)
+		}
+		r.to.Refuse(nil)
+		r.must(a.Close())
+	})
+}

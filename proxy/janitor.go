@@ -73,12 +73,14 @@ func (s *Server) janitor() {
 			s.advise()
 		}
 		if i%5 == 0 {
-			left, back := s.broker.Tend()
-			if left {
-				s.retireStale()
-			}
-			if back {
-				s.rebalance()
+			for _, w := range s.ways.Load().all {
+				left, back := w.Tend()
+				if left {
+					s.retireStale()
+				}
+				if back {
+					s.rebalance(w, false)
+				}
 			}
 			s.tendPools()
 			s.gate.pokeIfWaiting() // a login may have come that nobody goes on with

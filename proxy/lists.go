@@ -49,6 +49,8 @@ const (
 type UpstreamInfo struct {
 	ID       uint64
 	Broker   string // HOST:PORT of the socket's other end
+	Name     string // of the [[broker]] there, "": the first one
+	ToVHost  string // what VHost is called there
 	User     string
 	VHost    string // "" before connection.open
 	State    UpstreamState
@@ -162,7 +164,7 @@ func (s *Server) ListUpstreams() []UpstreamInfo {
 
 func (u *upstream) info(now int64, clock time.Time) UpstreamInfo {
 	info := UpstreamInfo{
-		ID: u.n, Broker: u.conn.RemoteAddr().String(), User: u.account.login.user, VHost: u.vhost(),
+		ID: u.n, Broker: u.conn.RemoteAddr().String(), Name: u.to.way.name, ToVHost: u.to.vhost, User: u.account.login.user, VHost: u.vhost(),
 		State: UpstreamShared, Kept: int(u.keptN.Load()), In: u.received.Load(), Out: uint64(u.out.Written.Load()),
 		Age: max(0, clock.Sub(u.opened)), Idle: max(0, time.Duration(now-u.lastRead.Load())),
 	}
@@ -243,9 +245,18 @@ func (s *Server) Kick(id uint64, user string) int {
 
 var errKicked = amqp.Errorf(amqp.ConnectionForced, 0, "closed by the administrator")
 
+// Balance has the surplus of connections at brokers that have more than their share, or where brokers are asked in an
+// order those elsewhere than at the first, end with their last channel. It returns how many.
+func (s *Server) Balance() (n int) {
+	for _, w := range s.ways.Load().all {
+		n += s.rebalance(w, true)
+	}
+	return n
+}
+
 // Reconnect retires connections to the broker: they take no new channels and end with their
-// last one, while what comes opens new ones. The one of that ID, those of a user, or where
-// neither is given all. Sessions stay as long as their client. It returns how many it retired.
+// last one, while what comes opens new ones, sessions too. The one of that ID, those of a user, or where
+// neither is given all. It returns how many it retired.
 func (s *Server) Reconnect(id uint64, user string) int {
 	return s.retire(func(p *pool) bool { return user == "" || p.id.user == user }, id)
 }
@@ -265,13 +276,13 @@ func (s *Server) retire(which func(*pool) bool, id uint64) int {
 			}
 			u.retired = true
 			n++
-			if u.load == 0 && u.owner.Load() == nil {
+			if u.unusedLocked() {
 				ends = append(ends, u)
 			}
 		}
 		p.mu.Unlock()
 		for _, u := range ends {
-			u.close("retired")
+			u.closeUnused("retired")
 		}
 	}
 	return n

@@ -79,7 +79,7 @@ func (u *upstream) blame(e *amqp.Error) {
 	}
 	c := u.owner.Load()
 	if denies(e) {
-		s.transients.settle(denied, e, s.now()+int64(offenceTime))
+		u.to.way.transients.settle(denied, e, s.now()+int64(offenceTime))
 	}
 	if c == nil && denies(e) {
 		c = u.senders[amqp.QueueDeclare.Index()].Load() // from now on nobody is hit by it: no offence

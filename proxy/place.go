@@ -35,11 +35,11 @@ func (u *upstream) placeLocked(l lane) place {
 }
 
 // promise gives a channel a place on one upstream, whatever its lane: a session's, or if one is
-// free the proxy's own. A session's channel waits for an id only after that.
+// free the proxy's own. A session's channel waits for an id only after that. False: there is none, or the session is to be replaced.
 func (p *pool) promise(u *upstream, ifFree bool) (place, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if ifFree && u.load+u.lost >= int(u.ids.limit) {
+	if ifFree && u.load+u.lost >= int(u.ids.limit) || !ifFree && u.retired && u.unusedLocked() {
 		return place{}, false
 	}
 	u.load++
@@ -62,12 +62,12 @@ func (p *pool) leavePlace(pl *place, lost bool) {
 	if u.load == 0 {
 		u.lane = laneNone
 		u.idleFrom = p.env.clock()
-		end = u.retired && u.owner.Load() == nil
+		end = u.retired && u.unusedLocked()
 	}
 	p.changed.FireLocked()
 	p.mu.Unlock()
 	if end {
-		u.close("retired")
+		u.closeUnused("retired")
 	}
 	p.s.gate.pokeIfWaiting()
 }

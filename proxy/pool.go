@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/broker"
 	"github.com/amqproxysvc/amqproxysvc/proxy/lock"
 	"github.com/amqproxysvc/amqproxysvc/proxy/wait"
 )
@@ -26,6 +27,8 @@ type pool struct {
 	closes  pendingCloses
 	// standing is the broker's verdict on the identity.
 	standing standing
+	// info is that of the newest connection to where its vhost is.
+	info atomic.Pointer[broker.Info]
 
 	logins, reused atomic.Uint64 // see PoolStats
 
@@ -214,7 +217,8 @@ func (p *pool) addLocked(u *upstream) {
 	p.heard(nil)
 	u.idleFrom = p.env.clock()
 	// Reload sets before it retires: what it has not found here is seen to be stale now.
-	u.retired = u.stale()
+	u.retired = u.stale(p)
+	p.info.Store(u.link.Info)
 	u.start(p)
 	p.changed.FireLocked()
 }
@@ -286,7 +290,7 @@ func (p *pool) tend(now time.Time) (empty bool) {
 		if cfg.MaxLifetime > 0 && now.Sub(u.opened) >= u.lifetime(cfg.MaxLifetime) {
 			u.retired = true
 		}
-		if u.load == 0 && u.owner.Load() == nil && (u.retired || now.Sub(u.idleFrom) >= idle) {
+		if u.unusedLocked() && (u.retired || u.owner.Load() == nil && now.Sub(u.idleFrom) >= idle) {
 			u.retired = true
 			ends = append(ends, u)
 		}
@@ -297,7 +301,7 @@ func (p *pool) tend(now time.Time) (empty bool) {
 	}
 	p.mu.Unlock()
 	for _, u := range ends {
-		u.close("idle or old")
+		u.closeUnused("idle or old")
 	}
 	return empty
 }
@@ -349,7 +353,7 @@ func (p *pool) arrives(bound int) bool {
 func (p *pool) retireStale() {
 	p.mu.Lock()
 	for _, u := range p.ups {
-		u.retired = u.retired || u.stale()
+		u.retired = u.retired || u.stale(p)
 	}
 	p.mu.Unlock()
 }

@@ -30,7 +30,7 @@ func (p *pool) openSpare(props []byte, from *net.TCPAddr) (*upstream, *amqp.Erro
 	if u == nil {
 		return nil, nil
 	}
-	err := u.open(p.s.ctx, p.id.vhost)
+	err := p.s.judges(p, u.to, u.open(p.s.ctx))
 	if err == nil {
 		return u, nil
 	}
@@ -206,7 +206,9 @@ func (p *pool) heard(e *amqp.Error) verdict {
 	revoked := p.standing.hear(v, p.env.now())
 	switch v.ruling {
 	case accepted, full:
-		p.account.standing.renew(p.env.now())
+		if p.atDoor() {
+			p.account.standing.renew(p.env.now())
+		}
 		if v.ruling == accepted && !was {
 			p.s.strangers.accept(p.loginID())
 		}

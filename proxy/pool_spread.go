@@ -84,20 +84,25 @@ func (p *pool) narrow(l lane) (place, bool) {
 func (p *pool) narrowLocked() { p.narrowTo = p.env.now() + int64(narrowFor) }
 
 // beside has a dial go to the target with the fewest of the pool's connections, where these are to
-// be spread.
-func (p *pool) beside(ctx context.Context) context.Context {
+// be spread. A shared one more than channels need waits for no broker that is away.
+func (p *pool) beside(ctx context.Context, shared bool) context.Context {
 	cfg := p.env.cfg()
 	if cfg.spread() == 1 {
 		return ctx
 	}
 	at := make(map[string]int)
+	room := false
 	p.mu.Lock()
 	for _, u := range p.ups {
 		if !u.retired {
 			at[u.link.Target.Address()]++
 		}
+		room = room || p.dialling != nil && shared && p.roomLocked(u)
 	}
 	p.mu.Unlock()
+	if room {
+		ctx = broker.AtOnce(ctx)
+	}
 	return broker.Beside(ctx, at)
 }
 
@@ -108,28 +113,32 @@ func (u *upstream) lifetime(most time.Duration) time.Duration {
 }
 
 // rebalance has the surplus of connections at the targets that stood in for another end with their
-// last channel, when that has come back: what comes then goes there. Nobody is cut.
-func (s *Server) rebalance() {
-	if s.cfg().Balance == BalanceOrder {
-		return
+// last channel, when that has come back: what comes then goes there. Nobody is cut. Where they are asked in their
+// order, and somebody has asked for it, that are all but those at the first.
+func (s *Server) rebalance(w *way, asked bool) (surplus int) {
+	inOrder, first := w.InOrder(), ""
+	if inOrder && !asked {
+		return 0
 	}
 	at := make(map[string][]*upstream)
 	n, up := 0, 0
-	for _, t := range s.broker.Targets() {
+	for _, t := range w.Targets() {
 		if t.Up {
-			up++
+			if up++; up == 1 {
+				first = t.Address
+			}
 			at[t.Address] = nil
 		}
 	}
 	if up < 2 {
-		return
+		return 0
 	}
 	load := make(map[*upstream]int)
 	for _, p := range s.allPools() {
 		p.mu.Lock()
 		for _, u := range p.ups {
 			a := u.link.Target.Address()
-			if _, known := at[a]; !known || u.retired {
+			if _, known := at[a]; !known || u.retired || u.to.way != w {
 				continue
 			}
 			n++
@@ -142,8 +151,14 @@ func (s *Server) rebalance() {
 		p.mu.Unlock()
 	}
 	fair := (n + up - 1) / up
-	surplus := 0
-	for _, ups := range at {
+	for a, ups := range at {
+		fair := fair
+		if inOrder {
+			fair = 0
+			if a == first {
+				fair = len(ups)
+			}
+		}
 		if len(ups) <= fair {
 			continue
 		}
@@ -160,4 +175,5 @@ func (s *Server) rebalance() {
 	if surplus > 0 {
 		s.log.Info("connections are spread anew", "retired", surplus, "of", n, "brokers", up)
 	}
+	return surplus
 }

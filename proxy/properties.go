@@ -16,7 +16,7 @@ const proxyField = "proxied_by"
 // brokerOrDefault is what the newest handshake with the broker told, or before the first
 // one what RabbitMQ would have.
 func (s *Server) brokerOrDefault() *broker.Info {
-	if info := s.broker.Info(); info != nil {
+	if info := s.door().Info(); info != nil {
 		return info
 	}
 	return s.noBroker

@@ -24,7 +24,7 @@ func (s *Server) Ready(ctx context.Context) error {
 	case ups > 0:
 		return nil // heartbeats watch over it
 	}
-	return s.broker.Check(ctx)
+	return s.door().Check(ctx)
 }
 
 // isOwn reports whether a connection from there is SelfCheck's.

@@ -35,7 +35,7 @@ type Server struct {
 	limits limits
 	queues queues
 	logins logins
-	broker *broker.Broker
+	ways   atomic.Pointer[ways]
 	// noBroker stands in before the first handshake with the broker: RabbitMQ's values.
 	noBroker   *broker.Info
 	auth       authenticator
@@ -46,7 +46,6 @@ type Server struct {
 	checking   atomic.Int32 // SelfChecks under way
 	selfChecks sync.Map     // the addresses of SelfCheck's connections, which are greeted without a broker
 	greeting   atomic.Pointer[greeting]
-	transients transients
 
 	clients   clientSet
 	rests     atomic.Int64 // clients that came to rest lately
@@ -109,13 +108,12 @@ func New(cfg Config) (*Server, error) {
 	s.auth = keepsUsers{}
 	s.hashing.Resize(hashesAtATime)
 	s.strangers = newStrangers()
-	s.broker = broker.New(s.ctx, s.log, s.spawn, broker.Config{})
 	s.setConfig(cfg)
 	return s, nil
 }
 
-// setConfig tells how much of the broker's addresses has left.
-func (s *Server) setConfig(cfg Config) (left broker.Left) {
+// setConfig tells what setWays does.
+func (s *Server) setConfig(cfg Config) (moved, anew bool) {
 	if cfg.Dial == nil {
 		cfg.Dial = (&net.Dialer{KeepAlive: 30 * time.Second}).DialContext
 		if cfg.Lookup == nil {
@@ -127,11 +125,11 @@ func (s *Server) setConfig(cfg Config) (left broker.Left) {
 	s.budget.resize(cfg.MessageBuffer, cfg.MaxMessageSize)
 	s.conf.Store(&cfg)
 	s.users.Store(newDirectory(&cfg, s.users.Load()))
-	left = s.broker.Set(cfg.brokerConfig())
 	s.quotas.set(cfg.Limits)
+	moved, anew = s.setWays(&cfg)
 	s.gate.poke()
 	s.limits.clients.Resize(cfg.MaxClients)
-	return left
+	return moved, anew
 }
 
 // Start binds every listener and accepts clients; it returns when all are bound, or
@@ -227,11 +225,11 @@ func (s *Server) Reload(cfg Config) (needRestart []string, err error) {
 	old := s.cfg()
 	needRestart = changedListeners(old.Listeners, cfg.Listeners)
 	cfg.Listeners = s.renew(old.Listeners, cfg.Listeners)
-	left := s.setConfig(cfg)
-	if left == broker.LeftAll { // those of one broker speak for one another
+	moved, anew := s.setConfig(cfg)
+	if anew { // those of one broker speak for one another
 		s.distrust()
 	}
-	if left != broker.LeftNone {
+	if moved {
 		s.retireStale()
 	}
 	return needRestart, nil
@@ -345,7 +343,9 @@ func (s *Server) end(err error) {
 	s.mu.Unlock()
 	clients := s.clients.end()
 	s.stop()
-	s.broker.Close()
+	for _, w := range s.ways.Load().all {
+		w.Close()
+	}
 	s.dropSpares(math.MaxInt)
 	closeAll(listeners)
 	for _, u := range ups {

@@ -82,6 +82,7 @@ type Stats struct {
 	Pools     []PoolStats
 	Listeners []ListenerStats
 	Targets   []TargetStats
+	Routes    []Route
 }
 
 // TargetStats is one address of the broker's.
@@ -195,9 +196,18 @@ func (s *Server) Stats() Stats {
 	}
 	s.mu.Unlock()
 	var away bool
-	st.BrokerAwaySince, st.BrokerReason, away = s.broker.Away()
+	ways := s.ways.Load()
+	st.BrokerAwaySince, st.BrokerReason, away = ways.door.Away()
 	st.BrokerUp = !away
-	st.Targets = s.broker.Targets()
+	for _, w := range ways.all {
+		for _, t := range w.Targets() {
+			t.Broker = w.name
+			st.Targets = append(st.Targets, t)
+		}
+	}
+	for _, r := range ways.routes {
+		st.Routes = append(st.Routes, r.Route)
+	}
 	st.Clients = s.clients.len()
 	st.BytesToClients = s.clients.written()
 	n1, t1 := s.gate.waiting()

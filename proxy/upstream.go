@@ -47,7 +47,8 @@ type upstream struct {
 	own       bool         // these are the proxy's own
 	session   bool         // opened with a client's own properties
 	link      *broker.Link
-	berth     *berth // its place at the bounds on connections
+	to        destination // where it leads; of one that waits for a vhost, its broker
+	berth     *berth      // its place at the bounds on connections
 	tune      amqp.Tune
 	heartbeat time.Duration
 	opened    time.Time
@@ -67,6 +68,7 @@ type upstream struct {
 	keptFree atomic.Int32           // kept seats that any client can have
 	awaits   atomic.Int32           // clients' readers in awaitBroker
 	blamed   atomic.Bool            // why it ends is in the log, with its owner's name
+	precious atomic.Bool            // its owner would miss it, with no channel there: exclusive queues, a renewed secret
 	owner    atomic.Pointer[client] // the client whose session this is
 	received atomic.Uint64          // bytes, for lists; written by the reader
 	cause    atomic.Pointer[error]  // what the network said when the socket died
@@ -83,6 +85,7 @@ type upstream struct {
 	failed        error         // why it ended
 	lastWords     *amqp.Error   // the broker's connection.close
 	closing       bool          // connection.close was sent
+	ownerTold     bool          // of its end
 	sentLast      *client       // whose bytes left last
 	answered      wait.Signal   // the broker answers what a client waits for, see awaitBroker, or closes a channel
 	token         broker.Secret // that the broker was told last, where one of the proxy's own ends
@@ -417,10 +420,13 @@ func (u *upstream) fail(e *amqp.Error, lost bool) {
 		}
 	}
 	if c := u.owner.Load(); c != nil && !u.closing {
-		if _, ok := seen[c]; !ok {
+		_, u.ownerTold = seen[c]
+		meant := words != nil && !broker.GoesAway(words.Text) // it alone, by an operator say
+		if !u.ownerTold && (u.precious.Load() || meant) {
 			seen[c] = struct{}{}
-			told = append(told, c) // it lost its session, channels or not
-		}
+			told = append(told, c)
+			u.ownerTold = true
+		} // else it gets another one when it needs it, see renewSession
 	}
 	waiting := u.blockedTold
 	u.blockedTold = nil
@@ -442,7 +448,7 @@ func (u *upstream) fail(e *amqp.Error, lost bool) {
 	}()
 	if lost {
 		if e.Code == amqp.ConnectionForced {
-			u.s.transients.forget() // perhaps it is started anew
+			u.to.way.transients.forget() // perhaps it is started anew
 		}
 		u.env.n.upstreamsLost.Add(1)
 		level := slog.LevelWarn
@@ -477,8 +483,15 @@ func (u *upstream) vhost() string {
 // answered or after a while.
 func (u *upstream) close(reason string) {
 	u.retire()
+	u.sayClose(reason, false)
+}
+
+// closeUnused is close for an upstream that is retired and that nobody would miss, unless its owner has come back.
+func (u *upstream) closeUnused(reason string) { u.sayClose(reason, true) }
+
+func (u *upstream) sayClose(reason string, unused bool) {
 	u.mu.Lock()
-	if u.failed != nil || u.closing {
+	if u.failed != nil || u.closing || unused && u.owner.Load() != nil && (u.precious.Load() || u.boundLocked()) {
 		u.mu.Unlock()
 		return
 	}
@@ -491,6 +504,18 @@ func (u *upstream) close(reason string) {
 	time.AfterFunc(u.env.cfg().CloseTimeout, func() {
 		u.fail(&amqp.Error{Code: amqp.ConnectionForced, Text: "CONNECTION_FORCED - closed"}, false)
 	})
+}
+
+// boundLocked reports whether a channel is there.
+func (u *upstream) boundLocked() bool {
+	if t := u.table.Load(); t != nil {
+		for i := range *t {
+			if (*t)[i].Load() != nil {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // why is the error of an upstream that has ended or is about to.

@@ -13,9 +13,9 @@ import (
 	"github.com/amqproxysvc/amqproxysvc/proxy/broker"
 )
 
-// brokerConfig is the part of the configuration that leads to the broker.
-func (c *Config) brokerConfig() broker.Config {
-	return broker.Config{Targets: c.upstreams(), InOrder: c.Balance == BalanceOrder, DNSRefresh: c.DNSRefresh, Hold: c.Hold,
+// brokerConfig is the part of the configuration that leads to a broker.
+func (c *Config) brokerConfig(targets []Upstream, balance string) broker.Config {
+	return broker.Config{Targets: targets, InOrder: balance == BalanceOrder, DNSRefresh: c.DNSRefresh, Hold: c.Hold,
 		ConnectTimeout: c.ConnectTimeout, RetryDelay: c.RetryDelay, WaitTimeout: c.WaitTimeout, Heartbeat: c.Heartbeat,
 		Dial: c.Dial, Lookup: c.Lookup,
 		ProxyProtocol: map[string]byte{"v1": 1, "v2": 2}[c.ProxyProtocol]}
@@ -30,38 +30,40 @@ func (c *client) tells() *net.TCPAddr {
 	return a
 }
 
-// dial connects to the broker and logs in; props nil: with the proxy's own client-properties;
+// dial connects to a broker and logs in; props nil: with the proxy's own client-properties;
 // from nil: it speaks for nobody.
-func (s *Server) dial(ctx context.Context, lane broker.Lane, who login, props []byte, from *net.TCPAddr) (*upstream, *amqp.Error) {
-	key, err := who.sends.next(ctx)
-	if c := who.stored(); isNoToken(err) && c.refused() {
-		s.log.Warn("no token for a user could be fetched", "user", c.name, "reason", err)
-	}
-	if err != nil {
-		return nil, s.forClients(err)
-	}
-	u := &upstream{s: s, env: &s.env, opened: s.clock(), done: make(chan struct{}), props: props}
+func (s *Server) dial(ctx context.Context, lane broker.Lane, to *way, who login, props []byte, from *net.TCPAddr) (*upstream, *amqp.Error) {
+	u := &upstream{s: s, env: &s.env, opened: s.clock(), done: make(chan struct{}), props: props, to: destination{way: to}}
 	u.n = s.n.upstreamSeq.Add(1)
-	sent := props
+	named := props // with the field that names the proxy
 	if props == nil {
 		u.own = true
 		u.props = s.ownProperties(s.cfg(), u.n)
-		sent = u.props
-	} else if p := s.withProxy(props); s.fitsStartOk(p, key) {
-		sent = p
+	} else {
+		named = s.withProxy(props)
 	}
 	if u.from = from; from != nil {
 		ctx = broker.For(ctx, from)
 	}
-	try := func(key broker.Credential) (*broker.Link, error) {
-		u.token = key.Secret
-		return s.broker.Login(ctx, lane, key, sent)
+	try := func(ask askFunc) (*broker.Link, error) {
+		return to.LoginBy(ctx, lane, func(ctx context.Context) (broker.Credential, []byte, error) {
+			key, err := ask(ctx)
+			u.token = key.Secret
+			if props == nil || !fitsStartOk(to.Info(), named, key) {
+				return key, u.props, err
+			}
+			return key, named, err
+		})
 	}
 	var k *broker.Link
+	var err error
 	if c := who.stored(); c != nil {
-		k, err = s.loginStored(ctx, c, try)
+		k, err = s.loginStored(c, try)
 	} else {
-		k, err = try(key)
+		k, err = try(who.sends.next)
+	}
+	if c := who.stored(); isNoToken(err) && c.refused() {
+		s.log.Warn("no token for a user could be fetched", "user", c.name, "reason", err)
 	}
 	if err != nil {
 		return nil, s.forClients(err)
@@ -71,10 +73,12 @@ func (s *Server) dial(ctx context.Context, lane broker.Lane, who login, props []
 	return u, nil
 }
 
+// askFunc asks what the broker is sent.
+type askFunc = func(context.Context) (broker.Credential, error)
+
 // fitsStartOk reports whether a login with these client-properties is no longer than the broker takes.
-func (s *Server) fitsStartOk(props []byte, key broker.Credential) bool {
+func fitsStartOk(info *broker.Info, props []byte, key broker.Credential) bool {
 	const rest = 64 // the frame, mechanism and locale
-	info := s.broker.Info()
 	return info == nil || info.FirstFrame() == 0 || len(props)+len(key.User)+len(key.Secret.Reveal())+rest <= info.FirstFrame()
 }
 
@@ -104,12 +108,18 @@ func (s *Server) forClients(err error) *amqp.Error {
 	return amqp.Errorf(amqp.ConnectionForced, 0, "%v", err)
 }
 
-// stale reports whether the proxy has been told meanwhile of another broker than u's.
-func (u *upstream) stale() bool { return u.link.Moved() }
+// stale reports whether the proxy has been told meanwhile of another broker than u's, for the vhost of the
+// pool or, where that is nil, for logins.
+func (u *upstream) stale(p *pool) bool {
+	if p == nil {
+		return u.to.way != u.s.door() || u.link.Moved()
+	}
+	return u.to != p.to() || u.link.Moved()
+}
 
 // open names the vhost: the second half of the handshake.
-func (u *upstream) open(ctx context.Context, vhost string) *amqp.Error {
-	if err := u.link.Open(ctx, vhost); err != nil {
+func (u *upstream) open(ctx context.Context) *amqp.Error {
+	if err := u.link.Open(ctx, u.to.vhost); err != nil {
 		return u.s.forClients(err)
 	}
 	u.tune = u.link.Tune
@@ -158,8 +168,16 @@ func (s *Server) openUpstream(p *pool, props []byte, from *net.TCPAddr, beyond b
 		return nil, err
 	}
 	u.berth, u.account = b, p.account
-	p.account.info.Store(u.link.Info)
+	p.tells(u)
 	return u, nil
+}
+
+// tells takes what a new connection told of the broker.
+func (p *pool) tells(u *upstream) {
+	p.info.Store(u.link.Info)
+	if u.to.way == p.s.door() {
+		p.account.info.Store(u.link.Info)
+	}
 }
 
 // tryVHost opens a vhost in which the broker has not accepted the login yet: it may not be there at
@@ -175,7 +193,7 @@ func (s *Server) tryVHost(p *pool, props []byte, from *net.TCPAddr) (*upstream, 
 	switch {
 	case err == nil && b != nil:
 		u.berth, u.account = b, p.account
-		p.account.info.Store(u.link.Info)
+		p.tells(u)
 		return u, nil
 	case err == nil:
 		u.link.Close()
@@ -193,13 +211,15 @@ func (s *Server) tryVHost(p *pool, props []byte, from *net.TCPAddr) (*upstream, 
 
 // dialOpen is dial and open.
 func (s *Server) dialOpen(lane broker.Lane, p *pool, props []byte, from *net.TCPAddr) (*upstream, *amqp.Error) {
-	u, err := s.dial(p.beside(s.ctx), lane, p.account.login, props, from)
+	to := p.to()
+	u, err := s.dial(p.beside(s.ctx, props == nil), lane, to.way, p.account.login, props, from)
 	if err != nil {
-		return nil, err
+		return nil, s.judges(p, to, err)
 	}
-	if err := u.open(s.ctx, p.id.vhost); err != nil {
+	u.to = to
+	if err := u.open(s.ctx); err != nil {
 		u.link.Close()
-		return nil, err
+		return nil, s.judges(p, to, err)
 	}
 	return u, nil
 }

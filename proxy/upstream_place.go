@@ -6,6 +6,12 @@ import "slices"
 
 func (u *upstream) idleLocked() bool { return u.load == 0 && u.owner.Load() == nil && !u.retired }
 
+// unusedLocked reports whether nobody would miss the upstream: no channel is there, and its owner, if it has one, gets
+// another when it needs it.
+func (u *upstream) unusedLocked() bool {
+	return u.load == 0 && (u.owner.Load() == nil || !u.precious.Load())
+}
+
 // retireIdle retires an upstream that is idle still. False: somebody has it now.
 func (u *upstream) retireIdle() bool {
 	u.pool.mu.Lock()

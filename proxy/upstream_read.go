@@ -346,7 +346,7 @@ func (u *upstream) method(b *binding, f amqp.Frame, d *delivery, at int) bool {
 		u.answered.FireLocked()
 		u.mu.Unlock()
 		if transient {
-			u.s.transients.settle(permitted, nil, 0)
+			u.to.way.transients.settle(permitted, nil, 0)
 		}
 		if own {
 			return false
@@ -395,7 +395,8 @@ func (u *upstream) consumerGone(b *binding, tag string) {
 // brokerClosed takes the broker's channel.close: it is answered at once, the id is free,
 // and the client hears it unless it has closed the channel itself.
 func (u *upstream) brokerClosed(b *binding, f amqp.Frame, d *delivery) {
-	e := amqp.ParseClose(f)
+	said := amqp.ParseClose(f)
+	e := u.to.in(u.pool.id.vhost, said)
 	ch := b.ch
 	ch.c.missed(e)
 	u.mu.Lock()
@@ -403,7 +404,7 @@ func (u *upstream) brokerClosed(b *binding, f amqp.Frame, d *delivery) {
 	b.refusal = e // before the ticket of a channel that moves is through
 	act := u.endLocked(b, ledger.ByBroker)
 	u.mu.Unlock()
-	f = closeFor(f, e, b)
+	f = closeFor(f, e, b, e != said)
 	switch {
 	case act.Has(ledger.Free):
 		b.place.leave()
@@ -422,8 +423,11 @@ func (u *upstream) brokerClosed(b *binding, f amqp.Frame, d *delivery) {
 }
 
 // closeFor is the broker's channel.close for the client, with the client's number of the channel, in
-// the text too: "delivery acknowledgement on channel 7 timed out".
-func closeFor(f amqp.Frame, e *amqp.Error, b *binding) amqp.Frame {
+// the text too: "delivery acknowledgement on channel 7 timed out". reworded: e is not what f says.
+func closeFor(f amqp.Frame, e *amqp.Error, b *binding, reworded bool) amqp.Frame {
+	if reworded {
+		f = amqp.AppendClose(nil, b.ch.id, e)
+	}
 	f.SetChannel(b.ch.id)
 	theirs := fmt.Sprintf("channel %d", b.id)
 	i := strings.Index(e.Text, theirs)
@@ -459,7 +463,7 @@ func (u *upstream) control(f amqp.Frame) *amqp.Error {
 	}
 	switch f.Method() {
 	case amqp.ConnectionClose:
-		e := amqp.ParseClose(f)
+		e := u.to.in(u.vhost(), amqp.ParseClose(f))
 		_ = u.conn.SetWriteDeadline(time.Now().Add(closeGrace))
 		u.mu.Lock()
 		u.lastWords = e

@@ -352,13 +352,13 @@ func (c *stored) refused() bool {
 
 // loginStored logs in to the broker with what is kept for a user: with the new secret, and while that is not
 // accepted yet with the one before.
-func (s *Server) loginStored(ctx context.Context, c *stored, try func(broker.Credential) (*broker.Link, error)) (*broker.Link, error) {
+func (s *Server) loginStored(c *stored, try func(askFunc) (*broker.Link, error)) (*broker.Link, error) {
 	p := c.provider()
-	k, err := askStored(ctx, c, p, try)
+	k, err := try(c.by(p))
 	if other := c.other(p); s.refusesSecret(err) && other != nil {
 		first := p
 		for _, p = range []Provider{other, first} { // the broker may be told of the new one between the two
-			if k, err = askStored(ctx, c, p, try); !s.refusesSecret(err) {
+			if k, err = try(c.by(p)); !s.refusesSecret(err) {
 				break
 			}
 		}
@@ -374,12 +374,9 @@ func (s *Server) loginStored(ctx context.Context, c *stored, try func(broker.Cre
 	return k, err
 }
 
-func askStored(ctx context.Context, c *stored, p Provider, try func(broker.Credential) (*broker.Link, error)) (*broker.Link, error) {
-	key, err := c.ask(ctx, p)
-	if err != nil {
-		return nil, err
-	}
-	return try(key)
+// by asks for what a provider gives.
+func (c *stored) by(p Provider) askFunc {
+	return func(ctx context.Context) (broker.Credential, error) { return c.ask(ctx, p) }
 }
 
 func (s *Server) refusesSecret(err error) bool {
@@ -421,20 +418,34 @@ func CheckLogin(ctx context.Context, cfg Config, user string, password broker.Se
 		return l != nil, err
 	}
 	defer s.stop()
-	defer s.broker.Close()
+	defer func() {
+		for _, w := range s.ways.Load().all {
+			w.Close()
+		}
+	}()
 	key, err := sends()
 	if err != nil {
 		return l != nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, cfg.ConnectTimeout+time.Second)
 	defer cancel()
-	k, err := s.broker.Login(ctx, broker.Known, key, s.ownProperties(&cfg, 0))
+	ways := s.ways.Load()
+	k, err := ways.door.Login(ctx, broker.Known, key, s.ownProperties(&cfg, 0))
 	if err != nil {
 		return l != nil, err
 	}
-	defer k.Close()
-	if vhost != nil {
-		err = k.Open(ctx, *vhost)
+	defer func() { k.Close() }()
+	if vhost == nil {
+		return l != nil, nil
 	}
-	return l != nil, err
+	to := ways.of(*vhost)
+	if to.way != ways.door {
+		other, err := to.way.Login(ctx, broker.Known, key, s.ownProperties(&cfg, 0))
+		if err != nil {
+			return l != nil, fmt.Errorf("broker %s, where vhost '%s' is: %w", to.way.name, *vhost, err)
+		}
+		k.Close()
+		k = other
+	}
+	return l != nil, k.Open(ctx, to.vhost)
 }

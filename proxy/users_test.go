@@ -221,7 +221,8 @@ func TestASecretThatChangesAmidALogin(t *testing.T) {
 		"nothing to fall": {&stored{now: now}, "x", "new"},
 	} {
 		turns, sent := strings.Fields(c.turns), []string{}
-		_, err := s.loginStored(bg, c.c, func(k broker.Credential) (*broker.Link, error) {
+		_, err := s.loginStored(c.c, func(ask askFunc) (*broker.Link, error) {
+			k, _ := ask(bg)
 			takes := turns[len(sent)]
 			sent = append(sent, k.Secret.Reveal())
 			if k.Secret.Reveal() != takes {
@@ -239,7 +240,8 @@ func TestASecretThatChangesAmidALogin(t *testing.T) {
 	// A reload between reading the secret and its refusal.
 	c := &stored{now: before, taken: true}
 	n := 0
-	if _, err := s.loginStored(bg, c, func(k broker.Credential) (*broker.Link, error) {
+	if _, err := s.loginStored(c, func(ask askFunc) (*broker.Link, error) {
+		k, _ := ask(bg)
 		if n++; n == 1 {
 			c.renew(now)
 		}

@@ -104,6 +104,13 @@ func tellChecked(name string, settings config.Settings, warnings, problems []str
 	for _, b := range settings.Brokers() {
 		upstreams = append(upstreams, b.String())
 	}
+	for i := range settings.Named {
+		one := &settings.Named[i]
+		upstreams = append(upstreams, "broker "+one.Name)
+		for _, b := range one.Brokers() {
+			upstreams = append(upstreams, b.String())
+		}
+	}
 	say(stdout, "%s: ok, upstream %s, listening on %s", name, strings.Join(upstreams, " "), listening(settings))
 	return nil
 }

@@ -156,7 +156,7 @@ as a number of bytes. A path that is not absolute starts at the directory of the
 		name := "TOP OF THE FILE"
 		switch sec.Name {
 		case "":
-		case "listener", "user", "limit":
+		case "listener", "user", "limit", "broker", "route":
 			name = `\[\[` + strings.ToUpper(sec.Name) + `\]\]`
 		default:
 			name = `\[` + strings.ToUpper(sec.Name) + `\]`

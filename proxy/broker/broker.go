@@ -167,6 +167,9 @@ func (b *Broker) Close() {
 	b.dropGreeted(nil)
 }
 
+// InOrder is what it is configured as.
+func (b *Broker) InOrder() bool { return b.conf.Load().InOrder }
+
 // Info is what the newest handshake told of the broker; nil: there was none.
 func (b *Broker) Info() *Info { return b.info.Load() }
 
@@ -227,8 +230,17 @@ func (b *Broker) turn(ctx context.Context, l Lane) (give func(), err error) {
 // Login dials and logs in: the broker's verdict on the credential is an *amqp.Error. props are
 // the client-properties. The link waits for Open or Close.
 func (b *Broker) Login(ctx context.Context, l Lane, c Credential, props []byte) (*Link, error) {
+	return b.LoginBy(ctx, l, func(context.Context) (Credential, []byte, error) { return c, props, nil })
+}
+
+// LoginBy is Login with what is asked for at each dial: a credential may end while a broker that is away is waited for.
+func (b *Broker) LoginBy(ctx context.Context, l Lane, ask func(context.Context) (c Credential, props []byte, err error)) (*Link, error) {
 	h := held{time.Now()}
 	for {
+		c, props, err := ask(ctx)
+		if err != nil {
+			return nil, err
+		}
 		k, err := b.login(ctx, l, c, props)
 		if err == nil || !h.again(ctx, b, err, nil) {
 			return k, err

@@ -8,6 +8,11 @@ import (
 	"time"
 )
 
+type atOnceKey struct{}
+
+// AtOnce has a login not wait for a broker that is away: the caller has something else.
+func AtOnce(ctx context.Context) context.Context { return context.WithValue(ctx, atOnceKey{}, true) }
+
 // held is a wait for a broker that is away, from when the caller came.
 type held struct{ from time.Time }
 
@@ -15,7 +20,7 @@ type held struct{ from time.Time }
 func (h held) again(ctx context.Context, b *Broker, err error, gone <-chan struct{}) bool {
 	var un *Unreachable
 	left := b.conf.Load().Hold - time.Since(h.from)
-	if left <= 0 || !errors.As(err, &un) {
+	if left <= 0 || !errors.As(err, &un) || ctx.Value(atOnceKey{}) != nil {
 		return false
 	}
 	timer := time.NewTimer(min(left, b.retryIn()))

@@ -211,7 +211,7 @@ func (s *settings) hurry() {
 // there are others, it is asked no more until a probe has found it back.
 func (k *Link) Leaving(e *amqp.Error) {
 	cfg := k.b.conf.Load()
-	if e.Code != amqp.ConnectionForced || !goesAway(e.Text) || !cfg.several() || k.health == nil {
+	if e.Code != amqp.ConnectionForced || !GoesAway(e.Text) || !cfg.several() || k.health == nil {
 		return
 	}
 	if k.health.eject(&Unreachable{Address: k.Target.Address(), Err: e}, cfg.RetryDelay) {
@@ -220,15 +220,17 @@ func (k *Link) Leaving(e *amqp.Error) {
 	}
 }
 
-// goesAway reads what RabbitMQ ("Node was put into maintenance mode", "broker forced connection
+// GoesAway reads what RabbitMQ ("Node was put into maintenance mode", "broker forced connection
 // closure with reason 'shutdown'") and LavinMQ ("Broker shutdown") say when they stop.
-func goesAway(text string) bool {
+func GoesAway(text string) bool {
 	return strings.Contains(text, "maintenance mode") || strings.Contains(text, "shutdown")
 }
 
 // TargetState is what is known of one target.
 type TargetState struct {
 	Address string
+	// Broker is the name of the broker that it is of, where the caller has several.
+	Broker string
 	// Up: it is in rotation. Otherwise Since and Reason say more.
 	Up     bool
 	Since  time.Time

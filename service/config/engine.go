@@ -54,6 +54,8 @@ func (s *Settings) ProxyConfig(version string, logger *slog.Logger) (proxy.Confi
 			c.Others = append(c.Others, u)
 		}
 	}
+	c.Brokers, c.Routes, problems = s.engineRoutes()
+	wrong.Problems = append(wrong.Problems, problems...)
 	if len(wrong.Problems) > 0 {
 		return proxy.Config{}, &wrong
 	}
@@ -111,10 +113,10 @@ func (t *TLS) client(host string) (*tls.Config, error) {
 
 // Warnings are settings that are allowed but unwise.
 func (s *Settings) Warnings() (warnings []string) {
-	if s.Broker.TLS && !s.TLS.Verify {
+	if s.usesTLS() && !s.TLS.Verify {
 		warnings = append(warnings, "tls.verify is false: the broker's certificate is not verified, anyone on the way can read passwords")
 	}
-	if !s.Broker.TLS && s.TLS != Defaults().TLS {
+	if !s.usesTLS() && s.TLS != Defaults().TLS {
 		warnings = append(warnings, "[tls] is set but upstream.url is "+s.Broker.String()+", without TLS")
 	}
 	byCertificate := slices.ContainsFunc(s.Listeners, func(l Listener) bool { return l.ExternalUser != string(proxy.ExternalOff) })
@@ -136,5 +138,5 @@ func (s *Settings) Warnings() (warnings []string) {
 			warnings = append(warnings, fmt.Sprintf("listener %d: %s", i+1, w))
 		}
 	}
-	return warnings
+	return append(warnings, s.routeWarnings()...)
 }

@@ -44,20 +44,13 @@ func Explain(src Source, s *Settings) []Explained {
 	return all
 }
 
-// ofTables is a setting of [[user]] or [[limit]], once for each.
+// ofTables is a setting of [[user]], [[limit]], [[broker]] or [[route]], once for each.
 func (d *Setting) ofTables(src Source, s *Settings, inFile map[string]int) (all []Explained) {
 	none := Defaults()
 	with := *s
-	tables := len(s.Users)
-	if d.Section == "limit" {
-		tables = len(s.Limits)
-	}
-	for i := range tables {
-		if d.Section == "limit" {
-			with.limit = s.Limits[i]
-		} else {
-			with.user = s.Users[i]
-		}
+	of := optional[d.Section]
+	for i := range of.n(s) {
+		of.pick(&with, i)
 		e := Explained{d.Name(), d.shown(&with, nil), originOf(d, src, inFile)}
 		if i > 0 {
 			e.Name = fmt.Sprintf("%s[%d].%s", d.Section, i+1, d.Key)

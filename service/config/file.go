@@ -69,8 +69,8 @@ func (f *fileLoader) load() {
 			f.listeners(value)
 			continue
 		}
-		if key == "user" {
-			f.users(value)
+		if take := map[string]func(any){"user": f.users, "broker": f.brokers, "route": f.routes}[key]; take != nil {
+			take(value)
 			continue
 		}
 		if key == "limit" {

@@ -183,7 +183,7 @@ func (s *Settings) TLSFiles() (files []string) {
 			files = append(files, l.ClientCAFile)
 		}
 	}
-	if s.Broker.TLS {
+	if s.usesTLS() {
 		for _, f := range []string{s.TLS.CAFile, s.TLS.CertFile, s.TLS.KeyFile} {
 			if f != "" {
 				files = append(files, f)

@@ -144,6 +144,7 @@ func (s *Settings) check() (problems []string) {
 	}
 	problems = append(problems, s.checkUsers()...)
 	problems = append(problems, proxy.ValidateLimits(s.engineLimits())...)
+	problems = append(problems, s.checkRoutes()...)
 	bound := []Listener{{Address: s.HTTP.Address, Port: s.HTTP.Port}}
 	for i, l := range s.Listeners {
 		for j, other := range bound {
@@ -162,9 +163,13 @@ func (s *Settings) check() (problems []string) {
 		if l.ProxyProtocol == "required" && len(l.ProxyFrom) == 0 {
 			bad("listener %d: listener.proxy_protocol is required, which needs listener.proxy_from: who may tell the addresses of clients", i+1)
 		}
-		for _, b := range s.Brokers() {
+		for j, b := range s.allBrokers() {
 			if l.Port != 0 && l.Port == b.Port && ownAddress(b.Host, l.Address) {
-				bad("upstream.url is %s, where listener %d listens: the proxy would connect to itself", b, i+1)
+				setting := "upstream.url"
+				if j > len(s.Others) {
+					setting = "broker.url"
+				}
+				bad("%s is %s, where listener %d listens: the proxy would connect to itself", setting, b, i+1)
 			}
 		}
 		bound = append(bound, l)

@@ -26,6 +26,8 @@ type Settings struct {
 	Auth      Auth
 	Broker    Broker   // the first of those that upstream.url names
 	Others    []Broker // the others
+	Named     []NamedBroker
+	Routes    []Route
 	TLS       TLS
 	HTTP      HTTP
 	Admin     Admin
@@ -37,8 +39,11 @@ type Settings struct {
 	// MemoryLimit is MemoryAuto or MemoryOff.
 	MemoryLimit string
 
-	user  User  // the [[user]] that is being read or written, see Setting.at
-	limit Limit // and the [[limit]]
+	// The [[user]], [[limit]], [[broker]] and [[route]] that is being read or written, see Setting.at.
+	user   User
+	limit  Limit
+	broker NamedBroker
+	route  Route
 }
 
 // Auth says who decides about users that have no [[user]].
@@ -160,6 +165,7 @@ func Defaults() Settings {
 		MemoryLimit: MemoryAuto,
 		user:        defaultUser(),
 		limit:       defaultLimit(),
+		broker:      defaultBroker(),
 		Auth:        Auth{UnknownUsers: string(proxy.UnknownBroker)},
 	}
 	for range engine.Listeners {

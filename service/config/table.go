@@ -42,7 +42,7 @@ type Special struct {
 
 // Setting is one row of the table.
 type Setting struct {
-	Section string // "" at the top of the file; "listener", "user" and "limit" are arrays of tables
+	Section string // "" at the top of the file; "listener", and those in optional, are arrays of tables
 	Key     string
 	Kind    Kind
 	// Min and Max bound numbers: plain, bytes, or nanoseconds for a duration.
@@ -56,7 +56,7 @@ type Setting struct {
 	Hidden   bool     // the value is shown nowhere
 	Help     string   // one paragraph
 
-	at func(*Settings, *Listener) any // where the value is kept; of a user, in Settings.user, of a limit in Settings.limit
+	at func(*Settings, *Listener) any // where the value is kept; of a user, say, in Settings.user
 }
 
 // Name is the setting's full name, section.key.
@@ -87,13 +87,18 @@ type Section struct {
 }
 
 // isOptional reports whether a section is an array of tables that has none by default.
-func isOptional(section string) bool { return section == "user" || section == "limit" }
+func isOptional(section string) bool {
+	_, is := optional[section]
+	return is
+}
 
 // Sections are the groups in the order of the sample file.
 var Sections = []Section{
 	{"", "Stopping", "What happens to clients when the proxy stops. These come before every section of the file."},
 	{"listener", "Listeners", "Where clients connect. Repeat the [[listener]] header for each address. The command line and the environment change the first one."},
 	{"upstream", "Broker", "The broker to which connections are pooled."},
+	{"broker", "Other brokers", "Brokers that routes lead to, a [[broker]] for each, beside that of [upstream], whose other settings and [tls] are theirs too. Only the file has them, and they are all live."},
+	{"route", "Routes", "At which broker a vhost is, and under which name, a [[route]] for each; the first that matches a client's vhost counts, and what none matches is at [upstream]. User and secret, which come before the vhost, are judged by [upstream], or where a route is for all vhosts (*) by its broker; the broker of the vhost judges them again. Limits, metrics, lists and what clients are told keep the name that clients have for a vhost. After a reload connections that lead elsewhere now end with their last channel, and what comes goes the new way."},
 	{"tls", "TLS to the broker", "For an amqps URL. TLS 1.2 or newer; the files are read again at a reload."},
 	{"pool", "Pools", "Connections to the broker, and how they are shared. A pool holds those of one user, password and vhost."},
 	{"client", "Clients", "What one client, and all of them, may take. In use at a time is at most message_buffer + client_queues + 256 KiB for each client (4 KiB while it is idle, 14 KiB with TLS) + 16 KiB (80 KiB with TLS) for each of max_handshakes + 1 MiB for each connection to the broker, 40 MiB for the program itself, and up to as much again before Go's collector has cleaned up, which the environment variable GOMEMLIMIT bounds."},
@@ -191,6 +196,29 @@ var Table = []Setting{
 	{Section: "upstream", Key: "proxy_protocol", Kind: KindChoice, Values: []string{"off", "v1", "v2"}, Live: true,
 		Help: "For a broker with proxy_protocol = true, or a balancer before it that asks for the PROXY protocol. A connection of one client's own (a session) then has its client's address at the broker, and serves clients of that address only; shared ones have the proxy's own. Without it the broker must not ask.",
 		at:   func(s *Settings, _ *Listener) any { return &s.Engine.ProxyProtocol }},
+
+	{Section: "broker", Key: "name", Kind: KindText, Live: true,
+		Help: "Name by which routes mean it.",
+		at:   func(s *Settings, _ *Listener) any { return &s.broker.Name }},
+	{Section: "broker", Key: "url", Kind: KindURL, Live: true,
+		Help: "Where it is, as upstream.url: one, or the nodes of one cluster.",
+		at:   func(s *Settings, _ *Listener) any { return brokers{&s.broker.First, &s.broker.Others} }},
+	{Section: "broker", Key: "balance", Kind: KindChoice, Values: []string{proxy.BalanceSpread, proxy.BalanceOrder}, Live: true,
+		Help: "Which of its nodes a new connection goes to, as upstream.balance.",
+		at:   func(s *Settings, _ *Listener) any { return &s.broker.Balance }},
+	{Section: "broker", Key: "server_name", Kind: KindText, Live: true,
+		Help: "Name that its certificate must be for. Empty: the host of its URL; tls.server_name is for upstream.url alone.",
+		at:   func(s *Settings, _ *Listener) any { return &s.broker.ServerName }},
+
+	{Section: "route", Key: "vhost", Kind: KindText, Live: true,
+		Help: "Vhost that clients name, or a pattern of such: * stands for any characters, ? for one.",
+		at:   func(s *Settings, _ *Listener) any { return &s.route.VHost }},
+	{Section: "route", Key: "to_vhost", Kind: KindText, Live: true,
+		Help: "Name of the vhost at the broker. Empty: the same.",
+		at:   func(s *Settings, _ *Listener) any { return &s.route.ToVHost }},
+	{Section: "route", Key: "broker", Kind: KindText, Live: true,
+		Help: "Name of the [[broker]] that the vhost is at. Empty: that of [upstream], which sets some vhosts apart from a route below for more.",
+		at:   func(s *Settings, _ *Listener) any { return &s.route.Broker }},
 
 	{Section: "tls", Key: "ca_file", Kind: KindPath, Live: true,
 		Help: "File with the certificates (PEM) of the authorities that may vouch for the broker. Empty: those of the system.",

@@ -110,21 +110,22 @@ func TestSampleIsTheDefaults(t *testing.T) {
 	}
 	// As it is, and with every setting's comment sign removed.
 	live := sample
-	for _, head := range []string{"[[user]]", "[[limit]]"} {
-		if n := strings.Count(live, "\n# "+head+"\n"); n != 1 {
-			t.Errorf("the sample has %d commented %s", n, head)
+	for section := range optional {
+		if n := strings.Count(live, "\n# [["+section+"]]\n"); n != 1 {
+			t.Errorf("the sample has %d commented [[%s]]", n, section)
 		}
-		live = strings.ReplaceAll(live, "\n# "+head+"\n", "\n"+head+"\n")
+		live = strings.ReplaceAll(live, "\n# [["+section+"]]\n", "\n[["+section+"]]\n")
 	}
 	for i := range Table {
 		live = strings.ReplaceAll(live, "\n# "+Table[i].Key+" = ", "\n"+Table[i].Key+" = ")
 	}
-	if n := strings.Count(live, "\n# "); strings.Count(sample, "\n# ")-n != len(Table)+2 { // and [[user]], [[limit]]
-		t.Errorf("%d settings could be switched on, want %d", strings.Count(sample, "\n# ")-n, len(Table)+2)
+	if n := strings.Count(live, "\n# "); strings.Count(sample, "\n# ")-n != len(Table)+len(optional) {
+		t.Errorf("%d settings could be switched on, want %d", strings.Count(sample, "\n# ")-n, len(Table)+len(optional))
 	}
 	switchedOn := live
-	// A user is whole with a name, a hash and a file.
-	for _, whole := range [][2]string{{"\nname = \"\"", "\nname = \"u\""}, {"\npassword_hash = \"\"", "\npassword_hash = \"kI3GCqW5JLMJa4iX1lo7X4D6XbYqlLgxIs30+P6tENUV2POR\""},
+	// A broker is whole with a name and a URL, a route with a vhost and to be of use that broker, a user with a name, a hash and a file.
+	for _, whole := range [][2]string{{"\nname = \"\"", "\nname = \"b\""}, {"\nurl = \"\"", "\nurl = \"amqp://b\""}, {"\nvhost = \"\"", "\nvhost = \"v\""}, {"\nbroker = \"\"", "\nbroker = \"b\""},
+		{"\nname = \"\"", "\nname = \"u\""}, {"\npassword_hash = \"\"", "\npassword_hash = \"kI3GCqW5JLMJa4iX1lo7X4D6XbYqlLgxIs30+P6tENUV2POR\""},
 		{"\nbroker_password_file = \"\"", "\nbroker_password_file = \"x\""}} {
 		switchedOn = strings.Replace(switchedOn, whole[0], whole[1], 1)
 	}

@@ -197,7 +197,7 @@ func anchor(sec Section) string {
 // FlagText is the setting's flag as one writes it, "" when it has none.
 func (d *Setting) FlagText() string {
 	switch {
-	case d.Kind == KindURL:
+	case d.Kind == KindURL && d.Env != "":
 		return "amqproxysvc AMQP_URL"
 	case d.Flag == "":
 		return ""

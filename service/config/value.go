@@ -399,6 +399,9 @@ func (d *Setting) TOML(s *Settings, l *Listener) string {
 	case *slog.Level:
 		return quoteTOML(strings.ToLower(p.String()))
 	case brokers:
+		if p.first.Host == "" {
+			return quoteTOML("")
+		}
 		list := []string{p.first.String()}
 		for _, b := range *p.others {
 			list = append(list, b.String())

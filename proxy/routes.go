@@ -1,0 +1,252 @@
+// Routes: at which broker a vhost is, and what it is called there. Clients, limits, lists and metrics
+// know it by its name here; the broker's words are said with that name too.
+
+package proxy
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/broker"
+)
+
+// Broker is one more broker than Config.Upstream.
+type Broker struct {
+	Name string
+	// Upstream is where it is, Others where else: nodes of one cluster.
+	Upstream Upstream
+	Others   []Upstream
+	// Balance is which of these is asked, as Config.Balance.
+	Balance string
+}
+
+// Route says where the vhosts of a pattern are. Of several the first that matches counts; what none
+// matches is at Config.Upstream.
+type Route struct {
+	// VHost is a pattern: * stands for any characters, ? for one.
+	VHost string
+	// ToVHost is the vhost's name at the broker; "": the same.
+	ToVHost string
+	// Broker is the name of one of Config.Brokers; "": Config.Upstream.
+	Broker string
+}
+
+// way is a broker with what is known of it alone.
+type way struct {
+	*broker.Broker
+	name       string // "": Config.Upstream
+	transients transients
+}
+
+// ways are the brokers that there are, and which vhosts are where. It is never changed.
+type ways struct {
+	all []*way // that of Config.Upstream is the first
+	// door judges user and secret, which a client sends before its vhost: where vhosts are that no other
+	// route names.
+	door   *way
+	routes []route
+}
+
+type route struct {
+	Route
+	way *way
+}
+
+// destination is where a vhost is.
+type destination struct {
+	way   *way
+	vhost string // its name there
+}
+
+// of is where a vhost is.
+func (w *ways) of(vhost string) destination {
+	for i := range w.routes {
+		if r := &w.routes[i]; matches(r.VHost, vhost) {
+			if r.ToVHost != "" {
+				vhost = r.ToVHost
+			}
+			return destination{r.way, vhost}
+		}
+	}
+	return destination{w.all[0], vhost}
+}
+
+// named is the broker of that name, or nil.
+func (w *ways) named(name string) *way {
+	if w == nil {
+		return nil
+	}
+	for _, x := range w.all {
+		if x.name == name {
+			return x
+		}
+	}
+	return nil
+}
+
+// matches reports whether a text is one of the pattern's.
+func matches(pattern, text string) bool {
+	star, from := -1, 0 // the last *, and what it stands for begins
+	i, j := 0, 0
+	for j < len(text) {
+		_, size := utf8.DecodeRuneInString(text[j:])
+		switch {
+		case i < len(pattern) && pattern[i] == '*':
+			star, from = i, j
+			i++
+		case i < len(pattern) && pattern[i] == '?':
+			i++
+			j += size
+		case i < len(pattern) && pattern[i] == text[j]:
+			i++
+			j++
+		case star >= 0: // one more is the star's
+			_, size := utf8.DecodeRuneInString(text[from:])
+			from += size
+			i, j = star+1, from
+		default:
+			return false
+		}
+	}
+	return strings.Trim(pattern[i:], "*") == ""
+}
+
+// setWays takes the brokers and routes of a configuration for what comes after. moved: connections may lead
+// to where nothing of theirs is any more. anew: others judge user and secret now.
+func (s *Server) setWays(cfg *Config) (moved, anew bool) {
+	old, next := s.ways.Load(), &ways{}
+	left := make(map[*way]broker.Left)
+	add := func(name string, c broker.Config) {
+		w := old.named(name)
+		if w == nil {
+			w = &way{name: name, Broker: broker.New(s.ctx, s.log, s.spawn, c)}
+		} else {
+			left[w] = w.Set(c)
+		}
+		moved = moved || left[w] != broker.LeftNone
+		next.all = append(next.all, w)
+	}
+	add("", cfg.brokerConfig(cfg.upstreams(), cfg.Balance))
+	for _, b := range cfg.Brokers {
+		add(b.Name, cfg.brokerConfig(append([]Upstream{b.Upstream}, b.Others...), b.Balance))
+	}
+	next.door = next.all[0]
+	for _, r := range cfg.Routes {
+		next.routes = append(next.routes, route{r, next.named(r.Broker)})
+	}
+	for i := len(next.routes) - 1; i >= 0; i-- { // the first that is for all
+		if r := &next.routes[i]; strings.Trim(r.VHost, "*") == "" {
+			next.door = r.way
+		}
+	}
+	s.ways.Store(next)
+	if old == nil {
+		return false, false
+	}
+	for _, w := range old.all {
+		if next.named(w.name) == nil {
+			w.Close()
+		}
+	}
+	anew = old.door != next.door || left[next.door] == broker.LeftAll
+	return moved || anew || len(old.routes)+len(next.routes) > 0, anew
+}
+
+// door is the broker that judges user and secret.
+func (s *Server) door() *way { return s.ways.Load().door }
+
+// to is where the pool's vhost is.
+func (p *pool) to() destination { return p.s.ways.Load().of(p.id.vhost) }
+
+// atDoor reports whether the pool's vhost is where user and secret are judged.
+func (p *pool) atDoor() bool {
+	w := p.s.ways.Load()
+	return w.of(p.id.vhost).way == w.door
+}
+
+// in has what the broker says of the vhost said with the name that clients have for it.
+func (d destination) in(vhost string, e *amqp.Error) *amqp.Error {
+	if e == nil || d.vhost == vhost {
+		return e
+	}
+	text := e.Text
+	// RabbitMQ: vhost X not found; anything else is "in vhost 'X'", "access to vhost 'X'". LavinMQ: 'Y' doesn't have access to 'X'.
+	for _, around := range [][2]string{{"vhost '", "'"}, {"vhost ", " not found"}, {"access to '", "'"}} {
+		text = strings.ReplaceAll(text, around[0]+d.vhost+around[1], around[0]+vhost+around[1])
+	}
+	if text == e.Text {
+		return e
+	}
+	x := *e
+	x.Text = text
+	return &x
+}
+
+// judges has a refused login at a broker that a route leads to said of the vhost: user and secret were found
+// right before, and a client that names its vhost understands nothing else.
+func (s *Server) judges(p *pool, d destination, e *amqp.Error) *amqp.Error {
+	e = d.in(p.id.vhost, e)
+	if e == nil || d.way == s.door() || !verdictOf(e).ofSecret() {
+		return e
+	}
+	s.log.Info("login refused by the broker of a route", "user", p.id.user, "vhost", p.id.vhost, "broker", d.way.name,
+		"code", e.Code, "reason", e.Text)
+	if p.account.login.stored() != nil {
+		return e // which no client is to blame for
+	}
+	return amqp.Errorf(amqp.NotAllowed, amqp.ConnectionOpen, "access to vhost '%s' refused for user '%s'", p.id.vhost, p.id.user)
+}
+
+// brokerInfo is what the broker of the client's vhost tells of itself, before that is known the one that
+// let the client in.
+func (c *client) brokerInfo() *broker.Info {
+	if c.pool != nil {
+		if info := c.pool.info.Load(); info != nil {
+			return info
+		}
+	}
+	return c.account.info.Load()
+}
+
+// allUpstreams are the addresses of all brokers.
+func (c *Config) allUpstreams() []Upstream {
+	all := c.upstreams()
+	for _, b := range c.Brokers {
+		all = append(append(all, b.Upstream), b.Others...)
+	}
+	return all
+}
+
+// validateRoutes looks at brokers and routes.
+func (c *Config) validateRoutes() (errs []error) {
+	names := map[string]bool{"": true}
+	for _, b := range c.Brokers {
+		switch {
+		case b.Name == "":
+			errs = append(errs, errors.New("a broker has no name, by which routes mean it"))
+		case names[b.Name]:
+			errs = append(errs, fmt.Errorf("the broker %q is there twice, allowed is each name once", b.Name))
+		}
+		names[b.Name] = true
+		switch b.Balance {
+		case "", BalanceSpread, BalanceOrder:
+		default:
+			errs = append(errs, fmt.Errorf("balance of the broker %q is %q, allowed is \"spread\" or \"order\"", b.Name, b.Balance))
+		}
+	}
+	for _, r := range c.Routes {
+		switch {
+		case r.VHost == "":
+			errs = append(errs, errors.New("a route has no vhost, allowed is a name or a pattern, * for all"))
+		case len(r.ToVHost) > 255:
+			errs = append(errs, fmt.Errorf("the route of vhost %q leads to one with a name of %d octets, allowed are 255", r.VHost, len(r.ToVHost)))
+		}
+		if !names[r.Broker] {
+			errs = append(errs, fmt.Errorf("the route of vhost %q leads to the broker %q, which there is none of", r.VHost, r.Broker))
+		}
+	}
+	return errs
+}

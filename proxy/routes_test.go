@@ -1,0 +1,284 @@
+package proxy
+
+import (
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/proxytest"
+)
+
+func TestMatches(t *testing.T) {
+	for _, x := range []struct {
+		pattern, text string
+		want          bool
+	}{
+		{"shop", "shop", true}, {"shop", "shop2", false}, {"shop", "sho", false}, {"shop*", "shop", true}, {"shop*", "shop/a", true},
+		{"*shop", "a/shop", true}, {"*shop", "a/shops", false}, {"*", "", true}, {"*", "/", true}, {"?", "/", true}, {"?", "", false},
+		{"?", "é", true}, {"a?c", "aéc", true}, {"a*b*c", "a1b2b3c", true}, {"a*b*c", "a1b2b3", false}, {"**", "x", true}, {"", "", true}, {"", "x", false},
+		{"*ab", "aab", true}, {"a*é", "aaéé", true}, {"/", "/", true},
+	} {
+		if got := matches(x.pattern, x.text); got != x.want {
+			t.Errorf("%q matches %q: %v", x.pattern, x.text, got)
+		}
+	}
+}
+
+// blueGreen has vhosts of a pattern at a second broker.
+func blueGreen(routes ...Route) func(*Config, *nodes) {
+	return func(c *Config, n *nodes) {
+		c.Others = nil
+		c.Brokers = []Broker{{Name: "green", Upstream: Upstream{Host: "green", Port: 5672}}}
+		c.Routes = routes
+		n.b["blue:5672"].AddVHost("shop")
+		n.b["green:5672"].AddVHost("shop")
+		n.b["green:5672"].AddVHost("shop-v2")
+	}
+}
+
+var bothBrokers = []string{"blue:5672", "green:5672"}
+
+// A vhost is where its route says, under its name there; clients hear the name that they have for it, and limits, lists
+// and metrics go by that.
+func TestARouteToAnotherBroker(t *testing.T) {
+	withNodes(t, bothBrokers, blueGreen(Route{VHost: "shop", ToVHost: "shop-v2", Broker: "green"}, Route{VHost: "lost?", ToVHost: "nowhere", Broker: "green"}), func(r *rig, n *nodes) {
+		shop := r.client(proxytest.ClientConfig{VHost: "shop"})
+		_, err := shop.DeclareQueue(1, "q", 0)
+		r.must(err)
+		r.must(shop.Publish(1, "", "q", []byte("x")))
+		n1, err := shop.QueueLength(1, "q")
+		r.must(err)
+		if green := n.b["green:5672"].Messages("shop-v2", "q"); green != 1 || n1 != 1 {
+			t.Errorf("%d messages are at the route's broker, the client is told of %d", green, n1)
+		}
+		_, err = shop.DeclareQueue(1, "missing", proxytest.Passive)
+		r.hears(err, amqp.NotFound, "no queue 'missing' in vhost 'shop'")
+		other := r.client(proxytest.ClientConfig{})
+		_, err = other.DeclareQueue(1, "q", 0)
+		r.must(err)
+		if blue := n.b["blue:5672"].Messages("/", "q"); blue != 0 {
+			t.Errorf("what no route names is not at the first broker: %d", blue)
+		}
+		_, err = r.login(proxytest.ClientConfig{VHost: "lost1"})
+		r.hears(err, amqp.NotAllowed, "vhost lost1 not found")
+		named := false
+		for _, p := range r.s.Stats().Pools {
+			named = named || p.VHost == "shop" && p.Upstreams == 1
+			if strings.Contains(p.VHost, "v2") {
+				t.Errorf("a pool is named as at the broker: %+v", p)
+			}
+		}
+		if !named {
+			t.Errorf("no pool is named as by its clients: %+v", r.s.Stats().Pools)
+		}
+		brokers := map[string]string{}
+		for _, x := range r.s.Stats().Targets {
+			brokers[x.Address] = x.Broker
+		}
+		if len(brokers) != 2 || brokers["green:5672"] != "green" || brokers["blue:5672"] != "" {
+			t.Errorf("the targets are of %v", brokers)
+		}
+		r.must(shop.Close())
+		r.must(other.Close())
+	})
+}
+
+// After a reload what comes goes the new way, that of clients too which are connected and have nothing at the old one; what
+// is there ends with its last channel, and nobody is cut.
+func TestARouteThatChanges(t *testing.T) {
+	for _, mode := range []PoolMode{PoolAuto, PoolSession} {
+		withNodes(t, bothBrokers, func(c *Config, n *nodes) { blueGreen()(c, n); c.Listeners[0].Mode = mode }, func(r *rig, n *nodes) {
+			blue, green := n.b["blue:5672"], n.b["green:5672"]
+			bound := r.client(proxytest.ClientConfig{VHost: "shop"})
+			r.must(bound.Confirm(1))
+			_, err := bound.DeclareQueue(1, "q", 0)
+			r.must(err)
+			idle := r.client(proxytest.ClientConfig{VHost: "shop"})
+			synctest.Wait()
+			r.reload(func(c *Config) { c.Routes = []Route{{VHost: "shop", Broker: "green"}} })
+			_, err = idle.DeclareQueue(1, "mine", 0)
+			r.must(err)
+			late := r.client(proxytest.ClientConfig{VHost: "shop"})
+			_, err = late.DeclareQueue(1, "theirs", 0)
+			r.must(err)
+			if green.Messages("shop", "mine") != 0 || green.Messages("shop", "theirs") != 0 || blue.Messages("shop", "mine") != -1 {
+				t.Errorf("mode %s: a queue is not at the new broker", mode)
+			}
+			r.must(bound.Publish(1, "", "q", []byte("x"))) // its channel is where it was
+			r.must(bound.WaitConfirms(1))
+			if blue.Messages("shop", "q") != 1 {
+				t.Errorf("mode %s: what was bound has moved", mode)
+			}
+			r.must(bound.CloseChannel(1))
+			r.must(bound.OpenChannel(2))
+			_, err = bound.DeclareQueue(2, "again", 0)
+			r.must(err)
+			if green.Messages("shop", "again") != 0 {
+				t.Errorf("mode %s: a new channel is not at the new broker", mode)
+			}
+			if !r.eventually(5*time.Second, func() bool { return blue.Counts().Open == 0 }) {
+				t.Errorf("mode %s: %d connections are left at the old broker", mode, blue.Counts().Open)
+			}
+			for _, c := range []*proxytest.Client{bound, idle, late} {
+				r.must(c.Close())
+			}
+		})
+	}
+}
+
+// The broker of a vhost judges user and secret too; its refusal is of the vhost, and concerns no other one.
+func TestAUserWhomTheRoutesBrokerRefuses(t *testing.T) {
+	withNodes(t, bothBrokers, blueGreen(Route{VHost: "shop", Broker: "green"}), func(r *rig, n *nodes) {
+		n.b["green:5672"].RemoveUser("guest")
+		other := r.client(proxytest.ClientConfig{})
+		_, err := r.login(proxytest.ClientConfig{VHost: "shop"})
+		r.hears(err, amqp.NotAllowed, "access to vhost 'shop' refused for user 'guest'")
+		logins := n.b["blue:5672"].Counts().Logins
+		next := r.client(proxytest.ClientConfig{})
+		if got := n.b["blue:5672"].Counts().Logins; got != logins {
+			t.Errorf("user and secret are asked for anew: %d logins, before %d", got, logins)
+		}
+		n.b["green:5672"].SetUser("guest", "guest")
+		time.Sleep(2 * time.Second)
+		shop := r.client(proxytest.ClientConfig{VHost: "shop"})
+		for _, c := range []*proxytest.Client{other, next, shop} {
+			r.must(c.Close())
+		}
+	})
+}
+
+// Where a route is for all vhosts, its broker judges user and secret, and the first one may be away.
+func TestARouteForAll(t *testing.T) {
+	withNodes(t, bothBrokers, blueGreen(Route{VHost: "*", Broker: "green"}), func(r *rig, n *nodes) {
+		n.stop("blue:5672")
+		c := r.client(proxytest.ClientConfig{VHost: "shop"})
+		_, err := c.DeclareQueue(1, "q", 0)
+		r.must(err)
+		if err := r.s.Ready(bg); err != nil {
+			t.Errorf("not ready: %v", err)
+		}
+		if s := r.s.Stats(); !s.BrokerUp {
+			t.Errorf("the broker is told to be away: %s", s.BrokerReason)
+		}
+		if got := n.b["blue:5672"].Counts().Accepted; got != 0 {
+			t.Errorf("the first broker was asked %d times", got)
+		}
+		r.must(c.Close())
+	})
+}
+
+// A broker that routes lead to and that is away is a matter of its vhosts; it is waited for with hold.
+func TestARoutesBrokerThatIsAway(t *testing.T) {
+	withNodes(t, bothBrokers, func(c *Config, n *nodes) {
+		blueGreen(Route{VHost: "shop", Broker: "green"})(c, n)
+	}, func(r *rig, n *nodes) {
+		n.stop("green:5672")
+		_, err := r.login(proxytest.ClientConfig{VHost: "shop"})
+		r.hears(err, amqp.ConnectionForced, "the broker cannot be reached")
+		c := r.client(proxytest.ClientConfig{})
+		_, err = c.DeclareQueue(1, "q", 0)
+		r.must(err)
+		if s := r.s.Stats(); !s.BrokerUp {
+			t.Error("the broker is told to be away")
+		}
+		r.must(c.Close())
+	})
+}
+
+// A broker that is taken out at a reload is left by all.
+func TestABrokerThatIsTakenOut(t *testing.T) {
+	withNodes(t, bothBrokers, blueGreen(Route{VHost: "*", Broker: "green"}), func(r *rig, n *nodes) {
+		c := r.client(proxytest.ClientConfig{VHost: "shop"})
+		_, err := c.DeclareQueue(1, "q", 0)
+		r.must(err)
+		r.reload(func(c *Config) { c.Brokers, c.Routes = nil, nil })
+		d := r.client(proxytest.ClientConfig{VHost: "shop"})
+		_, err = d.DeclareQueue(1, "q", 0)
+		r.must(err)
+		if n.b["blue:5672"].Messages("shop", "q") != 0 {
+			t.Error("what comes is not at the first broker")
+		}
+		r.must(c.Close())
+		r.must(d.Close())
+		if !r.eventually(5*time.Second, func() bool { return n.b["green:5672"].Counts().Open == 0 }) {
+			t.Error("connections to a broker that was taken out are left")
+		}
+	})
+}
+
+// Blue and green under a pause: who has nothing at the broker waits and goes on at the other, in mode session too, and nobody
+// is cut.
+func TestPauseAndAnotherRoute(t *testing.T) {
+	for _, mode := range []PoolMode{PoolAuto, PoolSession} {
+		withNodes(t, bothBrokers, func(c *Config, n *nodes) { blueGreen()(c, n); c.Listeners[0].Mode = mode }, func(r *rig, n *nodes) {
+			idle := r.client(proxytest.ClientConfig{VHost: "shop"})
+			_, err := idle.DeclareQueue(1, "q", 0)
+			r.must(err)
+			r.must(idle.CloseChannel(1))
+			r.s.Pause("shop", false, 0)
+			if !r.eventually(5*time.Second, func() bool { return n.b["blue:5672"].Counts().Open == 0 }) {
+				t.Errorf("mode %s: %d connections are left amid the pause", mode, n.b["blue:5672"].Counts().Open)
+			}
+			done := make(chan error, 1)
+			go func() {
+				err := idle.OpenChannel(1)
+				if err == nil {
+					_, err = idle.DeclareQueue(1, "q", 0)
+				}
+				done <- err
+			}()
+			n.stop("blue:5672")
+			time.Sleep(20 * time.Second)
+			r.reload(func(c *Config) { c.Routes = []Route{{VHost: "*", Broker: "green"}} })
+			r.s.Resume("shop", false)
+			r.must(<-done)
+			if n.b["green:5672"].Messages("shop", "q") != 0 {
+				t.Errorf("mode %s: it did not go on at the other broker", mode)
+			}
+			r.must(idle.Close())
+		})
+	}
+}
+
+// The end of a session's connection is no matter of its client where nothing of it is there; what would be missed is told.
+func TestASessionThatIsLost(t *testing.T) {
+	withNodes(t, []string{"a:5672", "b:5672"}, func(c *Config, _ *nodes) {
+		c.Balance = BalanceOrder
+		c.Listeners[0].Mode = PoolSession
+	}, func(r *rig, n *nodes) {
+		idle := r.client(proxytest.ClientConfig{})
+		used := r.client(proxytest.ClientConfig{})
+		_, err := used.DeclareQueue(1, "q", 0)
+		r.must(err)
+		r.must(used.CloseChannel(1))
+		bound := r.client(proxytest.ClientConfig{})
+		_, err = bound.DeclareQueue(1, "q", 0)
+		r.must(err)
+		owner := r.client(proxytest.ClientConfig{})
+		_, err = owner.DeclareQueue(1, "mine", proxytest.Exclusive)
+		r.must(err)
+		r.must(owner.CloseChannel(1))
+		synctest.Wait()
+		n.stop("a:5672")
+		synctest.Wait()
+		for name, c := range map[string]*proxytest.Client{"a channel": bound, "an exclusive queue": owner} {
+			_, err := c.Await(1, amqp.ChannelCloseOk)
+			r.hears(err, amqp.ConnectionForced, "maintenance mode")
+			if err == nil {
+				t.Errorf("who had %s there was not told", name)
+			}
+			_ = c.Hangup()
+		}
+		for _, c := range []*proxytest.Client{idle, used} {
+			r.must(c.OpenChannel(2))
+			_, err := c.DeclareQueue(2, "q", 0)
+			r.must(err)
+			r.must(c.Close())
+		}
+		if n.b["b:5672"].Messages("/", "q") != 0 {
+			t.Error("they did not go on at the other node")
+		}
+	})
+}

@@ -40,6 +40,7 @@ type proxyServer interface {
 	ListUpstreams() []proxy.UpstreamInfo
 	Kick(id uint64, user string) int
 	Reconnect(id uint64, user string) int
+	Balance() int
 	Pause(vhost string, all bool, most time.Duration) int
 	Resume(vhost string, all bool) bool
 	Trace(ctx context.Context, w proxy.TraceWanted) (*proxy.Trace, error)

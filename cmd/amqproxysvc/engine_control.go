@@ -70,6 +70,9 @@ func (e *engine) Kick(id uint64, user string) int { return e.server.Kick(id, use
 // Reconnect retires connections to the broker.
 func (e *engine) Reconnect(id uint64, user string) int { return e.server.Reconnect(id, user) }
 
+// Balance retires what is above a broker's share of them.
+func (e *engine) Balance() int { return e.server.Balance() }
+
 // Pause has logins and first frames wait.
 func (e *engine) Pause(vhost string, all bool, most time.Duration) int {
 	return e.server.Pause(vhost, all, most)

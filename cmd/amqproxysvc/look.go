@@ -381,6 +381,19 @@ func showStats(w io.Writer, s *admin.Stats) error {
 	}
 	line("version", "%s, up %s", s.Version, terminal.Age(duration(s.Uptime)))
 	line("broker", "%s", broker)
+	for _, t := range s.Targets {
+		if len(s.Targets) == 1 {
+			break // the line above tells of it
+		}
+		state := "up"
+		if !t.Up {
+			state = "out for " + terminal.Age(duration(t.Out)) + ": " + terminal.Printable(t.Reason)
+		}
+		line(cmp.Or(terminal.Printable(t.Broker), "target"), "%s, %s, %s; %d connects, %d failed", t.Address, state, service.Plural(t.Upstreams, "upstream"), t.Connects, t.Failures)
+	}
+	for _, r := range s.Routes {
+		line("route", "%s", r)
+	}
 	line("clients", "%d now, %d waiting (the longest %s), %d since the start", s.Clients, s.Waiting, terminal.Age(duration(s.LongestWait)), s.ClientsTotal)
 	line("logins", "%d, %s on a connection that was there; %d refused by the broker, %d failed", s.LoginsOK, percent(s.Reused, s.LoginsOK), s.LoginsRefused, s.LoginsFailed)
 	for _, p := range s.Pauses {
@@ -449,13 +462,18 @@ func kickCommand() *cobra.Command {
 
 func reconnectCommand() *cobra.Command {
 	a, q := &asker{}, url.Values{}
+	balance := false
 	cmd := &cobra.Command{
 		Use:   "reconnect [ID]",
 		Short: "Have connections to the broker replaced; no client is cut",
 		Long: `Retires the connection to the broker of that ID (see upstreams), those of one user, or all: they take no new
-channels and end with their last one, while what comes opens new ones.`,
+channels and end with their last one, while what comes opens new ones. With --balance those above a broker's share, of
+several brokers; where they are asked in an order all but those at the first.`,
 		Args: maximumArgs(1, "the connection's ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if balance {
+				q.Set("balance", "true")
+			}
 			if len(args) == 1 {
 				q.Set("upstream", args[0])
 			}
@@ -464,6 +482,7 @@ channels and end with their last one, while what comes opens new ones.`,
 	}
 	a.flags(cmd)
 	filters(cmd, q, map[string]string{"user": "Those of this `USER`"})
+	cmd.Flags().BoolVar(&balance, "balance", false, "Those above a broker's share, of several brokers")
 	return cmd
 }
 

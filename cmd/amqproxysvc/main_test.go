@@ -177,6 +177,7 @@ func (f *fakeServer) ListLimits(int, func(proxy.LimitBy, string) bool) ([]proxy.
 	return limits, f.limited, len(f.limited) + 1
 }
 func (f *fakeServer) Reconnect(uint64, string) int          { return len(f.ups) }
+func (f *fakeServer) Balance() int                          { return len(f.ups) }
 func (f *fakeServer) Pause(string, bool, time.Duration) int { return len(f.ups) }
 func (f *fakeServer) Resume(vhost string, _ bool) bool      { return vhost != "never" }
 func (f *fakeServer) Trace(context.Context, proxy.TraceWanted) (*proxy.Trace, error) {

@@ -6,6 +6,7 @@ package admin
 import (
 	"cmp"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy"
@@ -53,11 +54,13 @@ type Upstreams struct {
 type Upstream struct {
 	ID       uint64  `json:"id"`
 	Broker   string  `json:"broker"`
+	Name     string  `json:"broker_name,omitempty"` // of a [[broker]]
 	User     string  `json:"user"`
 	VHost    string  `json:"vhost"`
-	State    string  `json:"state"`            // shared, session, idle, retired, suspect, blocked
-	Lane     string  `json:"lane"`             // publish, read, or "": nobody's yet
-	Client   uint64  `json:"client,omitempty"` // whose session it is
+	ToVHost  string  `json:"to_vhost,omitempty"` // its name there, where a route gives it another
+	State    string  `json:"state"`              // shared, session, idle, retired, suspect, blocked
+	Lane     string  `json:"lane"`               // publish, read, or "": nobody's yet
+	Client   uint64  `json:"client,omitempty"`   // whose session it is
 	Channels int     `json:"channels"`
 	Kept     int     `json:"kept_channels"` // for the next clients
 	In       uint64  `json:"in_bytes"`
@@ -145,41 +148,81 @@ func limitOf(l proxy.Limit) Limit {
 
 // Stats is the answer to `stats`: the counters that tell the most, all of them are in /metrics.
 type Stats struct {
-	Schema           int     `json:"schema"`
-	Version          string  `json:"version"`
-	Uptime           float64 `json:"uptime_seconds"`
-	BrokerUp         bool    `json:"broker_up"`
-	BrokerReason     string  `json:"broker_reason,omitempty"`
-	UpstreamsBlocked int     `json:"blocked_upstreams"`
-	Clients          int     `json:"clients"`
-	Waiting          int     `json:"waiting_clients"`
-	LongestWait      float64 `json:"longest_wait_seconds"`
-	Channels         int     `json:"channels"`
-	Upstreams        int     `json:"upstreams"`
-	Kept             int     `json:"kept_channels"`
-	Pauses           []Pause `json:"pauses,omitempty"`
-	PausedClients    int     `json:"paused_clients"` // wait for the end of a pause
-	ClientsTotal     uint64  `json:"clients_total"`
-	UpstreamsTotal   uint64  `json:"upstreams_total"`
-	LoginsOK         uint64  `json:"logins_ok"`
-	LoginsRefused    uint64  `json:"logins_refused"`
-	LoginsFailed     uint64  `json:"logins_failed"`
-	Reused           uint64  `json:"logins_reused"`
-	ChannelsOpened   uint64  `json:"channels_opened"`
-	ChannelsReused   uint64  `json:"channels_reused"`
-	UpstreamsLost    uint64  `json:"upstreams_lost"`
-	Connects         uint64  `json:"upstream_connects"`        // connections to the broker that were opened and logged in
-	ConnectSeconds   float64 `json:"upstream_connect_seconds"` // what these took together
-	LateErrors       uint64  `json:"late_errors"`
-	FirewallCloses   uint64  `json:"firewall_closes"`
-	SlowClients      uint64  `json:"slow_client_closes"`
-	SlowPublishers   uint64  `json:"slow_publish_closes"`
-	TurnedAway       uint64  `json:"turned_away"`
-	Silent           uint64  `json:"heartbeat_timeouts"`
-	FromClients      uint64  `json:"received_from_clients_bytes"`
-	ToClients        uint64  `json:"sent_to_clients_bytes"`
-	FromUpstreams    uint64  `json:"received_from_upstreams_bytes"`
-	ToUpstreams      uint64  `json:"sent_to_upstreams_bytes"`
+	Schema           int      `json:"schema"`
+	Version          string   `json:"version"`
+	Uptime           float64  `json:"uptime_seconds"`
+	BrokerUp         bool     `json:"broker_up"`
+	BrokerReason     string   `json:"broker_reason,omitempty"`
+	UpstreamsBlocked int      `json:"blocked_upstreams"`
+	Clients          int      `json:"clients"`
+	Waiting          int      `json:"waiting_clients"`
+	LongestWait      float64  `json:"longest_wait_seconds"`
+	Channels         int      `json:"channels"`
+	Upstreams        int      `json:"upstreams"`
+	Kept             int      `json:"kept_channels"`
+	Pauses           []Pause  `json:"pauses,omitempty"`
+	Targets          []Target `json:"targets"` // the addresses of all brokers
+	Routes           []Route  `json:"routes,omitempty"`
+	PausedClients    int      `json:"paused_clients"` // wait for the end of a pause
+	ClientsTotal     uint64   `json:"clients_total"`
+	UpstreamsTotal   uint64   `json:"upstreams_total"`
+	LoginsOK         uint64   `json:"logins_ok"`
+	LoginsRefused    uint64   `json:"logins_refused"`
+	LoginsFailed     uint64   `json:"logins_failed"`
+	Reused           uint64   `json:"logins_reused"`
+	ChannelsOpened   uint64   `json:"channels_opened"`
+	ChannelsReused   uint64   `json:"channels_reused"`
+	UpstreamsLost    uint64   `json:"upstreams_lost"`
+	Connects         uint64   `json:"upstream_connects"`        // connections to the broker that were opened and logged in
+	ConnectSeconds   float64  `json:"upstream_connect_seconds"` // what these took together
+	LateErrors       uint64   `json:"late_errors"`
+	FirewallCloses   uint64   `json:"firewall_closes"`
+	SlowClients      uint64   `json:"slow_client_closes"`
+	SlowPublishers   uint64   `json:"slow_publish_closes"`
+	TurnedAway       uint64   `json:"turned_away"`
+	Silent           uint64   `json:"heartbeat_timeouts"`
+	FromClients      uint64   `json:"received_from_clients_bytes"`
+	ToClients        uint64   `json:"sent_to_clients_bytes"`
+	FromUpstreams    uint64   `json:"received_from_upstreams_bytes"`
+	ToUpstreams      uint64   `json:"sent_to_upstreams_bytes"`
+}
+
+// Target is one address of a broker.
+type Target struct {
+	Broker    string  `json:"broker,omitempty"` // the name of a [[broker]]; of [upstream] none
+	Address   string  `json:"address"`
+	Up        bool    `json:"up"`                    // it is asked
+	Out       float64 `json:"out_seconds,omitempty"` // since when it is not
+	Reason    string  `json:"reason,omitempty"`
+	Upstreams int     `json:"upstreams"`
+	Connects  uint64  `json:"connects"`
+	Failures  uint64  `json:"failures"`
+}
+
+// Route is one [[route]].
+type Route struct {
+	VHost   string `json:"vhost"`
+	ToVHost string `json:"to_vhost,omitempty"`
+	Broker  string `json:"broker,omitempty"`
+}
+
+func targetsOf(targets []proxy.TargetStats) []Target {
+	all := make([]Target, 0, len(targets))
+	for _, t := range targets {
+		one := Target{Broker: t.Broker, Address: t.Address, Up: t.Up, Reason: t.Reason, Upstreams: t.Links, Connects: t.Connects, Failures: t.Failures}
+		if !t.Up && !t.Since.IsZero() {
+			one.Out = seconds(time.Since(t.Since))
+		}
+		all = append(all, one)
+	}
+	return all
+}
+
+func routesOf(routes []proxy.Route) (all []Route) {
+	for _, r := range routes {
+		all = append(all, Route{VHost: r.VHost, ToVHost: r.ToVHost, Broker: r.Broker})
+	}
+	return all
 }
 
 // Advise is the answer to `advise`.
@@ -275,8 +318,12 @@ func clientOf(c proxy.ClientInfo) Client {
 }
 
 func upstreamOf(u proxy.UpstreamInfo) Upstream {
+	toVHost := u.ToVHost
+	if toVHost == u.VHost {
+		toVHost = ""
+	}
 	return Upstream{
-		ID: u.ID, Broker: u.Broker, User: u.User, VHost: u.VHost, State: string(u.State), Lane: u.Lane, Client: u.Client,
+		ID: u.ID, Broker: u.Broker, Name: u.Name, ToVHost: toVHost, User: u.User, VHost: u.VHost, State: string(u.State), Lane: u.Lane, Client: u.Client,
 		Channels: u.Channels, Kept: u.Kept, In: u.In, Out: u.Out, Queue: u.Queue,
 		Age: seconds(u.Age), Idle: seconds(u.Idle), Blocked: u.Blocked,
 	}
@@ -321,7 +368,7 @@ func pausesOf(pauses []proxy.PauseInfo) (all []Pause) {
 
 func statsOf(s proxy.Stats, version string) Stats {
 	return Stats{
-		Pauses: pausesOf(s.Pauses), PausedClients: s.PausedClients,
+		Pauses: pausesOf(s.Pauses), PausedClients: s.PausedClients, Targets: targetsOf(s.Targets), Routes: routesOf(s.Routes),
 		Schema: Schema, Version: version, Uptime: seconds(time.Since(s.Started)),
 		BrokerUp: s.BrokerUp, BrokerReason: s.BrokerReason, UpstreamsBlocked: s.UpstreamsBlocked,
 		Clients: s.Clients, Waiting: s.Waiting, LongestWait: seconds(s.LongestWait), Channels: s.Channels,
@@ -334,4 +381,13 @@ func statsOf(s proxy.Stats, version string) Stats {
 		FromClients: s.BytesFromClients, ToClients: s.BytesToClients,
 		FromUpstreams: s.BytesFromUpstreams, ToUpstreams: s.BytesToUpstreams,
 	}
+}
+
+// String says where it leads.
+func (r Route) String() string {
+	to := cmp.Or(r.Broker, "[upstream]")
+	if r.ToVHost != "" {
+		to += ", vhost " + strconv.Quote(r.ToVHost)
+	}
+	return "vhost " + strconv.Quote(r.VHost) + " to " + to
 }

@@ -248,8 +248,13 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	for _, t := range stats.Tokens[:min(len(stats.Tokens), maxPools)] {
 		ch <- prometheus.MustNewConstMetric(c.tokens, prometheus.GaugeValue, float64(t.Ends.Unix()), strings.ToValidUTF8(t.User, "\ufffd"))
 	}
+	told := map[string]bool{}
 	for i := range stats.Targets {
 		t := &stats.Targets[i]
+		if told[t.Address] { // names of two brokers lead to one address
+			continue
+		}
+		told[t.Address] = true
 		for j, m := range targetMetrics {
 			ch <- prometheus.MustNewConstMetric(c.targets[j], m.kind, m.value(t), t.Address)
 		}

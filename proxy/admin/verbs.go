@@ -53,6 +53,8 @@ type Lister interface {
 	Kick(id uint64, user string) int
 	// Reconnect has connections to the broker take no new channels and end with their last.
 	Reconnect(id uint64, user string) int
+	// Balance has the surplus at brokers that have more connections than their share end so.
+	Balance() int
 	// Pause has logins and first frames wait, of a vhost or of all, and says how many connections to the broker
 	// end with their last channel; Resume ends that, or says that there is nothing to end.
 	Pause(vhost string, all bool, most time.Duration) int
@@ -93,7 +95,7 @@ var Verbs = []Verb{
 	{"status", http.MethodGet, Look, nil, (*verbs).status, nil},
 	{"reload", http.MethodPost, Change, []string{"pid"}, nil, (*verbs).reload},
 	{"kick", http.MethodPost, Change, []string{"client", "user"}, (*verbs).kick, nil},
-	{"reconnect", http.MethodPost, Change, []string{"upstream", "user"}, (*verbs).reconnect, nil},
+	{"reconnect", http.MethodPost, Change, []string{"upstream", "user", "balance"}, (*verbs).reconnect, nil},
 	{"pause", http.MethodPost, Change, []string{"vhost", "max"}, (*verbs).pause, nil},
 	{"resume", http.MethodPost, Change, []string{"vhost"}, (*verbs).resume, nil},
 	{"trace", http.MethodGet, Change, []string{"client", "user", "address", "bodies", "raw"}, nil, (*verbs).trace},
@@ -325,6 +327,12 @@ func (v *verbs) reconnect(q url.Values) (any, error) {
 	}
 	if id != 0 && q.Has("user") {
 		return nil, fmt.Errorf("reconnect takes an upstream's ID, a user, or nothing for all")
+	}
+	if q.Has("balance") {
+		if q.Get("balance") != "true" || id != 0 || q.Has("user") {
+			return nil, fmt.Errorf("balance is %.40q, allowed is true, and neither an upstream nor a user beside it", q.Get("balance"))
+		}
+		return Done{Schema, v.engine.Balance()}, nil
 	}
 	n := v.engine.Reconnect(id, q.Get("user"))
 	if n == 0 && id != 0 {

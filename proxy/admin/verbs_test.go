@@ -56,6 +56,8 @@ func (l *listed) Reconnect(id uint64, user string) int {
 	return 2
 }
 
+func (l *listed) Balance() int { return 4 }
+
 func (l *listed) Pause(vhost string, all bool, most time.Duration) int {
 	l.paused = append(l.paused, vhost, all, most)
 	return 3
@@ -208,6 +210,9 @@ func TestVerbs(t *testing.T) {
 		{"POST", "/v1/kick?client=99", 400, `there is no client 99`},
 		{"POST", "/v1/kick?client=x", 400, `client is \"x\"`},
 		{"POST", "/v1/reconnect", 200, `"count":2`},
+		{"POST", "/v1/reconnect?balance=true", 200, `"count":4`},
+		{"POST", "/v1/reconnect?balance=yes", 400, `allowed is true`},
+		{"POST", "/v1/reconnect?balance=true&user=a", 400, `neither an upstream nor a user`},
 		{"POST", "/v1/pause", 200, `"count":3`},
 		{"POST", "/v1/pause?vhost=v&max=60", 200, `"count":3`},
 		{"POST", "/v1/pause?max=0", 400, `max is \"0\", allowed is a number of seconds`},

@@ -167,6 +167,14 @@ func (w *work) end(from string) (confirmed, lost, double int) {
 	w.t.Helper()
 	close(w.stop)
 	w.wg.Wait()
+	seen := map[string]int{}
+	w.read(from, seen)
+	return w.count(seen)
+}
+
+// read reads the queue empty, and counts its messages in seen.
+func (w *work) read(from string, seen map[string]int) {
+	w.t.Helper()
 	conn, err := dial(from, amqp.Config{})
 	if err != nil {
 		w.t.Fatal(err)
@@ -176,7 +184,6 @@ func (w *work) end(from string) (confirmed, lost, double int) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	seen := map[string]int{}
 	deliveries, err := ch.Consume(w.queue, "", true, false, false, false, nil)
 	if err != nil {
 		w.t.Fatal(err)
@@ -189,6 +196,10 @@ func (w *work) end(from string) (confirmed, lost, double int) {
 			quiet = true
 		}
 	}
+}
+
+// count tells how many messages were confirmed, and how many of all lost and double.
+func (w *work) count(seen map[string]int) (confirmed, lost, double int) {
 	for id := range w.confirmed {
 		if seen[id] == 0 {
 			lost++

@@ -81,6 +81,7 @@ func through(t *testing.T, f func(t *testing.T, b *rabbit.Broker)) {
 type process struct {
 	addr string // where clients connect
 	http string // where metrics are
+	conf string // its settings file
 	cmd  *exec.Cmd
 	done chan struct{} // closed when it has ended
 	err  error         // how; read after done
@@ -100,6 +101,7 @@ func startProxy(t testing.TB, race bool, upstream, settings string) *process {
 	}
 	p := &process{http: "127.0.0.1:" + strconv.Itoa(ports[0]), done: make(chan struct{})}
 	conf := filepath.Join(t.TempDir(), "amqproxysvc.toml")
+	p.conf = conf
 	if err := os.WriteFile(conf, []byte(settings), 0o600); err != nil {
 		t.Fatal(err)
 	}

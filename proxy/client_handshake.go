@@ -273,7 +273,7 @@ func (c *client) startOk(f amqp.Frame, offered string) bool {
 		c.refuseLogin(broker.RefusedLogin(mechanism))
 		return false
 	}
-	c.user = said.user // for the log
+	c.user = principalOf(said.user).user // for the log
 	who, e := c.s.auth.identify(c, said)
 	if e != nil {
 		c.refuseLogin(e)

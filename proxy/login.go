@@ -55,7 +55,7 @@ type brokerDecides struct{}
 const mechanisms = "PLAIN AMQPLAIN"
 
 func (brokerDecides) identify(_ *client, said claim) (login, *amqp.Error) {
-	return login{principal{said.user}, asSent{said.user, said.secret}}, nil
+	return login{principalOf(said.user), asSent{said.user, said.secret}}, nil
 }
 
 // asSent are credentials that a client sent.

@@ -38,12 +38,16 @@ func (k AccessKey) at(t time.Time) broker.Credential {
 	if token := k.Token.Reveal(); token != "" {
 		name += ":" + token
 	}
+	b := base64.StdEncoding
+	return broker.Credential{User: b.EncodeToString([]byte(name)), Secret: broker.NewSecret(b.EncodeToString([]byte(k.proof(t))))}
+}
+
+// proof is the password of a moment before its base64.
+func (k AccessKey) proof(t time.Time) string {
 	ms := strconv.FormatInt(t.UnixMilli(), 10)
 	mac := hmac.New(sha1.New, []byte(ms))
 	mac.Write([]byte(k.Secret.Reveal()))
-	proof := strings.ToUpper(hex.EncodeToString(mac.Sum(nil))) + ":" + ms
-	b := base64.StdEncoding
-	return broker.Credential{User: b.EncodeToString([]byte(name)), Secret: broker.NewSecret(b.EncodeToString([]byte(proof)))}
+	return strings.ToUpper(hex.EncodeToString(mac.Sum(nil))) + ":" + ms
 }
 
 // Certificate is the one that the proxy shows the broker, by SASL EXTERNAL; it proves User.

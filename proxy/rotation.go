@@ -4,8 +4,6 @@
 package proxy
 
 import (
-	"encoding/base64"
-	"strings"
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/lock"
@@ -87,18 +85,13 @@ func (s *Server) accepted(a *account, id loginID) {
 		return
 	}
 	remedy := "let the application keep its password or token until shortly before it expires"
-	if signedUser(a.login.user) {
+	if _, signed := parsePairName(a.login.user); signed {
 		remedy = "its name is that of an AccessKey of Alibaba Cloud, whose passwords are signed anew at each login: " +
-			"create a static username and password for the instance and let the application use these"
+			"keep the key in a [[user]] with provider = alibaba, which lets in what is signed with it, " +
+			"or create a static username and password for the instance and let the application use these"
 	}
 	s.log.Warn("a user's password changes at each login, so that no connection to the broker can be reused",
 		"user", a.login.user, "passwords", secretsFree+1, "within", secretsWithin, "remedy", remedy)
-}
-
-// signedUser reports whether a user name is one of ApsaraMQ's whose passwords are signatures.
-func signedUser(user string) bool {
-	name, err := base64.StdEncoding.DecodeString(user)
-	return err == nil && strings.HasPrefix(string(name), "0:")
 }
 
 // idleTimeoutLocked is how long an upstream of the pool is kept when it is idle.

@@ -28,7 +28,8 @@ import (
 type User struct {
 	// Name is what clients send.
 	Name string
-	// Password is that of their password; zero: no password lets them in.
+	// Password is that of their password; zero: no password lets them in, but for pairs that are signed with
+	// the AccessKey of Broker.
 	Password hash.Hash
 	// Certificate is the name in the certificate that lets them in by EXTERNAL; "": Name is.
 	Certificate string
@@ -110,6 +111,7 @@ const hashesAtATime = 2
 type directory struct {
 	users        map[string]*keptUser
 	certificates map[string]*keptUser // by the name that a certificate has
+	keys         map[string]*keptUser // by the AccessKey that the broker is sent pairs of, as AccessKey.Account
 	hashes       []hash.Hash          // all of them
 	refuse       bool                 // users that are not in it
 	expiring     bool                 // somebody's credential ends
@@ -137,8 +139,16 @@ func newDirectory(cfg *Config, old *directory) *directory {
 		if l.stored == nil {
 			l.stored = &stored{name: u.Name, account: u.Broker.Account(), now: u.Broker, tokens: newTokens()}
 		}
-		if _, ok := u.Broker.(OAuth2); ok {
+		switch p := u.Broker.(type) {
+		case OAuth2:
 			d.expiring = true
+		case AccessKey:
+			if d.keys == nil {
+				d.keys = make(map[string]*keptUser)
+			}
+			if d.keys[p.Account()] == nil {
+				d.keys[p.Account()] = l
+			}
 		}
 		d.users[u.Name], d.certificates[u.certificate()] = l, l
 		if !u.Password.IsZero() {
@@ -178,10 +188,21 @@ func (keepsUsers) identify(c *client, said claim) (login, *amqp.Error) {
 		return brokerDecides{}.identify(c, said)
 	}
 	l := d.users[said.user]
-	if l == nil && !d.refuse {
-		return brokerDecides{}.identify(c, said)
+	var name pairName
+	signed := false
+	if l == nil {
+		l, name, signed = d.pair(said.user)
 	}
-	if e := c.s.proves(c, said, d, l); e != nil {
+	var e *amqp.Error
+	switch {
+	case signed:
+		e = c.s.provesPair(c, said, l, name)
+	case l == nil && !d.refuse:
+		return brokerDecides{}.identify(c, said)
+	default:
+		e = c.s.proves(c, said, d, l)
+	}
+	if e != nil {
 		if e.Code == amqp.AccessRefused {
 			c.env.n.localRefused.Add(1)
 		}
@@ -396,13 +417,25 @@ func CheckLogin(ctx context.Context, cfg Config, user string, password broker.Se
 	}
 	said := asSent{user, password}
 	sends := func() (broker.Credential, error) { return said.next(ctx) }
+	byPair := false
+	if d != nil && l == nil {
+		var name pairName
+		if l, name, _ = d.pair(user); l != nil {
+			byPair = true
+			if signed, off := name.signedBy(l.Broker.(AccessKey), password, time.Now()); !signed {
+				return true, errors.New("the pair is not signed with the AccessKey of user " + strconv.Quote(l.Name))
+			} else if off > pairAge {
+				return true, fmt.Errorf("the pair was signed at another time: %s off, allowed is %s", off.Round(time.Second), pairAge)
+			}
+		}
+	}
 	switch {
 	case l == nil && d != nil && d.refuse:
 		return false, errors.New("no user of that name, and auth.unknown_users is refuse")
 	case l == nil:
-	case l.Password.IsZero():
+	case !byPair && l.Password.IsZero():
 		return true, errors.New("the user has no password_hash, no password lets them in")
-	case !l.Password.Matches(password.Reveal()):
+	case !byPair && !l.Password.Matches(password.Reveal()):
 		return true, errors.New("the password is wrong")
 	default:
 		sends = func() (broker.Credential, error) { return l.Broker.Credential(ctx) }

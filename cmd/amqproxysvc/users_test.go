@@ -16,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/admin"
 	"github.com/amqproxysvc/amqproxysvc/proxy/hash"
@@ -245,10 +246,13 @@ func TestNoSecretIsShown(t *testing.T) {
 		_ = e.Drain(ended)
 	})
 	at := e.server.Addrs()[0].String()
+	_, pair := proxytest.Sign("i", "LTAI5t", "4ccess-secret", time.Now())
+	sts := base64.StdEncoding.EncodeToString([]byte("0:i:LTAI5t:5ts-token"))
 	for _, c := range []struct {
 		user, password string
 		in             bool
-	}{{"shop", "l0cal-password", true}, {"shop", "gu3ssed", false}, {"till", "test12", false}, {"cloud", "test12", false}, {"svc", "test12", true}, {"prod", "s3cr3t-at-the-broker", true}, {"nobody", "gu3ssed", false}} {
+	}{{"shop", "l0cal-password", true}, {"shop", "gu3ssed", false}, {"till", "test12", false}, {"cloud", "test12", false}, {"svc", "test12", true}, {"prod", "s3cr3t-at-the-broker", true}, {"nobody", "gu3ssed", false},
+		{sts, pair, false}, {sts, "gu3ssed", false}, {"MDppOkxUQUlvdGhlcjo1dHMtdG9rZW4=", pair, false}} { // of the key, and of one that it has not
 		client, err := proxytest.Dial(proxytest.ClientConfig{Addr: at, User: c.user, Password: c.password})
 		if (err == nil) != c.in {
 			t.Fatalf("%s with %s: %v", c.user, c.password, err)
@@ -276,12 +280,12 @@ func TestNoSecretIsShown(t *testing.T) {
 	}
 	shown := shownBy(e, &log)
 	shown["the reload's error"] = wrong.Error()
-	if !strings.Contains(shown["/v1/config"], "[redacted]") || !strings.Contains(shown["/metrics"], `amqproxysvc_local_logins_total{result="ok"} 4`) || !strings.Contains(shown["log"], "the broker refuses the secret kept for a user") {
+	if !strings.Contains(shown["/v1/config"], "[redacted]") || !strings.Contains(shown["/metrics"], `amqproxysvc_local_logins_total{result="ok"} 5`) || !strings.Contains(shown["log"], "the broker refuses the secret kept for a user") {
 		t.Errorf("the test looks at too little: %v", shown)
 	}
 	key := argon[strings.LastIndex(argon, "$")+1:]
 	for where, text := range shown {
-		for _, secret := range []string{key, rabbits, rabbits[8:24], "s3cr3t", "wr0ng", "n3w-at", "l0cal", "gu3ssed", "my-pl4in", "4ccess", "5ts", "t0ken", "cl13nt", base64.StdEncoding.EncodeToString([]byte("0:i:LTAI5t:"))} {
+		for _, secret := range []string{key, rabbits, rabbits[8:24], "s3cr3t", "wr0ng", "n3w-at", "l0cal", "gu3ssed", "my-pl4in", "4ccess", "5ts", "t0ken", "cl13nt", base64.StdEncoding.EncodeToString([]byte("0:i:LTAI5t:5")), base64.StdEncoding.EncodeToString([]byte("0:i:LTAIother:5t"))[:20], pair} {
 			if strings.Contains(text, secret) {
 				t.Errorf("%s shows %q", where, secret)
 			}

@@ -174,6 +174,10 @@ func TestProviders(t *testing.T) {
 	if k, ok := p.(proxy.AccessKey); err != nil || !ok || k.Token.Reveal() != "st5" {
 		t.Errorf("%v: %+v", err, p)
 	}
+	// With a key applications may be let in by what they sign with it, and by nothing else.
+	if p, err = load("[[user]]\nname = \"a\"\n"+key, keys); err != nil || p == nil {
+		t.Errorf("a user with a key alone: %v", err)
+	}
 	p, err = load("[upstream]\nurl = \"amqps://b\"\n[tls]\ncert_file = \"c\"\nkey_file = \"k\"\n"+head+"provider = \"external\"\nbroker_user = \"b\"\n", nil)
 	if c, ok := p.(proxy.Certificate); err != nil || !ok || c.User != "b" {
 		t.Errorf("%v: %+v", err, p)

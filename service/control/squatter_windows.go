@@ -17,7 +17,8 @@ import (
 // pipeServer is what is known of who serves a pipe.
 type pipeServer struct {
 	pid   uint32       // 0: the system does not say
-	owner *windows.SID // nil: the same
+	owner *windows.SID // of the pipe, nil: the same
+	user  *windows.SID // who runs the process, nil: not known to this one
 }
 
 // checkServer is an error where it is neither the service that the pipe is named after, nor, where that does
@@ -35,6 +36,7 @@ func checkServer(c net.Conn, at string) error {
 	if sd, err := windows.GetSecurityInfo(h, windows.SE_KERNEL_OBJECT, windows.OWNER_SECURITY_INFORMATION); err == nil {
 		server.owner, _, _ = sd.Owner()
 	}
+	server.user = userOf(server.pid)
 	var service uint32
 	if name, ok := strings.CutPrefix(at, DefaultPath("")); ok {
 		service = processOfService(name)
@@ -50,14 +52,32 @@ func (s pipeServer) trusted(service uint32) bool {
 	if service != 0 && s.pid != 0 {
 		return s.pid == service
 	}
-	if s.owner == nil {
-		return false
+	own, err := windows.GetCurrentProcessToken().GetTokenUser()
+	for _, sid := range []*windows.SID{s.owner, s.user} {
+		if sid != nil && (sid.IsWellKnown(windows.WinLocalSystemSid) || sid.IsWellKnown(windows.WinBuiltinAdministratorsSid) || err == nil && sid.Equals(own.User.Sid)) {
+			return true
+		}
 	}
-	if s.owner.IsWellKnown(windows.WinLocalSystemSid) || s.owner.IsWellKnown(windows.WinBuiltinAdministratorsSid) {
-		return true
+	return false
+}
+
+// userOf is who runs a process; Wine has a group own what somebody makes.
+func userOf(pid uint32) *windows.SID {
+	p, err := windows.OpenProcess(windows.PROCESS_QUERY_LIMITED_INFORMATION, false, pid)
+	if err != nil {
+		return nil
 	}
-	user, err := windows.GetCurrentProcessToken().GetTokenUser()
-	return err == nil && s.owner.Equals(user.User.Sid)
+	defer func() { _ = windows.CloseHandle(p) }()
+	var token windows.Token
+	if windows.OpenProcessToken(p, windows.TOKEN_QUERY, &token) != nil {
+		return nil
+	}
+	defer func() { _ = token.Close() }()
+	user, err := token.GetTokenUser()
+	if err != nil {
+		return nil
+	}
+	return user.User.Sid
 }
 
 // processOfService asks the service control manager, which needs no rights.

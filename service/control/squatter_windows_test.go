@@ -29,15 +29,15 @@ func TestWhoIsTrusted(t *testing.T) {
 		service uint32
 		want    bool
 	}{
-		"the service":                             {pipeServer{7, stranger}, 7, true},
-		"another process while the service runs":  {pipeServer{8, user.User.Sid}, 7, false},
-		"an administrators' while it does not":    {pipeServer{8, sid("S-1-5-32-544")}, 0, true},
-		"SYSTEM's while it does not":              {pipeServer{8, sid("S-1-5-18")}, 0, true},
-		"this user's, in the foreground":          {pipeServer{8, user.User.Sid}, 0, true},
-		"a stranger's while it does not":          {pipeServer{8, stranger}, 0, false},
-		"nobody's":                                {pipeServer{8, nil}, 0, false},
-		"of a process that is not known, trusted": {pipeServer{0, user.User.Sid}, 7, true},
-		"of a process that is not known":          {pipeServer{0, stranger}, 7, false},
+		"the service":                             {pipeServer{7, stranger, stranger}, 7, true},
+		"another process while the service runs":  {pipeServer{8, user.User.Sid, user.User.Sid}, 7, false},
+		"an administrators' while it does not":    {pipeServer{8, sid("S-1-5-32-544"), nil}, 0, true},
+		"SYSTEM's while it does not":              {pipeServer{8, sid("S-1-5-18"), nil}, 0, true},
+		"this user's, in the foreground":          {pipeServer{8, stranger, user.User.Sid}, 0, true},
+		"a stranger's while it does not":          {pipeServer{8, stranger, stranger}, 0, false},
+		"nobody's":                                {pipeServer{8, nil, nil}, 0, false},
+		"of a process that is not known, trusted": {pipeServer{0, user.User.Sid, nil}, 7, true},
+		"of a process that is not known":          {pipeServer{0, stranger, nil}, 7, false},
 	} {
 		if got := c.server.trusted(c.service); got != c.want {
 			t.Errorf("%s: %v", name, got)
@@ -47,7 +47,7 @@ func TestWhoIsTrusted(t *testing.T) {
 
 // The pipe of this very process is known as its own.
 func TestServerOfAPipe(t *testing.T) {
-	at := pipes + "amqproxysvc-test-" + filepath.Base(t.TempDir())
+	at := pipes + "amqproxysvc-test-" + filepath.Base(os.Args[0])
 	ln, err := winio.ListenPipe(at, &winio.PipeConfig{})
 	if err != nil {
 		t.Fatal(err)

@@ -64,6 +64,7 @@ type fakeServer struct {
 	list  []proxy.ClientInfo
 	ups   []proxy.UpstreamInfo
 	shows []proxy.ListenerStats
+	more  func(*proxy.Stats)
 }
 
 func newFake(cfg proxy.Config) *fakeServer {
@@ -161,7 +162,11 @@ func (f *fakeServer) Err() error                      { return nil }
 func (f *fakeServer) Ready(context.Context) error     { return f.ready }
 func (f *fakeServer) SelfCheck(context.Context) error { return nil }
 func (f *fakeServer) Stats() proxy.Stats {
-	return proxy.Stats{Clients: int(f.clients.Load()), Upstreams: 1, Listeners: f.shows, Advice: f.advice}
+	st := proxy.Stats{Clients: int(f.clients.Load()), Upstreams: 1, Listeners: f.shows, Advice: f.advice}
+	if f.more != nil {
+		f.more(&st)
+	}
+	return st
 }
 
 func (f *fakeServer) ListClients() []proxy.ClientInfo     { return f.list }

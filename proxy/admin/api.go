@@ -185,6 +185,9 @@ type Stats struct {
 	ToClients        uint64   `json:"sent_to_clients_bytes"`
 	FromUpstreams    uint64   `json:"received_from_upstreams_bytes"`
 	ToUpstreams      uint64   `json:"sent_to_upstreams_bytes"`
+
+	Listeners []Listener   `json:"listeners"`
+	Errors    []ErrorCount `json:"errors"` // that clients were told since the start
 }
 
 // Target is one address of a broker.
@@ -380,6 +383,7 @@ func statsOf(s proxy.Stats, version string) Stats {
 		SlowPublishers: s.SlowPublishCloses, TurnedAway: s.TurnedAway, Silent: s.HeartbeatTimeouts,
 		FromClients: s.BytesFromClients, ToClients: s.BytesToClients,
 		FromUpstreams: s.BytesFromUpstreams, ToUpstreams: s.BytesToUpstreams,
+		Listeners: listenersOf(s.Listeners), Errors: errorsOf(&s),
 	}
 }
 

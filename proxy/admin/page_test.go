@@ -9,7 +9,10 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"regexp"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -169,3 +172,73 @@ func TestLive(t *testing.T) {
 		}
 	}
 }
+
+// What the page reads of an event is there: a name that it does not find would show nothing.
+func TestPageReadsWhatThereIs(t *testing.T) {
+	script, err := pageFiles.ReadFile("page/page.js")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(script) > 15_000 {
+		t.Errorf("page.js has %d octets, at most 15 kB are wanted", len(script))
+	}
+	full := Stats{BrokerReason: "x", Pauses: []Pause{{VHost: "v", Left: 1}}, Listeners: []Listener{{}}, Errors: []ErrorCount{{}}}
+	said, err := json.Marshal([]any{full, Client{}, Upstream{Client: 1}, Pool{}, Advice{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := regexp.MustCompile(`\b(?:[spculea]|stats)\.([a-z_]+_[a-z_]+|pauses|listeners|errors|code|count|of|all|vhost|tls|address)\b`)
+	found := named.FindAllStringSubmatch(string(script), -1)
+	if len(found) < 50 {
+		t.Errorf("only %d names are read", len(found))
+	}
+	for _, m := range found {
+		if !strings.Contains(string(said), `"`+m[1]+`":`) {
+			t.Errorf("page.js reads %s, which no answer has", m[0])
+		}
+	}
+}
+
+// However many pages are opened, those beyond the bound are told so at once, and hold nothing.
+func TestAThousandPages(t *testing.T) {
+	l := &listed{}
+	p := newPage(l, "1", "")
+	mux := http.NewServeMux()
+	p.routes(mux, func(http.ResponseWriter, *http.Request) {})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var codes sync.Map
+	var streams sync.WaitGroup
+	full := make(chan struct{}, 1000)
+	for range 1000 {
+		streams.Go(func() {
+			w := httptest.NewRecorder()
+			mux.ServeHTTP(deadlines{w}, httptest.NewRequestWithContext(ctx, http.MethodGet, "http://127.0.0.1/live", nil))
+			n, _ := codes.LoadOrStore(w.Code, new(atomic.Int32))
+			n.(*atomic.Int32).Add(1)
+			if w.Code == http.StatusServiceUnavailable {
+				if !strings.Contains(w.Body.String(), "8 pages are looked at already") {
+					t.Errorf("beyond the bound: %q", w.Body)
+				}
+				full <- struct{}{}
+			}
+		})
+	}
+	for range 1000 - maxLive {
+		<-full
+	}
+	cancel()
+	streams.Wait()
+	if p.live != 0 {
+		t.Errorf("%d places are held when all have gone", p.live)
+	}
+	if n, ok := codes.Load(http.StatusOK); !ok || n.(*atomic.Int32).Load() != maxLive {
+		t.Errorf("pages served: %v, want %d", n, maxLive)
+	}
+}
+
+// deadlines lets a recorder have them.
+type deadlines struct{ *httptest.ResponseRecorder }
+
+func (deadlines) SetReadDeadline(time.Time) error  { return nil }
+func (deadlines) SetWriteDeadline(time.Time) error { return nil }

@@ -16,6 +16,7 @@
   const age = (s) => s < 60 ? Math.floor(s) + " s" : s < 3600 ? Math.floor(s / 60) + " min" : s < 172800 ? Math.floor(s / 3600) + " h" : Math.floor(s / 86400) + " d";
   const num = (n) => Math.round(n).toLocaleString("en");
   const rate = (n) => n >= 100 ? num(n) : n >= 9.95 ? n.toFixed(0) : n.toFixed(1);
+  const many = (n, what) => num(n) + " " + what + (n === 1 ? "" : "s");
   const share = (part, all) => all ? Math.floor(100 * Math.min(part, all) / all) + " %" : "–";
 
   const tile = (id, kind, big, small) => {
@@ -25,12 +26,15 @@
     t.children[2].textContent = small;
   };
 
+  const pause = (p) => (p.all ? "all" : "vhost " + p.vhost) + ", for " + age(p.for_seconds) + (p.left_seconds ? ", ends in " + age(p.left_seconds) : "");
+
   const tiles = (s) => {
     if (!s.broker_up) tile("t-broker", "bad", "Away", s.broker_reason || "It cannot be reached.");
-    else if (s.blocked_upstreams) tile("t-broker", "warn", "Blocked", "It takes no messages on " + s.blocked_upstreams + " connections: its memory or disk is short.");
-    else tile("t-broker", "good", "Up", s.upstreams + " connections to it, " + num(s.upstreams_total) + " since the start");
-    if (s.waiting_clients) tile("t-wait", "warn", num(s.waiting_clients), "the longest for " + s.longest_wait_seconds.toFixed(1) + " s, of " + num(s.clients) + " clients");
-    else tile("t-wait", "good", "Nobody", num(s.clients) + " clients, " + num(s.channels) + " channels");
+    else if (s.blocked_upstreams) tile("t-broker", "warn", "Blocked", "It takes no messages on " + many(s.blocked_upstreams, "connection") + ": its memory or disk is short.");
+    else tile("t-broker", "good", "Up", many(s.upstreams, "connection") + " to it, " + num(s.upstreams_total) + " since the start");
+    if (s.pauses) tile("t-wait", "warn", "Paused", (s.paused_clients ? num(s.paused_clients) + (s.paused_clients === 1 ? " client waits" : " clients wait") : "Nobody waits") + " for its end: " + s.pauses.map(pause).join("; "));
+    else if (s.waiting_clients) tile("t-wait", "warn", num(s.waiting_clients), "the longest for " + s.longest_wait_seconds.toFixed(1) + " s, of " + many(s.clients, "client"));
+    else tile("t-wait", "good", "Nobody", many(s.clients, "client") + ", " + many(s.channels, "channel"));
     const r = s.logins_ok ? s.logins_reused / s.logins_ok : 0;
     tile("t-reuse", s.logins_ok < 20 ? "" : r >= .5 ? "good" : "warn", share(s.logins_reused, s.logins_ok),
       "of " + num(s.logins_ok) + " logins needed no connection; " + share(s.channels_reused, s.channels_reused + s.channels_opened) + " of the channels were there");
@@ -48,20 +52,44 @@
     ["turned_away", "connections were turned away: too many handshakes, or no descriptors"],
     ["heartbeat_timeouts", "peers were silent for two heartbeats and were closed"],
   ];
+  const codes = { 311: "content too large", 312: "no route", 313: "no consumers", 320: "connection forced", 402: "invalid path", 403: "access refused",
+    404: "not found", 405: "resource locked", 406: "precondition failed", 501: "frame error", 502: "syntax error", 503: "command invalid", 504: "channel error",
+    505: "unexpected frame", 506: "resource error", 530: "not allowed", 540: "not implemented", 541: "internal error" };
+  const told = (e) => e.of + " " + e.code;
+  // Those that came while the page is open.
+  const failures = (s) => {
+    const before = Object.fromEntries(first.errors.map((e) => [told(e), e.count]));
+    const list = s.errors.map((e) => [e, e.count - (before[told(e)] || 0)]).filter(([, n]) => n).sort((a, b) => b[1] - a[1]).slice(0, 6);
+    return list.length ? "Clients were told: " + list.map(([e, n]) => (e.code || "another code") + " " + (codes[e.code] || "") + ", " + e.of + " closed, " + num(n) + "×").join("; ") + "." : "";
+  };
+  const upper = (t) => t.slice(0, 1).toUpperCase() + t.slice(1);
+  const item = ([text, todo]) => {
+    const li = Object.assign(document.createElement("li"), { textContent: text });
+    if (todo) li.append(" ", Object.assign(document.createElement("span"), { className: "todo", textContent: todo }));
+    return li;
+  };
+  let said = "";
   const troubles = (s, advice) => {
-    const list = $("troubles").children[1];
-    list.replaceChildren();
+    const list = [];
     for (const [key, words] of wrong) {
       const n = s[key] - first[key];
-      if (n > 0) list.append(Object.assign(document.createElement("li"), { textContent: num(n) + " " + words + "." }));
+      if (n > 0) list.push([num(n) + " " + words + "."]);
     }
+    const errors = failures(s);
+    if (errors) list.push([errors]);
     for (const a of advice) {
       const who = ["user " + a.user, "vhost " + a.vhost, a.name, "from " + a.address].filter(Boolean).join(", ");
-      const li = Object.assign(document.createElement("li"), { textContent: who + ": " + a.evidence + ". " });
-      li.append(Object.assign(document.createElement("span"), { className: "todo", textContent: a.remedy + " (" + a.rule + ")." }));
-      list.append(li);
+      list.push([upper(who) + ": " + a.evidence + ".", upper(a.remedy) + " (" + a.rule + ")."]);
     }
-    $("troubles").hidden = !list.children.length;
+    const now = JSON.stringify(list);
+    if (now === said) return; // what is read, or marked, stays
+    said = now;
+    const [, ul, more] = $("troubles").children, least = list.length > 5 ? 4 : 5;
+    ul.replaceChildren(...list.slice(0, least).map(item));
+    more.hidden = list.length <= least;
+    more.children[0].textContent = num(list.length - least) + " more";
+    more.children[1].replaceChildren(...list.slice(least).map(item));
+    $("troubles").hidden = !list.length;
   };
 
   const charts = [
@@ -80,10 +108,11 @@
       const g = c.getContext("2d");
       g.setTransform(d, 0, 0, d, 0, 0);
       g.clearRect(0, 0, w, h);
-      let top = 1;
+      let top = say === num ? 2 : 1;
       for (const p of past) for (const [k] of lines) top = Math.max(top, p[k]);
       const unit = 10 ** Math.floor(Math.log10(top));
       top = Math.ceil(top / unit) * unit;
+      if (say === num && top % 2) top++; // half of it is marked
       const x = (t) => w - (now - t) * w / span, y = (v) => h - 16 - v * (h - 26) / top;
       g.font = "11px system-ui, sans-serif";
       g.fillStyle = css.getPropertyValue("--soft");
@@ -209,6 +238,8 @@
     }
     last = { time, s };
     $("about").textContent = s.version + ", up " + age(s.uptime_seconds);
+    $("listeners").replaceChildren(...s.listeners.map((l) => Object.assign(document.createElement("span"),
+      { textContent: (l.tls ? "amqps " : "amqp ") + l.address + ": " + many(l.clients, "client") + " of " + num(l.clients_total) })));
     shown.pools = pools;
     tiles(s); troubles(s, advice || []); draw();
     if (tab === "pools") fill();

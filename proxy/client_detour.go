@@ -58,6 +58,9 @@ func (c *client) detour(ch *channel, m amqp.Method, f amqp.Frame, wait bool) {
 	}
 	if m == amqp.QueueDeclare {
 		c.declares(other, b, f, wait)
+		if out := c.typed(f); out != nil {
+			f = out
+		}
 	}
 	c.inject(b, f)
 	answer := c.awaitBroker(b, func() bool { return b.broker.Calls.Load() > 0 || b.broker.Declares.Load() > 0 })

@@ -29,6 +29,13 @@ func (c *client) pass(ch *channel, f amqp.Frame, l lane, called bool) bool {
 		return c.passQueue(ch, b, f)
 	case amqp.QueueDeclare:
 		c.declares(ch, b, f, called)
+		if out := c.typed(f); out != nil {
+			if c.fits(b.u, out) {
+				out.SetChannel(b.id)
+				c.inject(b, out)
+			}
+			return false
+		}
 	}
 	f.SetChannel(b.id)
 	return true

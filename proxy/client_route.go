@@ -69,6 +69,9 @@ func (c *client) method(ch *channel, id uint16, f amqp.Frame) bool {
 	if ch != nil && ch.content != noContent && ch.state.Load() != chOpen {
 		c.abandon(ch) // the client heard of the close half way through
 	}
+	if ch != nil && f.Method() == amqp.QueueDeclare {
+		c.rewrite(f)
+	}
 	a := c.decide(ch, f)
 	if a.needs != 0 && !c.meet(ch, f, a) {
 		if a.do == doPublish {

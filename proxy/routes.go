@@ -32,6 +32,10 @@ type Route struct {
 	ToVHost string
 	// Broker is the name of one of Config.Brokers; "": Config.Upstream.
 	Broker string
+	// Durable and QueueType are what queues are declared as that are named, and neither exclusive nor auto-delete; false and "":
+	// as their clients do.
+	Durable   bool
+	QueueType string
 }
 
 // way is a broker with what is known of it alone.
@@ -46,8 +50,9 @@ type ways struct {
 	all []*way // that of Config.Upstream is the first
 	// door judges user and secret, which a client sends before its vhost: where vhosts are that no other
 	// route names.
-	door   *way
-	routes []route
+	door    *way
+	routes  []route
+	rewrite bool // a route rewrites declarations
 }
 
 type route struct {
@@ -63,15 +68,24 @@ type destination struct {
 
 // of is where a vhost is.
 func (w *ways) of(vhost string) destination {
+	r := w.route(vhost)
+	if r == nil {
+		return destination{w.all[0], vhost}
+	}
+	if r.ToVHost != "" {
+		vhost = r.ToVHost
+	}
+	return destination{r.way, vhost}
+}
+
+// route is that of a vhost, or nil.
+func (w *ways) route(vhost string) *route {
 	for i := range w.routes {
 		if r := &w.routes[i]; matches(r.VHost, vhost) {
-			if r.ToVHost != "" {
-				vhost = r.ToVHost
-			}
-			return destination{r.way, vhost}
+			return r
 		}
 	}
-	return destination{w.all[0], vhost}
+	return nil
 }
 
 // named is the broker of that name, or nil.
@@ -136,6 +150,7 @@ func (s *Server) setWays(cfg *Config) (moved, anew bool) {
 	next.door = next.all[0]
 	for _, r := range cfg.Routes {
 		next.routes = append(next.routes, route{r, next.named(r.Broker)})
+		next.rewrite = next.rewrite || r.Durable || r.QueueType != ""
 	}
 	for i := len(next.routes) - 1; i >= 0; i-- { // the first that is for all
 		if r := &next.routes[i]; strings.Trim(r.VHost, "*") == "" {
@@ -243,6 +258,11 @@ func (c *Config) validateRoutes() (errs []error) {
 			errs = append(errs, errors.New("a route has no vhost, allowed is a name or a pattern, * for all"))
 		case len(r.ToVHost) > 255:
 			errs = append(errs, fmt.Errorf("the route of vhost %q leads to one with a name of %d octets, allowed are 255", r.VHost, len(r.ToVHost)))
+		}
+		switch r.QueueType {
+		case "", "classic", "quorum":
+		default:
+			errs = append(errs, fmt.Errorf("queue_type of the route of vhost %q is %q, allowed is \"classic\" or \"quorum\"", r.VHost, r.QueueType))
 		}
 		if !names[r.Broker] {
 			errs = append(errs, fmt.Errorf("the route of vhost %q leads to the broker %q, which there is none of", r.VHost, r.Broker))

@@ -54,6 +54,7 @@ type Server struct {
 	limited   atomic.Bool  // channelLimits is not empty
 	traces    atomic.Int32 // under way
 	catches   catches
+	rewrites  rewrites
 	pauses    pauses
 	quotas    quotas
 	apps      apps

@@ -83,6 +83,8 @@ type Stats struct {
 	Listeners []ListenerStats
 	Targets   []TargetStats
 	Routes    []Route
+	// DeclaresRewritten are those of queues that a route had declared otherwise than their clients did.
+	DeclaresRewritten uint64
 }
 
 // TargetStats is one address of the broker's.
@@ -205,6 +207,7 @@ func (s *Server) Stats() Stats {
 			st.Targets = append(st.Targets, t)
 		}
 	}
+	st.DeclaresRewritten = s.rewrites.n.Load()
 	for _, r := range ways.routes {
 		st.Routes = append(st.Routes, r.Route)
 	}

@@ -204,9 +204,11 @@ type Target struct {
 
 // Route is one [[route]].
 type Route struct {
-	VHost   string `json:"vhost"`
-	ToVHost string `json:"to_vhost,omitempty"`
-	Broker  string `json:"broker,omitempty"`
+	VHost     string `json:"vhost"`
+	ToVHost   string `json:"to_vhost,omitempty"`
+	Broker    string `json:"broker,omitempty"`
+	Durable   bool   `json:"durable,omitempty"` // what queues are declared as
+	QueueType string `json:"queue_type,omitempty"`
 }
 
 func targetsOf(targets []proxy.TargetStats) []Target {
@@ -223,7 +225,7 @@ func targetsOf(targets []proxy.TargetStats) []Target {
 
 func routesOf(routes []proxy.Route) (all []Route) {
 	for _, r := range routes {
-		all = append(all, Route{VHost: r.VHost, ToVHost: r.ToVHost, Broker: r.Broker})
+		all = append(all, Route{VHost: r.VHost, ToVHost: r.ToVHost, Broker: r.Broker, Durable: r.Durable, QueueType: r.QueueType})
 	}
 	return all
 }

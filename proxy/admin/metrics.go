@@ -64,6 +64,7 @@ var metrics = []metric{
 	{"amqproxysvc_slow_client_closes_total", "Clients closed because their queue was full.", prometheus.CounterValue, func(s *proxy.Stats) float64 { return float64(s.SlowClientCloses) }},
 	{"amqproxysvc_slow_publish_closes_total", "Clients closed because a publish came too slowly while others waited for message_buffer.", prometheus.CounterValue, func(s *proxy.Stats) float64 { return float64(s.SlowPublishCloses) }},
 	{"amqproxysvc_firewall_closes_total", "Connection errors answered by the proxy to keep them from a shared connection.", prometheus.CounterValue, func(s *proxy.Stats) float64 { return float64(s.FirewallCloses) }},
+	{"amqproxysvc_declares_rewritten_total", "Declarations of queues that a route had made otherwise than their clients did.", prometheus.CounterValue, func(s *proxy.Stats) float64 { return float64(s.DeclaresRewritten) }},
 	{"amqproxysvc_heartbeat_timeouts_total", "Peers closed because they were silent for two heartbeats.", prometheus.CounterValue, func(s *proxy.Stats) float64 { return float64(s.HeartbeatTimeouts) }},
 }
 

@@ -23,10 +23,18 @@ type Route struct {
 	VHost   string
 	ToVHost string // "": the same
 	Broker  string // "": that of upstream.url
+
+	Durable   bool
+	QueueType string // asDeclared, or another
 }
 
 // Brokers are all that broker.url names.
 func (b *NamedBroker) Brokers() []Broker { return append([]Broker{b.First}, b.Others...) }
+
+// asDeclared is the type of queue that clients say.
+const asDeclared = "as_declared"
+
+func defaultRoute() Route { return Route{QueueType: asDeclared} }
 
 func defaultBroker() NamedBroker { return NamedBroker{Balance: proxy.BalanceSpread} }
 
@@ -57,11 +65,11 @@ func (f *fileLoader) brokers(value any) {
 func (f *fileLoader) routes(value any) {
 	tables, _ := f.tables("route", value)
 	for i, table := range tables {
-		f.s.route = Route{}
+		f.s.route = defaultRoute()
 		f.section("route", nil, i, table)
 		f.s.Routes = append(f.s.Routes, f.s.route)
 	}
-	f.s.route = Route{}
+	f.s.route = defaultRoute()
 }
 
 // checkRoutes looks at what goes together.
@@ -176,7 +184,11 @@ func (s *Settings) engineRoutes() (all []proxy.Broker, routes []proxy.Route, pro
 		all = append(all, one)
 	}
 	for _, r := range s.Routes {
-		routes = append(routes, proxy.Route(r))
+		one := proxy.Route{VHost: r.VHost, ToVHost: r.ToVHost, Broker: r.Broker, Durable: r.Durable}
+		if r.QueueType != asDeclared {
+			one.QueueType = r.QueueType
+		}
+		routes = append(routes, one)
 	}
 	return all, routes, problems
 }

@@ -23,6 +23,8 @@ balance = "order"
 vhost = "shop*"
 to_vhost = "shop-v2"
 broker = "green"
+durable = true
+queue_type = "quorum"
 [[route]]
 vhost = "*"
 broker = "red"
@@ -38,7 +40,7 @@ func TestRoutesAndBrokers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := []proxy.Route{{VHost: "shop*", ToVHost: "shop-v2", Broker: "green"}, {VHost: "*", Broker: "red"}}; !reflect.DeepEqual(c.Routes, want) {
+	if want := []proxy.Route{{VHost: "shop*", ToVHost: "shop-v2", Broker: "green", Durable: true, QueueType: "quorum"}, {VHost: "*", Broker: "red"}}; !reflect.DeepEqual(c.Routes, want) {
 		t.Errorf("routes are %+v, want %+v", c.Routes, want)
 	}
 	if len(c.Brokers) != 2 {
@@ -56,7 +58,7 @@ func TestRoutesAndBrokers(t *testing.T) {
 	for _, e := range Explain(src, &s) {
 		told[e.Name] = e.Value
 	}
-	for name, want := range map[string]string{"broker.name": `"green"`, "broker[2].url": `"amqp://red:5672"`, "route.to_vhost": `"shop-v2"`, "route[2].vhost": `"*"`, "route[2].to_vhost": `""`} {
+	for name, want := range map[string]string{"broker.name": `"green"`, "broker[2].url": `"amqp://red:5672"`, "route.to_vhost": `"shop-v2"`, "route[2].vhost": `"*"`, "route[2].to_vhost": `""`, "route.queue_type": `"quorum"`, "route[2].queue_type": `"as_declared"`} {
 		if told[name] != want {
 			t.Errorf("%s is told as %s, want %s", name, told[name], want)
 		}

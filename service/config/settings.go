@@ -166,6 +166,7 @@ func Defaults() Settings {
 		user:        defaultUser(),
 		limit:       defaultLimit(),
 		broker:      defaultBroker(),
+		route:       defaultRoute(),
 		Auth:        Auth{UnknownUsers: string(proxy.UnknownBroker)},
 	}
 	for range engine.Listeners {

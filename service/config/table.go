@@ -219,6 +219,12 @@ var Table = []Setting{
 	{Section: "route", Key: "broker", Kind: KindText, Live: true,
 		Help: "Name of the [[broker]] that the vhost is at. Empty: that of [upstream], which sets some vhosts apart from a route below for more.",
 		at:   func(s *Settings, _ *Listener) any { return &s.route.Broker }},
+	{Section: "route", Key: "durable", Kind: KindBool, Live: true,
+		Help: "Whether queues are declared durable, whatever their clients say: for a broker that denies transient ones, as RabbitMQ 4.3 does. Queues that are exclusive, auto-delete or named by the broker, and passive declarations, stay as they are. What is rewritten is counted, and logged once for a queue; a queue that is there as it was declared before is still another one to the broker (406).",
+		at:   func(s *Settings, _ *Listener) any { return &s.route.Durable }},
+	{Section: "route", Key: "queue_type", Kind: KindChoice, Values: []string{asDeclared, "classic", "quorum"}, Live: true,
+		Help: "Type with which durable queues are declared whose clients say none: of the same queues as route.durable, after that. A queue with an argument that only classic ones take (x-max-priority, x-queue-mode, x-queue-version, x-queue-master-locator) is not made a quorum queue.",
+		at:   func(s *Settings, _ *Listener) any { return &s.route.QueueType }},
 
 	{Section: "tls", Key: "ca_file", Kind: KindPath, Live: true,
 		Help: "File with the certificates (PEM) of the authorities that may vouch for the broker. Empty: those of the system.",

@@ -11,8 +11,16 @@ import (
 )
 
 func (s *supervisor) run() error {
+	tty := ownTerminal()
+	hangup := func() {
+		if tty.gone() {
+			s.requestStop()
+		} else {
+			s.requestReload()
+		}
+	}
 	defer onSignals(map[os.Signal]func(){
-		unix.SIGTERM: s.requestStop, unix.SIGINT: s.requestStop, unix.SIGHUP: s.requestReload, unix.SIGUSR1: s.requestReopen,
+		unix.SIGTERM: s.requestStop, unix.SIGINT: s.requestStop, unix.SIGHUP: hangup, unix.SIGUSR1: s.requestReopen,
 	})()
 
 	carrier, err := kservice.New(program{s}, &kservice.Config{

@@ -60,6 +60,7 @@ func commandPage(root *cobra.Command) []byte {
 
 **SIGHUP**
 : Read the settings again. Clients stay connected. What is wrong is logged, and nothing is changed then.
+When the terminal that it was started in is closed: stop, as for SIGTERM, unless started under nohup(1).
 
 **SIGUSR1**
 : Close and open the log file.

@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -109,18 +110,29 @@ func dial(t *testing.T, address string) net.Conn {
 // openPTY opens a pseudo-terminal; what is written to tty comes out of screen, byte for byte.
 func openPTY(t *testing.T) (tty *os.File, screen *output) {
 	t.Helper()
+	_, tty, screen = openTerminal(t)
+	return tty, screen
+}
+
+// openTerminal is openPTY with the master, whose end is the terminal's.
+func openTerminal(t *testing.T) (master, tty *os.File, screen *output) {
+	t.Helper()
 	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
 	if err != nil {
 		skipLoudly(t, "no pseudo-terminal: "+err.Error())
 	}
 	t.Cleanup(func() { _ = master.Close() })
-	fd := int(master.Fd())
-	if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
-		t.Fatal(err)
-	}
-	n, err := unix.IoctlGetInt(fd, unix.TIOCGPTN)
+	conn, err := master.SyscallConn() // Fd would make it blocking, and closing would wait for who reads
 	if err != nil {
 		t.Fatal(err)
+	}
+	var n int
+	var unlocked error
+	if err := conn.Control(func(fd uintptr) {
+		unlocked = unix.IoctlSetPointerInt(int(fd), unix.TIOCSPTLCK, 0)
+		n, err = unix.IoctlGetInt(int(fd), unix.TIOCGPTN)
+	}); errors.Join(err, unlocked) != nil {
+		t.Fatal(err, unlocked)
 	}
 	tty, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
@@ -138,7 +150,26 @@ func openPTY(t *testing.T) (tty *os.File, screen *output) {
 			_, _ = screen.Write(buf[:n])
 		}
 	}()
-	return tty, screen
+	return master, tty, screen
+}
+
+// Whoever closes the window ends what runs in it; a SIGHUP before that reloads.
+func TestTerminalCloses(t *testing.T) {
+	master, tty, screen := openTerminal(t)
+	stderr := newOutput()
+	cmd := startProgram(t, nil, stderr, tty, nil, "-l", "127.0.0.1", "-p", "0", "-b", "0", "--set", "log.level=info", "amqp://127.0.0.1:1")
+	screen.wait(t, `Proxy listening on`)
+	if err := cmd.Process.Signal(unix.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	screen.wait(t, `configuration reloaded`)
+	if err := master.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Process.Signal(unix.SIGHUP); err != nil { // which the kernel sends to whom the terminal controls
+		t.Fatal(err)
+	}
+	ended(t, cmd, 0, stderr)
 }
 
 func skipLoudly(t *testing.T, why string) {

@@ -1,5 +1,5 @@
 // Commands for users whose credentials the proxy keeps: a hash of a password, the users of a
-// RabbitMQ, whether a login would be let in. Passwords come on standard input or from a terminal,
+// RabbitMQ, whether a login would be let in, a secret encrypted for this machine. Passwords come on standard input or from a terminal,
 // never from the command line, which everybody on the machine can see.
 
 package main
@@ -24,7 +24,7 @@ import (
 )
 
 func userCommands() []*cobra.Command {
-	return []*cobra.Command{hashPasswordCommand(), importUsersCommand(), checkLoginCommand()}
+	return []*cobra.Command{hashPasswordCommand(), importUsersCommand(), checkLoginCommand(), protectCommand()}
 }
 
 func hashPasswordCommand() *cobra.Command {
@@ -43,6 +43,46 @@ prints its hash (argon2id, with a salt of its own) for password_hash of a [[user
 			return err
 		},
 	}
+}
+
+func protectCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "protect FILE",
+		Short: "Encrypt a secret for this machine, in a file that settings name (Windows)",
+		Long: `Reads a secret from the terminal, twice and unseen, or from standard input (an AccessKey has two lines there),
+and writes it into FILE, encrypted by Windows' DPAPI with a key of this machine. Settings that name a file with
+a secret, as broker_password_file of a [[user]], read it as if it were plain. Whoever may read the file on this
+machine can decrypt it, so its access list counts still; elsewhere, as in a backup, it is of no use.
+Elsewhere than on Windows it does nothing: there systemd keeps secrets encrypted (systemd-creds encrypt).`,
+		Args: exactArgs(1, "the FILE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := config.CanProtect(); err != nil {
+				return err
+			}
+			secret, err := readSecret(cmd)
+			if err != nil {
+				return err
+			}
+			if err := config.Protect(args[0], secret); err != nil {
+				return err
+			}
+			say(cmd.OutOrStdout(), "%s: written, for this machine alone", args[0])
+			return nil
+		},
+	}
+}
+
+// readSecret reads a password from the terminal, else all of standard input.
+func readSecret(cmd *cobra.Command) ([]byte, error) {
+	if in, ok := cmd.InOrStdin().(*os.File); ok && term.IsTerminal(int(in.Fd())) {
+		text, err := readPassword(cmd, true)
+		return []byte(text), err
+	}
+	secret, err := io.ReadAll(io.LimitReader(cmd.InOrStdin(), config.MostProtected+1))
+	if err != nil {
+		return nil, fmt.Errorf("the secret cannot be read: %w", err)
+	}
+	return secret, nil
 }
 
 func importUsersCommand() *cobra.Command {

@@ -63,6 +63,22 @@ func TestHashPassword(t *testing.T) {
 	}
 }
 
+func TestProtectIsForWindows(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "a.secret")
+	code, out, errs := withInput(t, "s3cr3t\n", "protect", file)
+	_, err := os.Stat(file)
+	if runtime.GOOS == "windows" {
+		if code != 0 || errs != "" || !strings.Contains(out, "written") || err != nil {
+			t.Errorf("exit code %d, %v, %s%s", code, err, out, errs)
+		}
+		return
+	}
+	oneLine(t, code, service.ExitFailed, errs, "systemd-creds encrypt")
+	if out != "" || err == nil {
+		t.Errorf("the file is there (%v), %s", err, out)
+	}
+}
+
 func TestCheckLogin(t *testing.T) {
 	b := proxytest.StartBroker(t, proxytest.BrokerConfig{Users: map[string]string{"prod": "s3cr3t", "other": "o"}, VHosts: []string{"/", "shop"}})
 	dir := t.TempDir()

@@ -23,7 +23,7 @@ func (h HTTP) Password() (string, error) {
 	if h.PasswordFile == "" {
 		return "", nil
 	}
-	data, err := readFile(h.PasswordFile)
+	data, err := readSecretFile(h.PasswordFile)
 	if err != nil {
 		return "", &Error{Problems: []string{"http.password_file: " + err.Error()}}
 	}

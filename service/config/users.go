@@ -227,7 +227,7 @@ func readSecrets(setting, file string) (lines []string, err error) {
 	if mode, open := readableByAll(file); open {
 		return nil, fmt.Errorf("%s: %s: everybody on this machine may read or change it (mode %04o), allowed is 0640 or stricter", setting, file, mode)
 	}
-	data, err := readFile(file)
+	data, err := readSecretFile(file)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", setting, err)
 	}

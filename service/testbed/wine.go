@@ -22,6 +22,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/amqproxysvc/amqproxysvc/proxy/hash"
 	"github.com/amqproxysvc/amqproxysvc/proxy/proxytest/rabbit"
 	"github.com/amqproxysvc/amqproxysvc/service"
 )
@@ -81,7 +82,10 @@ func (w *winLife) command(ctx context.Context, args ...string) *exec.Cmd {
 }
 
 // run runs a Windows program and gives its words and exit code.
-func (w *winLife) run(s *step, args ...string) (string, int) {
+func (w *winLife) run(s *step, args ...string) (string, int) { return w.typed(s, "", args...) }
+
+// typed is run with words on its standard input.
+func (w *winLife) typed(s *step, words string, args ...string) (string, int) {
 	ctx, cancel := context.WithTimeout(w.ctx, 90*time.Second)
 	defer cancel()
 	cmd := w.command(ctx, append([]string{"wine"}, args...)...)
@@ -91,10 +95,13 @@ func (w *winLife) run(s *step, args ...string) (string, int) {
 	defer os.Remove(out.Name())
 	defer out.Close()
 	cmd.Stdout, cmd.Stderr = out, out
+	if words != "" {
+		cmd.Stdin = strings.NewReader(words)
+	}
 	err = cmd.Run()
 	text, rerr := os.ReadFile(out.Name())
 	s.check(rerr)
-	words := strings.ReplaceAll(string(text), "\r", "")
+	words = strings.ReplaceAll(string(text), "\r", "")
 	var exit *exec.ExitError
 	if errors.As(err, &exit) && exit.ExitCode() >= 0 {
 		return words, exit.ExitCode()
@@ -288,6 +295,29 @@ func (w *winLife) running() {
 		s.contains(w.ok(s, "kick", "--user", "guest"), "1 client closed")
 		s.contains(w.exits(s, 3, "clients", "--name", "other"), "no proxy")
 		s.contains(w.log(s), "admin command")
+	})
+	w.step("a secret by protect (DPAPI): read on this machine, its words nowhere in the file", func(s *step) {
+		const secret, settings = `C:\ProgramData\amqproxysvc\shop.password`, `C:\ProgramData\amqproxysvc\protected.toml`
+		typed := func(words string, args ...string) string {
+			out, code := w.typed(s, words, append([]string{winProg}, args...)...)
+			if code != 0 {
+				s.fail("%s: exit code %d: %s", args[0], code, out)
+			}
+			return out
+		}
+		s.contains(typed("guest\r\n", "protect", secret), "written")
+		data, err := os.ReadFile(w.path(secret))
+		s.check(err)
+		if !bytes.HasPrefix(data, []byte("dpapi:")) || bytes.Contains(data, []byte("guest")) {
+			s.fail("the file holds %.60q", data)
+		}
+		s.check(os.WriteFile(w.path(settings), []byte("[upstream]\nurl = \"amqp://"+w.broker.Addr()+"\"\n[[user]]\nname = \"shop\"\nbroker_user = \"guest\"\n"+
+			"broker_password_file = \"shop.password\"\npassword_hash = \""+hash.New("local")+"\"\n"), 0o600))
+		s.contains(typed("local\r\n", "check-login", "shop", "--config", settings, "--broker"), "the password is right, and the broker at "+w.broker.Addr()+" accepts")
+		data[14] ^= 2 // in what names the key: Wine looks at no more
+		s.check(os.WriteFile(w.path(secret), data, 0o600))
+		s.contains(w.exits(s, 78, "check-config", settings), "user.broker_password_file: "+secret, "cannot be decrypted")
+		s.note("%d octets", len(data))
 	})
 	w.step("Interrogate is answered", func(s *step) {
 		answers, _ := w.run(s, `C:\probe.exe`, unit)

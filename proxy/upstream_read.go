@@ -469,7 +469,7 @@ func (u *upstream) control(f amqp.Frame) *amqp.Error {
 		u.lastWords = e
 		u.out.AppendLocked(amqp.AppendMethod(nil, 0, amqp.ConnectionCloseOk))
 		u.mu.Unlock()
-		u.out.Flush()
+		u.out.FlushAll() // the socket is closed next, and a client may be writing
 		u.blame(e)
 		return e
 	case amqp.ConnectionCloseOk:

@@ -164,6 +164,18 @@ func (b *Box) Flush() {
 	b.FlushLocked()
 }
 
+// FlushAll is Flush that waits where another writes: what was appended has left then, or failed. The
+// writer's deadline bounds the wait.
+func (b *Box) FlushAll() {
+	if b.WaitTurn(nil) != nil {
+		return
+	}
+	b.mu.Lock()
+	p := b.takeLocked()
+	b.mu.Unlock()
+	_ = b.Through(p, nil) // onError is told
+}
+
 // FlushLocked is Flush for a caller that has the lock, which it gives up.
 func (b *Box) FlushLocked() {
 	if b.busy || len(b.pending) == 0 || b.err != nil {

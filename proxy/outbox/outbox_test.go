@@ -165,6 +165,31 @@ func TestTurns(t *testing.T) {
 	})
 }
 
+// FlushAll returns when what waits has left, though another was writing, or when that has failed.
+func TestFlushAll(t *testing.T) {
+	for _, fail := range []error{nil, errors.New("broken")} {
+		synctest.Test(t, func(t *testing.T) {
+			o := newOwned()
+			o.s.set(true, nil)
+			o.kick("a")
+			synctest.Wait()
+			o.locked(func() { o.out.AppendLocked([]byte("b")) })
+			var done atomic.Bool
+			go func() { o.out.FlushAll(); done.Store(true) }()
+			synctest.Wait()
+			if done.Load() {
+				t.Error("it returned while another writes")
+			}
+			o.s.set(false, fail)
+			synctest.Wait()
+			if want := map[bool]string{true: "ab"}[fail == nil]; !done.Load() || o.s.bytes() != want {
+				t.Errorf("failing with %v: returned %v, wrote %q, want %q", fail, done.Load(), o.s.bytes(), want)
+			}
+			o.out.FlushAll() // with nothing
+		})
+	}
+}
+
 // Everybody who waits for room gets some, one after the other: what waits stays in its bound.
 func TestRoomInTurn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -45,8 +45,9 @@ type binding struct {
 	kept  bool  // it was kept, and is being closed
 	place place // in the pool; a kept one has none
 
-	broker ledger.Broker // what the broker has said and owes here
-	opened atomic.Bool   // open-ok has come; written by the upstream's reader
+	broker ledger.Broker             // what the broker has said and owes here
+	first  atomic.Pointer[firstCall] // see client_again.go
+	opened atomic.Bool               // open-ok has come; written by the upstream's reader
 	// published is up to which tag publishes have been sent, in confirm mode; written by the client's reader.
 	published atomic.Uint64
 

@@ -135,6 +135,7 @@ type client struct {
 	isSession bool // a session from the start
 	reused    bool // its login was served by a connection that was there
 	did       deeds
+	repeating bool  // see again
 	toldAt    int64 // when did was added up last, coarse clock
 }
 
@@ -206,6 +207,7 @@ func (c *client) read() bool {
 				c.releaseChannels() // what they hold is wanted elsewhere, see hoards
 				continue            // closeAt ends it; its last words may not have left yet
 			}
+			c.sendAgain()
 			c.tellApp()
 			c.s.rests.Add(1)
 			go c.readOn()

@@ -161,6 +161,9 @@ func (c *client) closeConnection() {
 	for ch := range c.chans.all() {
 		c.dropSpill(ch)
 		b := ch.cur.Load()
+		if b != nil && !b.noLongerFirst() {
+			b = nil // its answer is not waited for
+		}
 		by := ledger.ByConnection
 		if b == nil || fast && b.quiet() {
 			by = ledger.ByConnectionQuiet

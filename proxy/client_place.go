@@ -3,6 +3,7 @@
 package proxy
 
 import (
+	"bytes"
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
@@ -10,11 +11,15 @@ import (
 
 // pass binds the channel where it is not, and has the frame go there. called: an answer is awaited.
 func (c *client) pass(ch *channel, f amqp.Frame, l lane, called bool) bool {
+	fresh := called && !c.repeating && ch.cur.Load() == nil
 	b := c.bound(ch, l)
 	if b == nil || !c.fits(b.u, f) {
 		return false
 	}
 	m := f.Method()
+	if fresh && repeats(m, f) {
+		b.first.Store(&firstCall{f: bytes.Clone(f), l: l})
+	}
 	if called {
 		b.broker.Calls.Add(1)
 		ch.ledger.Called() // its answer will speak for those before it
@@ -45,6 +50,9 @@ func (c *client) pass(ch *channel, f amqp.Frame, l lane, called bool) bool {
 // client or the channel is being closed.
 func (c *client) bound(ch *channel, l lane) *binding {
 	b := ch.cur.Load()
+	if b != nil && b.first.Load() != nil && c.goesOn(ch) {
+		b = ch.cur.Load()
+	}
 	if b == nil {
 		if ch.state.Load() != chOpen {
 			return nil // refused where it was before it moved

@@ -69,6 +69,9 @@ func (c *client) method(ch *channel, id uint16, f amqp.Frame) bool {
 	if ch != nil && ch.content != noContent && ch.state.Load() != chOpen {
 		c.abandon(ch) // the client heard of the close half way through
 	}
+	if ch != nil && ch.state.Load() == chOpen && !c.goesOn(ch) {
+		return false
+	}
 	if ch != nil && f.Method() == amqp.QueueDeclare {
 		c.rewrite(f)
 	}

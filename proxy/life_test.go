@@ -226,11 +226,11 @@ func TestBrokerClosesTheConnection(t *testing.T) {
 func TestWhatClientsHearOfALostBroker(t *testing.T) {
 	withScript(t, 0, nil, func(r *rig) {
 		c, p := r.pair(proxytest.ClientConfig{})
-		r.must(c.SendMethod(1, amqp.QueueDeclare, 0, "q", 0, nil))
+		r.must(c.SendMethod(1, amqp.BasicGet, 0, "q", 1))
 		p.OpenChannel()
-		p.Expect(amqp.QueueDeclare)
+		p.Expect(amqp.BasicGet)
 		p.Cut()
-		_, err := c.Await(1, amqp.QueueDeclareOk)
+		_, err := c.Await(1, amqp.BasicGetEmpty)
 		r.hears(err, amqp.ConnectionForced)
 		var e *amqp.Error
 		if errors.As(err, &e) && e.Text != "CONNECTION_FORCED - the connection to the broker was lost" {

@@ -68,6 +68,7 @@ type upstream struct {
 	keptFree atomic.Int32           // kept seats that any client can have
 	awaits   atomic.Int32           // clients' readers in awaitBroker
 	blamed   atomic.Bool            // why it ends is in the log, with its owner's name
+	cut      atomic.Bool            // the broker or the network has ended the socket
 	precious atomic.Bool            // its owner would miss it, with no channel there: exclusive queues, a renewed secret
 	owner    atomic.Pointer[client] // the client whose session this is
 	received atomic.Uint64          // bytes, for lists; written by the reader
@@ -402,7 +403,8 @@ func (u *upstream) fail(e *amqp.Error, lost bool) {
 	lost = lost && !u.closing
 	words := u.lastWords
 	u.out.FailLocked(e)
-	var told []*client
+	mayRepeat := lost && (words == nil && u.cut.Load() || words != nil && broker.GoesAway(words.Text)) // and not for what a client has sent
+	var told, again []*client
 	seen := make(map[*client]struct{})
 	if t := u.table.Load(); t != nil {
 		for i := range *t {
@@ -413,6 +415,10 @@ func (u *upstream) fail(e *amqp.Error, lost bool) {
 			// A client that has its answer, or is gone, has no part in this.
 			// When the proxy itself said connection.close, nobody is affected either.
 			tell := u.endLocked(b, ledger.ByUpstream).Has(ledger.Tell) && !u.closing
+			if tell && mayRepeat && b.losesFirst() {
+				again = append(again, b.ch.c)
+				continue
+			}
 			if _, ok := seen[b.ch.c]; !ok && tell {
 				seen[b.ch.c] = struct{}{}
 				told = append(told, b.ch.c)
@@ -464,6 +470,9 @@ func (u *upstream) fail(e *amqp.Error, lost bool) {
 	}
 	for _, c := range told {
 		c.shut(e, false)
+	}
+	for _, c := range again {
+		c.wakeToSendAgain()
 	}
 	for c := range waiting {
 		if _, ok := seen[c]; !ok {

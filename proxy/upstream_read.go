@@ -78,6 +78,7 @@ func (u *upstream) readToEnd() {
 // lostSocket ends the upstream whose socket just died. Of what the network says of that, with its
 // addresses, the clients hear nothing: that is the operator's, who has it in the log.
 func (u *upstream) lostSocket(err error) {
+	u.cut.Store(true)
 	why := "the broker closed the connection"
 	if !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
 		why = "the connection to the broker was lost"
@@ -368,6 +369,9 @@ func (u *upstream) method(b *binding, f amqp.Frame, d *delivery, at int) bool {
 		return false
 	}
 	if answers {
+		if !b.noLongerFirst() {
+			return false // the client hears another one
+		}
 		b.answered++
 	}
 	f.SetChannel(ch.id)

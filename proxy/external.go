@@ -1,5 +1,5 @@
-// SASL EXTERNAL: who a client is by its certificate, which TLS has verified. It is offered to those
-// clients alone whose certificate names a user that the proxy keeps.
+// SASL EXTERNAL: who a client is by its certificate, which TLS has verified. It is offered to clients that
+// have shown one; whether it names a user that the proxy keeps, they hear as RabbitMQ would say it.
 
 package proxy
 

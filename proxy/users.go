@@ -173,7 +173,7 @@ func (d *directory) decoy(key []byte, user string) hash.Hash {
 type keepsUsers struct{}
 
 func (keepsUsers) mechanisms(c *client) string {
-	if c.certified() != nil {
+	if cert, _ := c.certificate(); cert != nil {
 		return mechanisms + " " + external
 	}
 	return mechanisms

@@ -151,7 +151,7 @@ var Table = []Setting{
 		Help: "File with the certificates (PEM) of the authorities that may vouch for clients. When it changes, who connects anew shows a certificate anew; who is connected stays.",
 		at:   func(_ *Settings, l *Listener) any { return &l.ClientCAFile }},
 	{Section: "listener", Key: "external_user", Kind: KindChoice, Values: []string{"off", "cn", "dn", "san_dns", "san_uri", "san_email"}, Live: true,
-		Help: "Whether clients may log in by their certificate (SASL EXTERNAL), and what of it is their name: the common name, the whole subject (CN=shop,O=Acme), or the first alternative name of that kind. The mechanism is offered to a client whose verified certificate names a [[user]], by user.certificate or else by user.name, and to nobody else. Needs client_cert.",
+		Help: "Whether clients may log in by their certificate (SASL EXTERNAL), and what of it is their name: the common name, the whole subject (CN=shop,O=Acme), or the first alternative name of that kind. It is looked for among the [[user]], as user.certificate or else user.name. The mechanism is offered to a client with a verified certificate, and to nobody else. Needs client_cert.",
 		at:   func(_ *Settings, l *Listener) any { return &l.ExternalUser }},
 	{Section: "listener", Key: "tls_min_version", Kind: KindChoice, Values: []string{"1.2", "1.3"}, Live: true,
 		Help: "Lowest version of TLS that clients may speak.",

@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"syscall"
 )
 
 // ClientCert says whether a listener asks its clients for certificates.
@@ -133,11 +134,17 @@ const beforeLogin = 40 << 10
 type encrypted struct {
 	net.Conn
 	left int // that may still be read before the login; < 0: no bound
+	raw  syscall.RawConn
+	fd   int  // >= 0: the socket's, which is asked without waiting, see receive
+	dry  bool // all that was read has been taken
 }
 
 var errBeforeLogin = errors.New("it sends more than 40 KiB before its login")
 
 func (e *encrypted) Read(p []byte) (int, error) {
+	if e.fd >= 0 {
+		return readNow(e.fd, p)
+	}
 	if e.left < 0 {
 		return e.Conn.Read(p)
 	}
@@ -151,7 +158,7 @@ func (e *encrypted) Read(p []byte) (int, error) {
 
 // encrypt has TLS spoken over the socket, with what is in force now. Nothing is sent or read yet.
 func (p *peer) encrypt(t *serverTLS) {
-	p.under = &encrypted{Conn: p.sock, left: beforeLogin}
+	p.under = &encrypted{Conn: p.sock, left: beforeLogin, raw: p.raw, fd: -1}
 	p.conn, p.raw = tls.Server(p.under, t.config), nil
 }
 

@@ -4,4 +4,6 @@
 
 package proxy
 
+func readNow(int, []byte) (int, error) { return 0, nil }
+
 func (c *client) receive() (n int, err error) { return c.rd.Fill(c.conn) }

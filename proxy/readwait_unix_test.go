@@ -3,6 +3,7 @@
 package proxy
 
 import (
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -13,19 +14,40 @@ import (
 	"github.com/amqproxysvc/amqproxysvc/proxy/proxytest"
 )
 
+// halfway is a connection that keeps what is written, where it is told to.
+type halfway struct {
+	net.Conn
+	keeps bool
+	kept  []byte
+}
+
+func (h *halfway) Write(p []byte) (int, error) {
+	if h.keeps {
+		h.kept = append(h.kept, p...)
+		return len(p), nil
+	}
+	return h.Conn.Write(p)
+}
+
 // A client that is waited for holds no buffer, nor more than a small one while a frame of it is
 // on its way; what it sends then is read as before.
 func TestWaitingReaderHoldsNoBuffer(t *testing.T) {
+	t.Run("plain", func(t *testing.T) { waitingReader(t, 0) })
+	t.Run("TLS 1.2", func(t *testing.T) { waitingReader(t, tls.VersionTLS12) })
+	t.Run("TLS 1.3", func(t *testing.T) { waitingReader(t, tls.VersionTLS13) })
+}
+
+func waitingReader(t *testing.T, version uint16) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer ln.Close()
-	far, err := net.Dial("tcp", ln.Addr().String())
+	dialed, err := net.Dial("tcp", ln.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer far.Close()
+	defer dialed.Close()
 	near, err := ln.Accept()
 	if err != nil {
 		t.Fatal(err)
@@ -33,18 +55,33 @@ func TestWaitingReaderHoldsNoBuffer(t *testing.T) {
 	defer near.Close()
 	broker := &heldConn{}
 	c, _ := halvesOn(t, DefaultConfig(), near, broker)
-	if c.raw == nil {
+	raw, far, wire := c.raw, dialed, &halfway{Conn: dialed}
+	if version != 0 {
+		openOK := make([]byte, 16) // of the channel, in plain
+		if _, err := io.ReadFull(dialed, openOK); err != nil {
+			t.Fatal(err)
+		}
+		certs := newCerts(t)
+		c.encrypt(&serverTLS{config: certs.Server()})
+		cfg := certs.Client()
+		cfg.MaxVersion = version
+		secure := tls.Client(wire, cfg)
+		shaken := make(chan error, 1)
+		go func() { shaken <- secure.Handshake() }()
+		if !c.startTLS() || <-shaken != nil {
+			t.Fatal("the TLS handshake came to nothing")
+		}
+		c.loggedIn()
+		raw, far = c.under.raw, secure
+	}
+	if raw == nil {
 		t.Fatal("a TCP connection cannot be asked without waiting")
 	}
 	var sent []byte
 	one := proxytest.PublishBytes(1, "", "queue", []byte("a body of some octets"), 0)
-	say := func(p []byte) {
+	hear := func(all int) {
 		t.Helper()
-		sent = append(sent, p...)
-		if _, err := far.Write(p); err != nil {
-			t.Fatal(err)
-		}
-		for got := 0; got < len(p); {
+		for got := 0; got < all; {
 			n, err := c.receive()
 			if err != nil || !c.chunk() {
 				t.Fatal("the client has ended", err)
@@ -52,9 +89,17 @@ func TestWaitingReaderHoldsNoBuffer(t *testing.T) {
 			got += n
 		}
 	}
+	say := func(p []byte) {
+		t.Helper()
+		sent = append(sent, p...)
+		if _, err := far.Write(p); err != nil {
+			t.Fatal(err)
+		}
+		hear(len(p))
+	}
 	rests := func(most int) {
 		t.Helper()
-		_ = c.raw.Control(func(fd uintptr) {
+		_ = raw.Control(func(fd uintptr) {
 			if c.tryRead(fd) {
 				t.Fatalf("there was something to read, or an error: %d, %v", c.took, c.readErr)
 			}
@@ -72,8 +117,33 @@ func TestWaitingReaderHoldsNoBuffer(t *testing.T) {
 	rests(512)
 	say(append(one[len(one)-5:len(one):len(one)], one...))
 	rests(512)
-	if n := len(broker.p); n <= 3*len(one) || n > 3*len(one)+64 { // channel.open is before them
-		t.Errorf("%d octets reached the broker, want those of 3 publishes of %d", n, len(one))
+	publishes := 3
+	if version != 0 {
+		// A record in two parts: the first is kept by TLS, and no buffer is held for the rest of it.
+		c.rested.Store(true)
+		wire.keeps = true
+		if _, err := far.Write(one); err != nil {
+			t.Fatal(err)
+		}
+		for _, part := range [][]byte{wire.kept[:20], wire.kept[20:]} {
+			rests(512)
+			if _, err := dialed.Write(part); err != nil {
+				t.Fatal(err)
+			}
+			_ = near.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
+			if len(part) > 20 {
+				_ = near.SetReadDeadline(time.Time{})
+				hear(len(one))
+			} else if n, err := c.receive(); n != 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Fatalf("of a part of a record %d octets are read, %v", n, err)
+			}
+		}
+		wire.keeps = false
+		c.rested.Store(false)
+		publishes++
+	}
+	if n := len(broker.p); n <= publishes*len(one) || n > publishes*len(one)+64 { // channel.open is before them
+		t.Errorf("%d octets reached the broker, want those of %d publishes of %d", n, publishes, len(one))
 	}
 	_ = near.SetReadDeadline(time.Unix(1, 0))
 	if _, err := c.receive(); !errors.Is(err, os.ErrDeadlineExceeded) {
@@ -81,7 +151,7 @@ func TestWaitingReaderHoldsNoBuffer(t *testing.T) {
 	}
 	_ = near.SetReadDeadline(time.Time{})
 	say(one)
-	_ = far.(*net.TCPConn).CloseWrite()
+	_ = far.(interface{ CloseWrite() error }).CloseWrite()
 	if _, err := c.receive(); err != io.EOF {
 		t.Errorf("a connection that has ended gives %v, want EOF", err)
 	}

@@ -5,6 +5,7 @@ package proxy
 import (
 	"cmp"
 	"slices"
+	"strings"
 )
 
 // LimitKeyInfo is one user, vhost, address or listener at one limit.
@@ -29,37 +30,59 @@ func (s *Server) ListLimits(most int, which func(by LimitBy, key string) bool) (
 	for _, r := range rules.order {
 		limits = append(limits, r.Limit)
 	}
-	g := &s.gate
-	var ups [2]map[string]int
-	g.mu.Lock()
-	for kind, of := range [2]map[string]int{byUser: g.users, byVHost: g.vhosts} {
-		ups[kind] = make(map[string]int, len(of))
-		for name, n := range of {
-			ups[kind][name] = n
-		}
+	// First who: a full table is looked through with the lock held, in which logins wait.
+	type one struct {
+		k       *quota
+		hits    uint64
+		clients int
 	}
-	g.mu.Unlock()
-
-	now := int64(q.now())
-	var paces []*dataPace // beside keys
+	var all []one
 	q.mu.Lock()
 	for kind := range q.of {
 		for _, k := range q.of[kind] {
-			if !which(LimitBys[kind], k.name) {
+			if k.rules == (rulesOf{}) || !which(LimitBys[kind], k.name) {
 				continue
 			}
-			info := LimitKeyInfo{Key: k.name, Clients: k.clients, Waiting: k.line.LenLocked(), Logins: k.came.rate(now)}
-			if kind < len(ups) {
-				info.Upstreams = ups[kind][k.name]
+			for _, r := range [2]*quotaRule{k.rules.enforce, k.rules.alarm} {
+				if r != nil {
+					total++
+				}
 			}
-			if r := k.rules.enforce; r != nil {
-				info.Limit, info.Refused, info.Delayed = r.Limit, k.hits[limitRefused], k.hits[limitDelayed]
-				keys, paces = append(keys, info), append(paces, k.data)
-			}
-			if r := k.rules.alarm; r != nil {
-				info.Limit, info.Refused, info.Delayed, info.Alarms = r.Limit, 0, 0, k.hits[limitAlarm]
-				keys, paces = append(keys, info), append(paces, k.data)
-			}
+			all = append(all, one{k, k.hits[limitRefused] + k.hits[limitDelayed] + k.hits[limitAlarm], k.clients})
+		}
+	}
+	q.mu.Unlock()
+	slices.SortFunc(all, func(a, b one) int {
+		if a.hits != b.hits || a.clients != b.clients {
+			return cmp.Or(cmp.Compare(b.hits, a.hits), cmp.Compare(b.clients, a.clients))
+		}
+		return cmp.Or(cmp.Compare(a.k.kind, b.k.kind), strings.Compare(a.k.name, b.k.name))
+	})
+	all = all[:min(most, len(all))]
+
+	ups := [2][]int{make([]int, len(all)), make([]int, len(all))}
+	g := &s.gate
+	g.mu.Lock()
+	for i := range all {
+		ups[byUser][i], ups[byVHost][i] = g.users[all[i].k.name], g.vhosts[all[i].k.name]
+	}
+	g.mu.Unlock()
+	now := int64(q.now())
+	var paces []*dataPace // beside keys
+	q.mu.Lock()
+	for i := range all {
+		k := all[i].k
+		info := LimitKeyInfo{Key: k.name, Clients: k.clients, Waiting: k.line.LenLocked(), Logins: k.came.rate(now)}
+		if k.kind < len(ups) {
+			info.Upstreams = ups[k.kind][i]
+		}
+		if r := k.rules.enforce; r != nil {
+			info.Limit, info.Refused, info.Delayed = r.Limit, k.hits[limitRefused], k.hits[limitDelayed]
+			keys, paces = append(keys, info), append(paces, k.data)
+		}
+		if r := k.rules.alarm; r != nil {
+			info.Limit, info.Refused, info.Delayed, info.Alarms = r.Limit, 0, 0, k.hits[limitAlarm]
+			keys, paces = append(keys, info), append(paces, k.data)
 		}
 	}
 	q.mu.Unlock()
@@ -68,17 +91,5 @@ func (s *Server) ListLimits(most int, which func(by LimitBy, key string) bool) (
 			keys[i].Bytes = d.rate(now)
 		}
 	}
-	total = len(keys)
-	slices.SortFunc(keys, func(a, b LimitKeyInfo) int {
-		return cmp.Or(cmp.Compare(b.Refused+b.Delayed+b.Alarms, a.Refused+a.Delayed+a.Alarms), cmp.Compare(b.Clients, a.Clients),
-			cmp.Compare(kindOf(a.Limit.By), kindOf(b.Limit.By)), cmp.Compare(a.Key, b.Key), cmp.Compare(b2i(a.Limit.Alarm), b2i(b.Limit.Alarm)))
-	})
 	return limits, keys[:min(most, len(keys))], total
-}
-
-func b2i(b bool) int {
-	if b {
-		return 1
-	}
-	return 0
 }

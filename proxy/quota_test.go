@@ -547,6 +547,7 @@ func TestManyAddresses(t *testing.T) {
 	rules := q.rules.Load()
 	heap := func() uint64 {
 		runtime.GC()
+		runtime.GC() // what is pooled goes at the second
 		var m runtime.MemStats
 		runtime.ReadMemStats(&m)
 		return m.HeapAlloc
@@ -584,6 +585,25 @@ func TestManyAddresses(t *testing.T) {
 		t.Error("nobody is told that some are forgotten")
 	}
 	runtime.KeepAlive(s)
+}
+
+// Whoever looks at a full table holds up logins for a moment only.
+func BenchmarkListLimits(b *testing.B) {
+	s, err := New(configured(func(c *Config) { c.Limits = []Limit{{By: ByAddress, Match: "*", MaxClients: 5}} }))
+	if err != nil {
+		b.Fatal(err)
+	}
+	q := &s.quotas
+	for i := range quotaKeysMost {
+		q.mu.Lock()
+		q.keyLocked(q.rules.Load(), byAddress, netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}).String())
+		q.mu.Unlock()
+	}
+	for b.Loop() {
+		if _, keys, _ := s.ListLimits(100, func(LimitBy, string) bool { return true }); len(keys) != 100 {
+			b.Fatal(len(keys))
+		}
+	}
 }
 
 // configured is the default configuration, changed.

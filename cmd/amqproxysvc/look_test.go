@@ -210,6 +210,11 @@ func TestTopScreen(t *testing.T) {
 			}
 		}
 	}
+	busy := *now
+	busy.stats.Pauses = []admin.Pause{{All: true}}
+	if text := strings.Join(topScreen(&busy, before, 0, 80, 24), "\n"); !strings.Contains(text, "broker up, PAUSED") || !strings.Contains(text, "0/s opened, 4/s reused\n") {
+		t.Errorf("of a pause, in 80 columns:\n%s", text)
+	}
 	text := strings.Join(topScreen(now, before, 0, 100, 24), "\n")
 	for _, want := range []string{"broker up", "clients 2 (0 wait)", "logins 5/s, 90% reused", "from clients 2.0k/s", "0/s opened, 4/s reused", "sorted by in+out"} {
 		if !strings.Contains(text, want) {

@@ -169,11 +169,14 @@ func topScreen(now, before *sample, order, width, height int) []string {
 	case s.UpstreamsBlocked > 0:
 		broker = fmt.Sprintf("BROKER BLOCKS %d UPSTREAMS", s.UpstreamsBlocked)
 	}
+	if len(s.Pauses) > 0 {
+		broker += ", PAUSED"
+	}
 	lines := []string{
 		fmt.Sprintf("amqproxysvc %s, up %s, %s", s.Version, terminal.Age(duration(s.Uptime)), broker),
 		fmt.Sprintf("clients %d (%d wait), upstreams %d, channels %d; logins %.0f/s, %s reused",
 			s.Clients, s.Waiting, s.Upstreams, s.Channels, rate(s.LoginsOK, old.LoginsOK), percent(s.Reused-old.Reused, s.LoginsOK-old.LoginsOK)),
-		fmt.Sprintf("from clients %s/s, to clients %s/s; channels at the broker: %.0f/s opened, %.0f/s reused",
+		fmt.Sprintf("from clients %s/s, to clients %s/s; channels %.0f/s opened, %.0f/s reused",
 			terminal.Bytes(uint64(rate(s.FromClients, old.FromClients))), terminal.Bytes(uint64(rate(s.ToClients, old.ToClients))),
 			rate(s.ChannelsOpened, old.ChannelsOpened), rate(s.ChannelsReused, old.ChannelsReused)),
 		"",

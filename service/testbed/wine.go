@@ -291,8 +291,15 @@ func (w *winLife) running() {
 		_, _ = w.run(s, winProg, "stats")
 		s.until("the client is listed", 10*time.Second, func() bool { return strings.Contains(w.ok(s, "clients"), "guest") })
 		s.contains(w.ok(s, "pools"), "REUSE", "guest")
+		for _, look := range []string{"upstreams", "stats", "advise", "status"} {
+			w.ok(s, look)
+		}
+		for _, change := range []string{"pause", "drain", "resume"} {
+			w.ok(s, change, "--vhost", "none")
+		}
 		s.contains(w.ok(s, "config"), winConfig(unit)+":")
 		s.contains(w.ok(s, "kick", "--user", "guest"), "1 client closed")
+		s.contains(w.ok(s, "reconnect"), "retired")
 		s.contains(w.exits(s, 3, "clients", "--name", "other"), "no proxy")
 		s.contains(w.log(s), "admin command")
 	})

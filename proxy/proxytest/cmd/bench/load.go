@@ -4,6 +4,7 @@
 package main
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -32,6 +33,7 @@ type work struct {
 	Do       string
 	Op       string
 	Addr     string
+	TLS      bool
 	Clients  int
 	Channels int // of each client
 	Size     int // of a body
@@ -206,7 +208,11 @@ func (g *generator) start() error {
 }
 
 func (g *generator) dial() (*proxytest.Client, error) {
-	c, err := proxytest.Dial(proxytest.ClientConfig{Addr: g.w.Addr, Timeout: 30 * time.Second})
+	cfg := proxytest.ClientConfig{Addr: g.w.Addr, Timeout: 30 * time.Second}
+	if g.w.TLS {
+		cfg.TLS = &tls.Config{InsecureSkipVerify: true} // what is measured is not whom it trusts
+	}
+	c, err := proxytest.Dial(cfg)
 	if err != nil {
 		return nil, err
 	}

@@ -86,7 +86,7 @@ func run(role string, o options, pattern string, list bool) error {
 }
 
 func allIDs() []string {
-	ids := []string{idMemory, idIdle}
+	ids := []string{idMemory, idIdle, idIdleTLS}
 	for _, r := range rows() {
 		ids = append(ids, r.id)
 	}
@@ -145,6 +145,9 @@ func newBench(o options) (b *bench, err error) {
 	if err = os.WriteFile(b.caFile, []byte(b.first.CA), 0o600); err != nil {
 		return b, err
 	}
+	if err = writeServerPEM(b.dir); err != nil {
+		return b, err
+	}
 	if b.binary, err = buildService(o.binary, b.dir); err != nil {
 		return b, err
 	}
@@ -154,14 +157,14 @@ func newBench(o options) (b *bench, err error) {
 // startPeers starts the proxies afresh, before the drain or another broker.
 func (b *bench) startPeers(d drainStats) error {
 	b.stopPeers()
-	b.peers = []*peer{{name: "direct", addr: d.Addr}}
+	b.peers = []*peer{{name: "direct", addr: [ways]string{plain: d.Addr, fromClients: d.TLSAddr}}}
 	if h, err := startHAProxy(b.dir, d); err != nil {
 		fmt.Fprintln(os.Stderr, "SKIPPED LOUDLY: the column of HAProxy and the ratios:", err)
 	} else {
 		b.peers = append(b.peers, h)
 	}
 	if b.binary != "none" {
-		s, err := startService(b.binary, b.caFile, d)
+		s, err := startService(b.binary, b.dir, b.caFile, d)
 		if err != nil {
 			return err
 		}
@@ -172,7 +175,7 @@ func (b *bench) startPeers(d drainStats) error {
 		if !ok || !strings.Contains(addr, ":") {
 			return fmt.Errorf("-peers has %q, allowed is name=host:port", text)
 		}
-		b.peers = append(b.peers, &peer{name: name, addr: addr})
+		b.peers = append(b.peers, &peer{name: name, addr: [ways]string{plain: addr}})
 	}
 	return nil
 }

@@ -36,7 +36,7 @@ func pause(ctx context.Context, d time.Duration) error {
 // measure runs one work through one peer.
 func (b *bench) measure(ctx context.Context, p *peer, r row, profile string) (s sample, err error) {
 	w := r.work
-	w.Addr = p.address(r.tls)
+	w.Addr, w.TLS = p.addr[r.way], r.way == fromClients
 	if p.most > 0 {
 		w.Clients = min(w.Clients, p.most)
 	}
@@ -71,7 +71,7 @@ func (b *bench) measure(ctx context.Context, p *peer, r row, profile string) (s 
 	if err := b.drain.ask(struct{}{}, &d0); err != nil {
 		return s, err
 	}
-	proc := p.process(r.tls)
+	proc := p.procs[r.way]
 	if p.name == "direct" && r.bare {
 		proc = b.drain.cmd
 	}
@@ -117,12 +117,12 @@ func (b *bench) measureRow(ctx context.Context, r row) error {
 	}
 	for round := range rounds {
 		for i, p := range b.peers {
-			if p.address(r.tls) == "" || failed[i] != nil {
+			if p.addr[r.way] == "" || failed[i] != nil {
 				continue
 			}
 			profile := ""
 			if b.o.profiles != "" && round == 0 && p.name == "amqproxysvc" {
-				profile = p.pprof[map[bool]int{true: 1}[r.tls]]
+				profile = p.pprof[r.way]
 			}
 			s, err := b.measure(ctx, p, r, profile)
 			if ctx.Err() != nil {
@@ -163,33 +163,50 @@ func middle(all []sample) (m sample) {
 const (
 	idMemory    = "memory"
 	idIdle      = "idle"
+	idIdleTLS   = "idle-tls"
 	memoryGoal  = 15 << 10 // kB with nobody connected
 	idleGoal    = 8.0      // kB for a client with a channel
+	idleTLSGoal = 13.0     // the same over TLS
 	idleClients = 10_000
 )
 
 // memory looks at fresh processes, alone and with idle clients, and starts them afresh after it.
 func (b *bench) memory(ctx context.Context) error {
-	if !b.o.rows.MatchString(idMemory) && !b.o.rows.MatchString(idIdle) {
-		return nil
+	if b.o.rows.MatchString(idMemory) || b.o.rows.MatchString(idIdle) {
+		if err := b.memoryRows(ctx, plain); err != nil {
+			return err
+		}
 	}
+	if b.o.rows.MatchString(idIdleTLS) && (!b.o.quick || b.o.rows.String() != "") {
+		return b.memoryRows(ctx, fromClients)
+	}
+	return nil
+}
+
+func (b *bench) memoryRows(ctx context.Context, w way) error {
 	if err := pause(ctx, time.Second); err != nil {
 		return err
 	}
 	n := len(b.peers)
 	alone, each, touched, used := make([]string, n), make([]string, n), make([]string, n), make([]string, n)
 	var met [4]string
-	clients := idleClients
+	clients, goal := idleClients, idleGoal
+	if w == fromClients {
+		goal = idleTLSGoal
+	}
 	if b.o.quick {
 		clients = 2000
 	}
 	for i, p := range b.peers {
 		alone[i], each[i], touched[i], used[i] = "–", "–", "–", "–"
-		base := residentKB(p.procs[0])
-		if p.procs[0] != nil {
+		if p.addr[w] == "" {
+			continue
+		}
+		base := residentKB(p.procs[w])
+		if p.procs[w] != nil {
 			alone[i] = fmt.Sprintf("%.1f MB", float64(base)/1024)
 		}
-		m, err := b.idle(ctx, p, clients, base)
+		m, err := b.idle(ctx, p, w, clients, base)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -198,13 +215,18 @@ func (b *bench) memory(ctx context.Context) error {
 			b.table.note("%s, idle clients: %v", p.name, err)
 			continue
 		}
-		if p.procs[0] != nil {
+		if p.procs[w] != nil {
 			each[i], touched[i] = fmt.Sprintf("%.1f kB", m.each), fmt.Sprintf("%.1f kB", m.touched)
 		}
 		used[i] = fmt.Sprintf("%s for %s", grouped(int(m.upstreams)), grouped(m.clients))
 		if p.name == "amqproxysvc" {
-			met = [4]string{verdict(base <= memoryGoal), verdict(m.each <= idleGoal), verdict(m.touched <= idleGoal), verdict(m.upstreams <= int64((m.clients+199)/200))}
+			met = [4]string{verdict(base <= memoryGoal), verdict(m.each <= goal), verdict(m.touched <= goal), verdict(m.upstreams <= int64((m.clients+199)/200))}
 		}
+	}
+	if w == fromClients {
+		b.table.text("memory per idle TLS client with a channel", each, "≤ 13 kB", met[1])
+		b.table.text("… and one message published", touched, "≤ 13 kB", met[2])
+		return b.startPeers(b.first)
 	}
 	b.table.text("memory, nobody connected", alone, "≤ 15 MB", met[0])
 	b.table.text("memory per idle client with a channel", each, "≤ 8 kB", met[1])
@@ -220,7 +242,7 @@ type idling struct {
 	upstreams     int64
 }
 
-func (b *bench) idle(ctx context.Context, p *peer, clients, base int) (m idling, err error) {
+func (b *bench) idle(ctx context.Context, p *peer, over way, clients, base int) (m idling, err error) {
 	m.clients = clients
 	if p.most > 0 {
 		m.clients = min(clients, p.most)
@@ -230,7 +252,7 @@ func (b *bench) idle(ctx context.Context, p *peer, clients, base int) (m idling,
 		return m, err
 	}
 	var c counted
-	w := work{Op: opIdle, Addr: p.addr, Clients: m.clients, Channels: 1}
+	w := work{Op: opIdle, Addr: p.addr[over], TLS: over == fromClients, Clients: m.clients, Channels: 1}
 	step := func(do string, then time.Duration) error {
 		w.Do = do
 		if err := b.load.ask(w, &c); err != nil {
@@ -242,12 +264,12 @@ func (b *bench) idle(ctx context.Context, p *peer, clients, base int) (m idling,
 	// does not count, and how long that takes depends on the machine.
 	grown := func() (float64, error) {
 		const look, looks, most = time.Second, 3, 20
-		least, since := residentKB(p.procs[0]), 0
+		least, since := residentKB(p.procs[over]), 0
 		for i := 0; i < most && since < looks; i++ {
 			if err := pause(ctx, look); err != nil {
 				return 0, err
 			}
-			now := residentKB(p.procs[0])
+			now := residentKB(p.procs[over])
 			if since++; now < least*98/100 {
 				since = 0
 			}

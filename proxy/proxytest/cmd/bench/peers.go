@@ -13,40 +13,38 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy/proxytest"
 )
 
-// peer is a way to the drain. The process is nil where it is not the benchmark's.
+// way says what is encrypted between clients and broker.
+type way int
+
+const (
+	plain       way = iota
+	toBroker        // TLS from the proxy to the broker
+	fromClients     // TLS from the clients to the proxy
+	ways
+)
+
+// peer is what stands before the drain, on each of the ways that it has. The process is nil where it is not the
+// benchmark's.
 type peer struct {
-	name    string
-	addr    string
-	tlsAddr string // the way that is TLS to the broker; "" where there is none
-	procs   [2]*exec.Cmd
-	pprof   [2]string // HOST:PORT of its profiles
-	most    int       // clients it can hold; 0: any number
-}
-
-// process is the one that serves plain or TLS connections to the broker.
-func (p *peer) process(tls bool) *exec.Cmd {
-	if tls {
-		return p.procs[1]
-	}
-	return p.procs[0]
-}
-
-func (p *peer) address(tls bool) string {
-	if tls {
-		return p.tlsAddr
-	}
-	return p.addr
+	name  string
+	addr  [ways]string // HOST:PORT; "" where there is none
+	procs [ways]*exec.Cmd
+	pprof [ways]string // HOST:PORT of its profiles
+	most  int          // clients it can hold; 0: any number
 }
 
 // stop ends the peer's processes and waits.
 func (p *peer) stop() {
 	for i, cmd := range p.procs {
-		if cmd == nil || i == 1 && cmd == p.procs[0] {
+		if cmd == nil || slices.Contains(p.procs[:i], cmd) {
 			continue
 		}
 		if err := cmd.Process.Signal(os.Interrupt); err != nil {
@@ -54,7 +52,7 @@ func (p *peer) stop() {
 		}
 		endProcess(cmd)
 	}
-	p.procs = [2]*exec.Cmd{}
+	p.procs = [ways]*exec.Cmd{}
 }
 
 // freePort is a port nobody listens on; somebody may take it before it is used.
@@ -98,6 +96,9 @@ frontend tls
     default_backend tls
 backend tls
     server drain %s ssl verify none
+frontend clients
+    bind 127.0.0.1:%d ssl crt %s
+    default_backend plain
 `
 
 func startHAProxy(dir string, d drainStats) (*peer, error) {
@@ -108,15 +109,16 @@ func startHAProxy(dir string, d drainStats) (*peer, error) {
 			return nil, errors.New("haproxy is not installed (Debian: apt-get install haproxy)")
 		}
 	}
-	plain, err1 := freePort()
-	secure, err2 := freePort()
-	if err := errors.Join(err1, err2); err != nil {
-		return nil, err
+	p := &peer{name: "haproxy", most: openFiles()/2 - 50} // two sockets each
+	var ports [ways]int
+	for i := range ports {
+		if ports[i], err = freePort(); err != nil {
+			return nil, err
+		}
+		p.addr[i] = fmt.Sprintf("127.0.0.1:%d", ports[i])
 	}
-	p := &peer{name: "haproxy", addr: fmt.Sprintf("127.0.0.1:%d", plain), tlsAddr: fmt.Sprintf("127.0.0.1:%d", secure)}
-	p.most = openFiles()/2 - 50 // two sockets each
 	config := filepath.Join(dir, "haproxy.cfg")
-	if err := os.WriteFile(config, fmt.Appendf(nil, haproxyConfig, p.most, plain, d.Addr, secure, d.TLSAddr), 0o600); err != nil {
+	if err := os.WriteFile(config, fmt.Appendf(nil, haproxyConfig, p.most, ports[plain], d.Addr, ports[toBroker], d.TLSAddr, ports[fromClients], serverPEM(dir)), 0o600); err != nil {
 		return nil, err
 	}
 	var log bytes.Buffer
@@ -125,8 +127,8 @@ func startHAProxy(dir string, d drainStats) (*peer, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	p.procs = [2]*exec.Cmd{cmd, cmd}
-	if err := awaitPort(p.addr); err != nil {
+	p.procs = [ways]*exec.Cmd{cmd, cmd, cmd}
+	if err := awaitPort(p.addr[plain]); err != nil {
 		p.stop()
 		return nil, fmt.Errorf("%w\n%s", err, log.String())
 	}
@@ -135,18 +137,15 @@ func startHAProxy(dir string, d drainStats) (*peer, error) {
 
 // startProxy runs the amqproxysvc binary before an AMQP URL. It returns its address and
 // that of its profiles.
-func startProxy(binary, url, caFile string) (cmd *exec.Cmd, addr, pprof string, err error) {
+func startProxy(binary, url string, more ...string) (cmd *exec.Cmd, addr, pprof string, err error) {
 	port, err1 := freePort()
 	httpPort, err2 := freePort()
 	if err := errors.Join(err1, err2); err != nil {
 		return nil, "", "", err
 	}
 	args := []string{"-l", "127.0.0.1", "-p", strconv.Itoa(port), "-b", strconv.Itoa(httpPort), "--set", "http.pprof=true", "--set", "log.level=warn"}
-	if caFile != "" {
-		args = append(args, "--set", "tls.ca_file="+caFile, "--set", "tls.server_name=localhost")
-	}
 	var log bytes.Buffer
-	cmd = exec.Command(binary, append(args, url)...)
+	cmd = exec.Command(binary, append(append(args, more...), url)...)
 	cmd.Stdout, cmd.Stderr = io.Discard, &log
 	if err := cmd.Start(); err != nil {
 		return nil, "", "", err
@@ -160,17 +159,44 @@ func startProxy(binary, url, caFile string) (cmd *exec.Cmd, addr, pprof string, 
 	return cmd, addr, fmt.Sprintf("127.0.0.1:%d", httpPort), nil
 }
 
-func startService(binary, caFile string, d drainStats) (*peer, error) {
+func startService(binary, dir, caFile string, d drainStats) (*peer, error) {
 	p := &peer{name: "amqproxysvc"}
-	var err error
-	if p.procs[0], p.addr, p.pprof[0], err = startProxy(binary, "amqp://"+d.Addr, ""); err != nil {
+	settings := filepath.Join(dir, "amqproxysvc.toml")
+	err := os.WriteFile(settings, fmt.Appendf(nil, "[[listener]]\ntls = true\ncert_file = %q\nkey_file = %[1]q\n", serverPEM(dir)), 0o600)
+	if err != nil {
 		return nil, err
 	}
-	if p.procs[1], p.tlsAddr, p.pprof[1], err = startProxy(binary, "amqps://"+d.TLSAddr, caFile); err != nil {
-		p.stop()
-		return nil, err
+	for w, start := range [ways]struct {
+		url  string
+		args []string
+	}{
+		plain:       {url: "amqp://" + d.Addr},
+		toBroker:    {"amqps://" + d.TLSAddr, trusting(caFile)},
+		fromClients: {"amqp://" + d.Addr, []string{"--config", settings}},
+	} {
+		if p.procs[w], p.addr[w], p.pprof[w], err = startProxy(binary, start.url, start.args...); err != nil {
+			p.stop()
+			return nil, err
+		}
 	}
 	return p, nil
+}
+
+// trusting are the flags of a proxy whose broker has a certificate of that authority for localhost.
+func trusting(caFile string) []string {
+	return []string{"--set", "tls.ca_file=" + caFile, "--set", "tls.server_name=localhost"}
+}
+
+// serverPEM is the certificate that clients are shown, with its key.
+func serverPEM(dir string) string { return filepath.Join(dir, "server.pem") }
+
+// writeServerPEM makes it.
+func writeServerPEM(dir string) error {
+	certs, err := proxytest.NewCerts()
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(serverPEM(dir), append(certs.CertPEM, certs.KeyPEM...), 0o600)
 }
 
 // buildService makes the binary, unless one was given.

@@ -38,11 +38,11 @@ func (b *bench) php(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = path.Close() }()
-	cmd, addr, _, err := startProxy(b.binary, "amqps://"+path.Addr(), b.caFile)
+	cmd, addr, _, err := startProxy(b.binary, "amqps://"+path.Addr(), trusting(b.caFile)...)
 	if err != nil {
 		return err
 	}
-	p := &peer{procs: [2]*exec.Cmd{cmd}}
+	p := &peer{procs: [ways]*exec.Cmd{cmd}}
 	defer p.stop()
 	for _, client := range []string{"php-amqp", "php-amqplib"} {
 		script := filepath.Join(b.dir, client+".php")

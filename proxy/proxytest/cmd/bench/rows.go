@@ -34,7 +34,7 @@ type row struct {
 	goal      goal
 	atDrain   bool // what arrives counts, not what is sent
 	latency   bool // p50 and p99 are shown
-	tls       bool // to the broker
+	way       way  // what of it is TLS
 	scaling   bool // left out of the quick run
 	bare      bool // the stand-in's CPU is shown too: that of a bare server
 }
@@ -88,10 +88,16 @@ func rows() []row {
 	}
 	for _, clients := range []int{1, 4} {
 		r := publishRow(fmt.Sprintf("tls-%d", clients), fmt.Sprintf("publish 100 B, %d clients, TLS to the broker", clients), clients, 100, goal{})
-		r.tls, r.scaling = true, clients != 1
+		r.way, r.scaling = toBroker, clients != 1
 		rs = append(rs, r)
 	}
-	tlsConsume := row{id: "tls-consume", title: "consume no-ack 100 B, 1 client, TLS to the broker", tls: true, scaling: true,
+	tlsConsume := row{id: "tls-consume", title: "consume no-ack 100 B, 1 client, TLS to the broker", way: toBroker, scaling: true,
 		work: work{Op: opConsume, Clients: 1, Channels: 1, Size: 100}}
-	return append(rs, tlsConsume)
+	rs = append(rs, tlsConsume)
+	for _, clients := range []int{1, 4} {
+		r := publishRow(fmt.Sprintf("tls-in-%d", clients), fmt.Sprintf("publish 100 B, %d clients, TLS to the proxy", clients), clients, 100, goal{})
+		r.way, r.scaling = fromClients, clients != 4
+		rs = append(rs, r)
+	}
+	return rs
 }

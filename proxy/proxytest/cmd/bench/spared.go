@@ -100,7 +100,7 @@ func (b *bench) spare(ctx context.Context) error {
 }
 
 func (b *bench) spareOnce(ctx context.Context, br *brokerCPU, p *peer, life string) (s spared, err error) {
-	w := work{Do: "start", Op: opConnect, Addr: p.addr, Clients: 8, Size: 100, Life: life}
+	w := work{Do: "start", Op: opConnect, Addr: p.addr[plain], Clients: 8, Size: 100, Life: life}
 	cpu, start := br.used(), time.Now()
 	var c counted
 	if err := b.load.ask(w, &c); err != nil {

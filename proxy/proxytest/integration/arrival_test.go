@@ -1,4 +1,4 @@
-// How clients arrive: over TLS, and through HAProxy that tells who they are.
+// How clients arrive over TLS.
 
 //go:build linux
 
@@ -6,15 +6,11 @@ package integration
 
 import (
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
-
-	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/proxytest/rabbit"
 )
@@ -64,69 +60,4 @@ func TestClientsOverTLS(t *testing.T) {
 			})
 		})
 	}
-}
-
-// HAProxy tells the proxy who the clients are, by both versions, with its checks on.
-func TestBehindHAProxy(t *testing.T) {
-	haproxy, err := exec.LookPath("haproxy")
-	if err != nil {
-		rabbit.Skip(t, fmt.Errorf("haproxy is not installed (`make deps` installs it): %w", err))
-	}
-	b := rabbit.Get(t, versions(t)[0])
-	for _, how := range []string{"send-proxy", "send-proxy-v2", "send-proxy-v2-ssl-cn"} {
-		t.Run(how, func(t *testing.T) {
-			ports, err := rabbit.FreePorts(1)
-			if err != nil {
-				t.Fatal(err)
-			}
-			p := startProxy(t, true, b.URL(), "[[listener]]\nproxy_protocol = \"required\"\nproxy_from = \"127.0.0.1\"\n[log]\nlevel = \"debug\"\n")
-			conf := filepath.Join(t.TempDir(), "haproxy.cfg")
-			text := fmt.Sprintf("defaults\n mode tcp\n timeout connect 5s\n timeout client 60s\n timeout server 60s\nlisten a\n bind 127.0.0.1:%d\n"+
-				" server p %s %s check check-send-proxy inter 200ms\n", ports[0], p.addr, how)
-			if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			cmd := exec.Command(haproxy, "-db", "-f", conf)
-			cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-			if err := cmd.Start(); err != nil {
-				t.Fatal(err)
-			}
-			defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
-			addr := fmt.Sprintf("127.0.0.1:%d", ports[0])
-			eventually(t, "HAProxy listens", func() error {
-				c, err := net.Dial("tcp", addr)
-				if err == nil {
-					_ = c.Close()
-				}
-				return err
-			})
-			// The client comes from an address that is nobody else's.
-			dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 77)}}
-			conn, err := dialer.Dial("tcp", addr)
-			if err != nil {
-				t.Fatal(err)
-			}
-			from := conn.LocalAddr().String()
-			if err := wrongPassword(conn); err == nil {
-				t.Fatal("a wrong password is taken")
-			}
-			eventually(t, "the log has the client's address", func() error {
-				if !strings.Contains(p.log.String(), "address="+from) {
-					return fmt.Errorf("it is\n%s", p.log.String())
-				}
-				return nil
-			})
-			tg := &target{via: "proxy", addr: addr, broker: b, proxy: p}
-			operation(t, tg, &clients[1], "short", 50)
-		})
-	}
-}
-
-// wrongPassword tries to log in on a connection.
-func wrongPassword(conn net.Conn) error {
-	c, err := amqp.Open(conn, amqp.Config{SASL: []amqp.Authentication{&amqp.PlainAuth{Username: "guest", Password: "wrong"}}, Vhost: "/"})
-	if err == nil {
-		_ = c.Close()
-	}
-	return err
 }

@@ -1,14 +1,11 @@
 // Users whose credentials the proxy keeps, before a real RabbitMQ: its password is changed amid
-// traffic, and its verdicts on certificates are the proxy's.
+// traffic.
 
 //go:build linux
 
 package integration
 
 import (
-	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"errors"
 	"fmt"
 	"os"
@@ -144,77 +141,4 @@ func TestPasswordChangedAmidTraffic(t *testing.T) {
 			}
 		}
 	})
-}
-
-// The verdicts of rabbitmq_auth_mechanism_ssl, straight, and those of the proxy, by the byte.
-func TestExternalAsRabbitMQ(t *testing.T) {
-	if os.Getenv("FULL") == "" {
-		t.Skip("starts a broker of its own: with FULL=1 only")
-	}
-	ca, err := proxytest.NewCerts()
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir, err := os.MkdirTemp("", "users-test")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer os.RemoveAll(dir)
-	write := func(name string, data []byte, mode os.FileMode) string {
-		t.Helper()
-		path := filepath.Join(dir, name)
-		if err := os.WriteFile(path, data, mode); err != nil {
-			t.Fatal(err)
-		}
-		return path
-	}
-	if err := os.Chmod(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	clients := write("clients.pem", ca.CAPEM, 0o644)
-	b, err := rabbit.Start(rabbit.V310, rabbit.WithPlugins("rabbitmq_auth_mechanism_ssl"), rabbit.WithSettings(fmt.Sprintf(`ssl_options.cacertfile = %s
-ssl_options.verify = verify_peer
-auth_mechanisms.1 = PLAIN
-auth_mechanisms.2 = AMQPLAIN
-auth_mechanisms.3 = EXTERNAL
-ssl_cert_login_from = common_name
-`, clients)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer b.Close()
-	for _, args := range [][]string{{"add_user", "shop-web", "x"}, {"set_permissions", "-p", "/", "shop-web", ".*", ".*", ".*"}} {
-		if said, err := b.Ctl(args...); err != nil {
-			t.Fatal(err, said)
-		}
-	}
-	p := startProxy(t, true, b.URL(), fmt.Sprintf("[[listener]]\ntls = true\ncert_file = %q\nkey_file = %q\nclient_cert = \"optional\"\nclient_ca_file = %q\nexternal_user = \"cn\"\n"+
-		"[[user]]\nname = \"shop\"\ncertificate = \"shop-web\"\nbroker_user = \"shop-web\"\nbroker_password_file = %q\n",
-		write("s.pem", ca.CertPEM, 0o644), write("s.key", ca.KeyPEM, 0o600), clients, write("secret", []byte("x"), 0o600)))
-	for _, c := range []struct{ cn, mechanism string }{{"shop-web", "EXTERNAL"}, {"stranger", "EXTERNAL"}, {"", "EXTERNAL"}, {"stranger", "PLAIN"}} {
-		var heard []string
-		for _, addr := range []string{b.TLSAddr(), p.addr} {
-			cfg := &tls.Config{InsecureSkipVerify: true}
-			if c.cn != "" {
-				cert, key, err := ca.Issue(x509.Certificate{Subject: pkix.Name{CommonName: c.cn}})
-				if err != nil {
-					t.Fatal(err)
-				}
-				pair, err := tls.X509KeyPair(cert, key)
-				if err != nil {
-					t.Fatal(err)
-				}
-				cfg.Certificates = []tls.Certificate{pair}
-			}
-			client, err := proxytest.Dial(proxytest.ClientConfig{Addr: addr, TLS: cfg, Mechanism: c.mechanism, User: "nobody", Password: "wrong", Timeout: patience})
-			if err == nil {
-				_ = client.Close()
-			}
-			heard = append(heard, fmt.Sprint(err))
-		}
-		t.Logf("certificate %q, %s: straight %s; through the proxy %s", c.cn, c.mechanism, heard[0], heard[1])
-		if heard[0] != heard[1] {
-			t.Errorf("certificate %q, %s: straight %s; through the proxy %s", c.cn, c.mechanism, heard[0], heard[1])
-		}
-	}
 }

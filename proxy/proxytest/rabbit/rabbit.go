@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
@@ -62,7 +63,9 @@ type Broker struct {
 
 	first    *Broker // of the cluster that it joins, or nil
 	seesProc bool
+	proxied  bool
 	settings string // more of rabbitmq.conf
+	files    map[string]string
 	plugins  string // names, parted by commas
 
 	root   string // a directory to change the root to, or ""
@@ -133,8 +136,21 @@ func WithProc(b *Broker) { b.seesProc = true }
 // Beside makes the broker a further node of the cluster of first.
 func Beside(first *Broker) Option { return func(b *Broker) { b.first = first } }
 
-// WithSettings adds lines to the broker's rabbitmq.conf.
+// WithSettings adds lines to the broker's rabbitmq.conf. In them DIR/ is the broker's own directory.
 func WithSettings(lines string) Option { return func(b *Broker) { b.settings = lines } }
+
+// WithFile puts a file into the broker's own directory.
+func WithFile(name, text string) Option {
+	return func(b *Broker) {
+		if b.files == nil {
+			b.files = map[string]string{}
+		}
+		b.files[name] = text
+	}
+}
+
+// BehindBalancer has the broker ask for the PROXY protocol on both ports.
+func BehindBalancer(b *Broker) { b.proxied = true }
 
 // WithPlugins has the broker run with plugins.
 func WithPlugins(names ...string) Option {
@@ -274,7 +290,7 @@ disk_free_limit.absolute = 10MB
 log.file = rabbit.log
 log.file.level = info
 log.connection.level = warning
-`, b.Port, b.TLSPort, b.inner) + b.settings
+`, b.Port, b.TLSPort, b.inner) + strings.ReplaceAll(b.settings, "DIR/", b.inner+"/")
 	files := map[string]string{
 		"rabbitmq.conf":   conf,
 		"enabled_plugins": "[" + b.plugins + "].\n",
@@ -283,6 +299,10 @@ log.connection.level = warning
 		// Many connections are opened and closed; a name server for hosts is not needed.
 		"inetrc": "{lookup, [file]}.\n{host, {127,0,0,1}, [\"localhost\"]}.\n",
 	}
+	if b.proxied {
+		files["rabbitmq.conf"] += "proxy_protocol = true\n"
+	}
+	maps.Copy(files, b.files)
 	for name, text := range files {
 		if err := os.WriteFile(filepath.Join(b.dir, name), []byte(text), 0o400); err != nil {
 			return err
@@ -370,19 +390,21 @@ func (b *Broker) run() error {
 
 // ask asks for connection.start on both ports.
 func (b *Broker) ask() error {
-	plain, err := net.DialTimeout("tcp", b.Addr(), time.Second)
-	if err != nil {
-		return err
-	}
-	defer plain.Close()
-	d := &net.Dialer{Timeout: time.Second}
-	secure, err := tls.DialWithDialer(d, "tcp", b.TLSAddr(), &tls.Config{InsecureSkipVerify: true}) // only whether it is up
-	if err != nil {
-		return err
-	}
-	defer secure.Close()
-	for _, c := range []net.Conn{plain, secure} {
+	for _, addr := range []string{b.Addr(), b.TLSAddr()} {
+		c, err := net.DialTimeout("tcp", addr, time.Second)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
 		c.SetDeadline(time.Now().Add(5 * time.Second))
+		if b.proxied {
+			if _, err := io.WriteString(c, "PROXY TCP4 127.0.0.1 127.0.0.1 1 2\r\n"); err != nil {
+				return err
+			}
+		}
+		if addr == b.TLSAddr() {
+			c = tls.Client(c, &tls.Config{InsecureSkipVerify: true}) // only whether it is up
+		}
 		if _, err := io.WriteString(c, "AMQP\x00\x00\x09\x01"); err != nil {
 			return err
 		}

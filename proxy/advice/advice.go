@@ -122,7 +122,7 @@ var Rules = []Rule{
 			return fmt.Sprintf("the broker throttled %d logins %s", l.d.Throttled, l.within())
 		}},
 	{"no-reuse", Warn, "logins find no connection to the broker that is there: pooling does nothing for them",
-		"let all clients of the application log in with one user, password and vhost, and in pool_mode auto or shared",
+		"let all clients of the application log in with one user, vhost and password, which stays while it is valid, and in pool_mode auto or shared",
 		func(l *look) string {
 			if l.d.Logins < least || l.rate(l.d.Logins) <= 1 || share(l.d.Reused, l.d.Logins) >= 50 {
 				return ""

@@ -142,3 +142,17 @@ func TestRulesAreNamed(t *testing.T) {
 		t.Error("nonsense is a rule")
 	}
 }
+
+// Whose password changes at each login hears that, and what to do about it.
+func TestNoReuseOfARotatingPassword(t *testing.T) {
+	for i := range Rules {
+		r := &Rules[i]
+		if r.ID != "no-reuse" {
+			continue
+		}
+		evidence := r.holds(&look{Sight: Sight{Rotating: true}, d: Deeds{Logins: 291}, over: 2 * time.Minute})
+		if !strings.Contains(evidence, "its password changes at each login") || !strings.Contains(r.Remedy, "password, which stays while it is valid") {
+			t.Errorf("evidence %q, remedy %q", evidence, r.Remedy)
+		}
+	}
+}

@@ -29,6 +29,29 @@ func deafNodes(t *testing.T, mode PoolMode, test func(*rig, *nodes)) {
 	})
 }
 
+// Publishes that come when the first method is lost, before the reader was woken to send it again, go where the channel
+// is bound then.
+func TestPublishesAsTheFirstMethodIsLost(t *testing.T) {
+	withScript(t, 0, nil, func(r *rig) {
+		c, p := r.pair(proxytest.ClientConfig{})
+		r.must(c.Send(proxytest.Method(1, amqp.QueueDeclare, 0, "q", 0, "")))
+		p.OpenChannel()
+		p.Next()
+		synctest.Wait()
+		b := r.s.clients.appendTo(nil, func(*client) bool { return true })[0].chans.get(1).cur.Load()
+		if !b.losesFirst() {
+			r.t.Fatal("nothing is unanswered")
+		}
+		r.must(c.Send(proxytest.PublishBytes(1, "", "q", []byte("x"), 0), proxytest.PublishBytes(1, "", "q", []byte("y"), 0)))
+		p.OpenChannel()
+		for range 1 + 2*3 {
+			if f := p.Next(); f.Channel() != 2 {
+				r.t.Errorf("%s came on channel %d, which was lost", proxytest.Describe(f), f.Channel())
+			}
+		}
+	})
+}
+
 // What a channel did first is done elsewhere where the broker is lost before its answer, once, if that does no harm; who
 // has something behind it, or something that must not be done twice, hears of the loss.
 func TestAFirstMethodIsSentAgain(t *testing.T) {

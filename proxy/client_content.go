@@ -40,7 +40,7 @@ func (c *client) wholePublishes(pos int) (until int, frames uint64) {
 		return pos, 0
 	}
 	b := ch.cur.Load()
-	if b == nil || b.broker.Commits.Load() > 0 || b.u.blocked.Load() {
+	if b == nil || b.broker.Commits.Load() > 0 || b.u.blocked.Load() || b.first.Load() != nil { // which may bind it anew
 		return pos, 0
 	}
 	most := c.env.cfg().MaxMessageSize

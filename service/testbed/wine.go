@@ -320,7 +320,7 @@ func (w *winLife) running() {
 		}
 		s.check(os.WriteFile(w.path(settings), []byte("[upstream]\nurl = \"amqp://"+w.broker.Addr()+"\"\n[[user]]\nname = \"shop\"\nbroker_user = \"guest\"\n"+
 			"broker_password_file = \"shop.password\"\npassword_hash = \""+hash.New("local")+"\"\n"), 0o600))
-		s.contains(typed("local\r\n", "check-login", "shop", "--config", settings, "--broker"), "the password is right, and the broker at "+w.broker.Addr()+" accepts")
+		s.contains(typed("local\r\n", "check-login", "shop", "--config", settings, "--broker"), "the password is right, and the broker at amqp://"+w.broker.Addr()+" accepts")
 		data[14] ^= 2 // in what names the key: Wine looks at no more
 		s.check(os.WriteFile(w.path(secret), data, 0o600))
 		s.contains(w.exits(s, 78, "check-config", settings), "user.broker_password_file: "+secret, "cannot be decrypted")

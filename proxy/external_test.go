@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
 	"github.com/amqproxysvc/amqproxysvc/proxy/broker"
@@ -57,6 +58,7 @@ func TestExternal(t *testing.T) {
 			_, err = c.DeclareQueue(1, "q", 0)
 			r.must(err)
 			r.must(c.Close())
+			synctest.Wait() // it is off the list
 		}
 		// Without a certificate there is no such mechanism, and one that names nobody lets nobody in; "shop" names
 		// nobody, since that user's certificate is another one.

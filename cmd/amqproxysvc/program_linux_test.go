@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -155,6 +156,9 @@ func openTerminal(t *testing.T) (master, tty *os.File, screen *output) {
 
 // Whoever closes the window ends what runs in it; a SIGHUP before that reloads.
 func TestTerminalCloses(t *testing.T) {
+	own := make(chan os.Signal, 1) // tests may run under nohup: what is not ignored here is not there either
+	signal.Notify(own, unix.SIGHUP)
+	defer signal.Stop(own)
 	master, tty, screen := openTerminal(t)
 	stderr := newOutput()
 	cmd := startProgram(t, nil, stderr, tty, nil, "-l", "127.0.0.1", "-p", "0", "-b", "0", "--set", "log.level=info", "amqp://127.0.0.1:1")

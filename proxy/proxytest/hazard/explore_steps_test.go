@@ -145,7 +145,7 @@ func (w *world) canarys(c *brokerConn, id uint16) bool {
 }
 
 // cut ends a connection as a lost broker does. Whoever has a channel there must be told
-// at once; nobody may be told a confirm that was not given.
+// at once, unless all that was done on it is done anew; nobody may be told a confirm that was not given.
 func (w *world) cut(c *brokerConn) {
 	c.cut, c.gone = true, true
 	for _, a := range []*appConn{w.app, w.canary} {
@@ -163,12 +163,28 @@ func (w *world) cut(c *brokerConn) {
 		}
 		for id, ch := range a.chans {
 			for _, b := range c.chans {
-				if ch.open && !ch.sentClose && !ch.refused && b.open && !b.gotClose && !b.sentClose && b.serial == ch.serial && ch.serial != "" {
+				if ch.open && !ch.sentClose && !ch.refused && b.open && !b.gotClose && !b.sentClose && b.serial == ch.serial && ch.serial != "" && !w.anew(c, b) {
 					w.violation("%s was not told that the connection of its channel %d is lost", a.name, id)
 				}
 			}
 		}
 	}
+}
+
+// anew reports whether a channel of a lost connection had done nothing but a declaration that was not answered, and that
+// has come on another connection.
+func (w *world) anew(lost *brokerConn, ch *brokerChan) bool {
+	if ch.declares != 1 || ch.calls != 1 || ch.published != ch.base || ch.content != 0 {
+		return false
+	}
+	for _, c := range w.brokers {
+		for _, x := range c.chans {
+			if c != lost && !c.gone && x.open && x.serial == ch.serial && x.declares == 1 && x.calls == 1 {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // returned is a message that says whose it is.

@@ -71,6 +71,7 @@ type brokerChan struct {
 	open      bool
 	unopened  bool // open-ok not sent yet
 	calls     int  // declares not answered
+	declares  int  // all of whose it is
 	sentClose bool // and waits for close-ok
 	told      bool // the proxy has surely seen it
 	gotClose  bool // and has not answered
@@ -293,6 +294,7 @@ func (w *world) atBroker(c *brokerConn, f amqp.Frame) (answered bool) {
 		args.Short()
 		w.use(c, id, string(args.Str()))
 		ch.calls++
+		ch.declares++
 	case m == amqp.BasicPublish:
 		args := amqp.ReadArgs(f)
 		args.Short()
@@ -321,7 +323,7 @@ func (w *world) use(c *brokerConn, id uint16, serial string) {
 			w.violation("broker#%d: channel %d serves %q, and %q may have more to come (proven %v, may be returned %v, barriers %d)",
 				c.n, id, serial, ch.serial, ch.proven, ch.mandatory, ch.barriers)
 		}
-		ch.base = ch.published
+		ch.base, ch.declares = ch.published, 0
 	}
 	ch.serial, ch.proven = serial, false
 }

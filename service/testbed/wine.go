@@ -324,6 +324,9 @@ func (w *winLife) running() {
 		data[14] ^= 2 // in what names the key: Wine looks at no more
 		s.check(os.WriteFile(w.path(secret), data, 0o600))
 		s.contains(w.exits(s, 78, "check-config", settings), "user.broker_password_file: "+secret, "cannot be decrypted")
+		for _, own := range []string{secret, settings} { // the administrator's, which no uninstall takes away
+			s.check(os.Remove(w.path(own)))
+		}
 		s.note("%d octets", len(data))
 	})
 	w.step("Interrogate is answered", func(s *step) {

@@ -109,9 +109,10 @@ func (c *client) cut() bool {
 // ownsUpstream reports whether the client has a session: then it may be as slow as it likes.
 func (c *client) ownsUpstream() bool { return c.hasSession.Load() }
 
-// tired reports whether the client has been idle for so long that it may rest.
+// tired reports whether the client has been idle for so long that it may rest. One whose reader waits for
+// the broker is not idle: a crowd of these would have memory collected again and again.
 func (c *client) tired() bool {
-	return c.phase.Load() == phaseRunning && !c.rested.Load() && c.env.now()-c.lastRead.Load() >= int64(restAfter)
+	return c.phase.Load() == phaseRunning && c.reading.Load() && !c.rested.Load() && c.env.now()-c.lastRead.Load() >= int64(restAfter)
 }
 
 // rest interrupts the read of a client that has been idle, see read. From now on the

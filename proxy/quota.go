@@ -257,7 +257,7 @@ func (q *quotaRules) of(kind int, name string) (is rulesOf) {
 			if !r.network.Contains(addr) {
 				continue
 			}
-		case !glob(r.Match, name):
+		case !matches(r.Match, name, false):
 			continue
 		}
 		if r.Alarm {
@@ -267,27 +267,4 @@ func (q *quotaRules) of(kind int, name string) (is rulesOf) {
 		}
 	}
 	return is
-}
-
-// glob reports whether text is what the pattern says, in which * stands for any characters.
-func glob(pattern, text string) bool {
-	head, rest, wild := strings.Cut(pattern, "*")
-	if !wild {
-		return pattern == text
-	}
-	if !strings.HasPrefix(text, head) {
-		return false
-	}
-	text = text[len(head):]
-	for {
-		part, more, wild := strings.Cut(rest, "*")
-		if !wild {
-			return strings.HasSuffix(text, part)
-		}
-		i := strings.Index(text, part)
-		if i < 0 {
-			return false
-		}
-		text, rest = text[i+len(part):], more
-	}
 }

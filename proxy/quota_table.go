@@ -4,6 +4,7 @@
 package proxy
 
 import (
+	"container/list"
 	"fmt"
 	"strconv"
 	"sync/atomic"
@@ -54,7 +55,7 @@ type quotas struct {
 
 	mu      lock.Mutex[lock.Leaf]
 	of      [quotaKinds]map[string]*quota
-	idle    [quotaKinds]quotaList
+	idle    [quotaKinds]list.List // of those that nobody uses, the least recent first
 	waiting int                   // logins above a rate
 	lines   map[*quota]bool       // at which they wait
 	full    [quotaKinds]time.Time // when it was last told
@@ -71,7 +72,7 @@ type quota struct {
 	from  *quotaRules // what the next is from
 	rules rulesOf
 
-	refs    int // clients that are counted in it, or are being; 0: it is in the list of the idle
+	refs    int // clients that are counted in it, or are being
 	clients int
 	hits    [limitActions]uint64
 	told    [limitNames]time.Duration // since the server's start
@@ -82,40 +83,8 @@ type quota struct {
 	timer           *time.Timer // serves the line; nil: nobody waits
 	data            *dataPace   // nil: it has no data_rate
 
-	prev, next *quota // in the list
-	idleFrom   time.Duration
-}
-
-// quotaList is a list of quotas that nobody uses, the least recent first.
-type quotaList struct {
-	first, last *quota
-	n           int
-}
-
-func (l *quotaList) push(k *quota) {
-	k.prev, k.next = l.last, nil
-	if l.last == nil {
-		l.first = k
-	} else {
-		l.last.next = k
-	}
-	l.last = k
-	l.n++
-}
-
-func (l *quotaList) remove(k *quota) {
-	if k.prev == nil {
-		l.first = k.next
-	} else {
-		k.prev.next = k.next
-	}
-	if k.next == nil {
-		l.last = k.prev
-	} else {
-		k.next.prev = k.prev
-	}
-	k.prev, k.next = nil, nil
-	l.n--
+	at       *list.Element // in the list of the idle; nil: it is in use
+	idleFrom time.Duration
 }
 
 // clientQuotas are those that a client is counted in. It is guarded by quotas.mu.
@@ -132,7 +101,7 @@ func (q *quotas) keyLocked(rules *quotaRules, kind int, name string) *quota {
 		if rules == nil || rules.of(kind, name) == (rulesOf{}) {
 			return nil
 		}
-		if q.idle[kind].n >= quotaKeysMost {
+		if q.idle[kind].Len() >= quotaKeysMost {
 			q.turnOutLocked(kind)
 		}
 		k = &quota{kind: kind, name: name, idleFrom: q.now()}
@@ -140,11 +109,10 @@ func (q *quotas) keyLocked(rules *quotaRules, kind int, name string) *quota {
 			q.of[kind] = make(map[string]*quota)
 		}
 		q.of[kind][name] = k
-		q.idle[kind].push(k)
-	} else if k.refs == 0 {
-		q.idle[kind].remove(k)
+		k.at = q.idle[kind].PushBack(k)
+	} else if k.at != nil {
 		k.idleFrom = q.now()
-		q.idle[kind].push(k)
+		q.idle[kind].MoveToBack(k.at)
 	}
 	q.refreshLocked(k, rules)
 	return k
@@ -153,7 +121,7 @@ func (q *quotas) keyLocked(rules *quotaRules, kind int, name string) *quota {
 // turnOutLocked forgets the one that nobody has used for longest. What it had been given of a rate it
 // may have again: said where that is so.
 func (q *quotas) turnOutLocked(kind int) {
-	k := q.idle[kind].first
+	k := q.leastRecentLocked(kind)
 	now := q.now()
 	q.dropLocked(k)
 	if k.turn <= int64(now) || !q.full[kind].IsZero() && time.Since(q.full[kind]) < quotaTellEvery {
@@ -165,8 +133,17 @@ func (q *quotas) turnOutLocked(kind int) {
 	})
 }
 
+// leastRecentLocked is the one that nobody has used for longest; nil: all are in use.
+func (q *quotas) leastRecentLocked(kind int) *quota {
+	e := q.idle[kind].Front()
+	if e == nil {
+		return nil
+	}
+	return e.Value.(*quota)
+}
+
 func (q *quotas) dropLocked(k *quota) {
-	q.idle[k.kind].remove(k)
+	q.idle[k.kind].Remove(k.at)
 	delete(q.of[k.kind], k.name)
 }
 
@@ -183,8 +160,9 @@ func (q *quotas) refreshLocked(k *quota, rules *quotaRules) {
 }
 
 func (q *quotas) useLocked(k *quota) {
-	if k.refs == 0 {
-		q.idle[k.kind].remove(k)
+	if k.at != nil {
+		q.idle[k.kind].Remove(k.at)
+		k.at = nil
 	}
 	k.refs++
 }
@@ -193,7 +171,7 @@ func (q *quotas) leaveLocked(k *quota) {
 	k.refs--
 	if k.refs == 0 {
 		k.idleFrom = q.now()
-		q.idle[k.kind].push(k)
+		k.at = q.idle[k.kind].PushBack(k)
 	}
 }
 
@@ -394,7 +372,7 @@ func (q *quotas) tend() {
 	now := q.now()
 	for kind := range q.idle {
 		for range atOnce {
-			k := q.idle[kind].first
+			k := q.leastRecentLocked(kind)
 			if k == nil || now-k.idleFrom < quotaKeepsFor {
 				break
 			}

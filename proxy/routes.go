@@ -81,7 +81,7 @@ func (w *ways) of(vhost string) destination {
 // route is that of a vhost, or nil.
 func (w *ways) route(vhost string) *route {
 	for i := range w.routes {
-		if r := &w.routes[i]; matches(r.VHost, vhost) {
+		if r := &w.routes[i]; matches(r.VHost, vhost, true) {
 			return r
 		}
 	}
@@ -101,8 +101,8 @@ func (w *ways) named(name string) *way {
 	return nil
 }
 
-// matches reports whether a text is one of the pattern's.
-func matches(pattern, text string) bool {
+// matches reports whether a text is one of the pattern's: * stands for any characters and, where one is set, ? for one.
+func matches(pattern, text string, one bool) bool {
 	star, from := -1, 0 // the last *, and what it stands for begins
 	i, j := 0, 0
 	for j < len(text) {
@@ -111,7 +111,7 @@ func matches(pattern, text string) bool {
 		case i < len(pattern) && pattern[i] == '*':
 			star, from = i, j
 			i++
-		case i < len(pattern) && pattern[i] == '?':
+		case one && i < len(pattern) && pattern[i] == '?':
 			i++
 			j += size
 		case i < len(pattern) && pattern[i] == text[j]:

@@ -20,7 +20,7 @@ func TestMatches(t *testing.T) {
 		{"?", "é", true}, {"a?c", "aéc", true}, {"a*b*c", "a1b2b3c", true}, {"a*b*c", "a1b2b3", false}, {"**", "x", true}, {"", "", true}, {"", "x", false},
 		{"*ab", "aab", true}, {"a*é", "aaéé", true}, {"/", "/", true},
 	} {
-		if got := matches(x.pattern, x.text); got != x.want {
+		if got := matches(x.pattern, x.text, true); got != x.want {
 			t.Errorf("%q matches %q: %v", x.pattern, x.text, got)
 		}
 	}

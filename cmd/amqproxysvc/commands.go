@@ -106,12 +106,13 @@ func tellChecked(name string, settings config.Settings, warnings, problems []str
 	}
 	for i := range settings.Named {
 		one := &settings.Named[i]
-		upstreams = append(upstreams, "broker "+one.Name)
+		words := "broker " + one.Name
 		for _, b := range one.Brokers() {
-			upstreams = append(upstreams, b.String())
+			words += " " + b.String()
 		}
+		upstreams = append(upstreams, words)
 	}
-	say(stdout, "%s: ok, upstream %s, listening on %s", name, strings.Join(upstreams, " "), listening(settings))
+	say(stdout, "%s: ok, upstream %s, listening on %s", name, strings.Join(upstreams, ", "), listening(settings))
 	return nil
 }
 

@@ -395,7 +395,7 @@ func showStats(w io.Writer, s *admin.Stats) error {
 		line("route", "%s", r)
 	}
 	line("clients", "%d now, %d waiting (the longest %s), %d since the start", s.Clients, s.Waiting, terminal.Age(duration(s.LongestWait)), s.ClientsTotal)
-	line("logins", "%d, %s on a connection that was there; %d refused by the broker, %d failed", s.LoginsOK, percent(s.Reused, s.LoginsOK), s.LoginsRefused, s.LoginsFailed)
+	line("logins", "%d, %s on a connection that was there; %d refused, %d failed", s.LoginsOK, percent(s.Reused, s.LoginsOK), s.LoginsRefused, s.LoginsFailed)
 	for _, p := range s.Pauses {
 		what, left := "all", ""
 		if !p.All {

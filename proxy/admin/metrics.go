@@ -81,7 +81,7 @@ var labelled = []struct {
 	values            []string
 	value             func(*proxy.Stats) []uint64
 }{
-	{"amqproxysvc_logins_total", "Logins: ok, refused by the broker, or failed because it could not be reached.", "result",
+	{"amqproxysvc_logins_total", "Logins: ok, refused by the broker or by a limit, or failed because the broker could not be reached.", "result",
 		[]string{"ok", "refused", "failed"}, func(s *proxy.Stats) []uint64 { return []uint64{s.LoginsOK, s.LoginsRefused, s.LoginsFailed} }},
 	{"amqproxysvc_local_logins_total", "Logins of users whose credentials the proxy keeps: the password was right, or refused here.", "result",
 		[]string{"ok", "refused"}, func(s *proxy.Stats) []uint64 { return []uint64{s.LocalOK, s.LocalRefused} }},

@@ -65,7 +65,7 @@ func halvesOn(t testing.TB, cfg Config, near, far net.Conn) (*client, *upstream)
 	a := &account{login: login{sends: asSent{}}, pools: map[string]*pool{}}
 	a.info.Store(&broker.Info{Confirms: true})
 	p := &pool{s: s, env: &s.env, account: a}
-	u := &upstream{s: s, env: &s.env, conn: far, account: a, pool: p, done: make(chan struct{})}
+	u := &upstream{s: s, env: &s.env, conn: far, account: a, pool: p, to: p.to(), done: make(chan struct{})}
 	u.out.Init(&u.mu, far, &s.coarse, nil)
 	u.rd = amqp.NewReader(4<<10, 131072)
 	u.tune.FrameMax, u.ids.limit = 131072, 100

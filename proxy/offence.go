@@ -73,7 +73,7 @@ func (u *upstream) blame(e *amqp.Error) {
 		"code", e.Code, "reason", e.Text, "method", e.Method.String()}
 	if n, ok := channelLimit(e); ok {
 		s.mu.Lock()
-		s.channelLimits[u.account.login.user] = learned{n, s.now() + int64(offenceTime)}
+		s.channelLimits[userAt{u.account.login.user, u.to.way.name}] = learned{n, s.now() + int64(offenceTime)}
 		s.limited.Store(true)
 		s.mu.Unlock()
 	}
@@ -103,6 +103,9 @@ func (u *upstream) blame(e *amqp.Error) {
 	s.log.Error("broker closed a connection for an error of a client", attrs...)
 }
 
+// userAt is a user of a broker, which has its own limits.
+type userAt struct{ user, broker string }
+
 // learned is a limit that the broker told of, believed until a time: it may be changed
 // there, and users come and go.
 type learned struct {
@@ -116,9 +119,9 @@ func (s *Server) forgive() {
 		return
 	}
 	s.mu.Lock()
-	for user, l := range s.channelLimits {
+	for of, l := range s.channelLimits {
 		if s.now() >= l.until {
-			delete(s.channelLimits, user)
+			delete(s.channelLimits, of)
 		}
 	}
 	s.limited.Store(len(s.channelLimits) > 0)
@@ -157,15 +160,16 @@ func (s *Server) atChannelLimit(p *pool) bool {
 	if !s.limited.Load() {
 		return false
 	}
+	way := p.to().way
 	s.mu.Lock()
-	limit, ok := s.channelLimits[p.id.user]
+	limit, ok := s.channelLimits[userAt{p.id.user, way.name}]
 	s.mu.Unlock()
 	if !ok || s.now() >= limit.until {
 		return false
 	}
 	load := 0
 	for _, x := range s.allPools() {
-		if x.id.user == p.id.user {
+		if x.id.user == p.id.user && x.to().way == way {
 			load += x.stats().Channels
 		}
 	}

@@ -167,7 +167,7 @@ func TestNoToken(t *testing.T) {
 			},
 			"cannot be understood": func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprint(w, "<html>t0ken</html>") },
 		} {
-			r.s.users.Load().users["shop"].stored.told = false
+			r.s.users.Load().users["shop"].stored.atLocked("").told = false
 			i.set(answer)
 			_, err := r.login(asShop)
 			r.hears(err, amqp.ConnectionForced, "no credential")

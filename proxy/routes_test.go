@@ -282,3 +282,73 @@ func TestASessionThatIsLost(t *testing.T) {
 		}
 	})
 }
+
+// What one broker tells of a user's channels is no limit at another.
+func TestAChannelLimitIsOfItsBroker(t *testing.T) {
+	withNodes(t, bothBrokers, blueGreen(Route{VHost: "shop", Broker: "green"}), func(r *rig, n *nodes) {
+		first := r.client(proxytest.ClientConfig{})
+		_, err := first.DeclareQueue(1, "own", proxytest.Exclusive) // so that nobody else is blamed
+		r.must(err)
+		synctest.Wait()
+		n.b["blue:5672"].CloseConnections(amqp.NotAllowed, "NOT_ALLOWED - number of channels opened for user 'guest' has reached the maximum allowed user limit of (1)")
+		_, err = first.Await(1, amqp.ChannelCloseOk)
+		r.hears(err, amqp.NotAllowed, "maximum allowed user limit")
+		_ = first.Hangup()
+		for vhost, want := range map[string]int{"/": 1, "shop": 0} {
+			c := r.client(proxytest.ClientConfig{VHost: vhost})
+			_, err := c.DeclareQueue(1, "q", 0)
+			r.must(err)
+			r.must(c.OpenChannel(2))
+			_, err = c.DeclareQueue(2, "q", 0)
+			r.must(err)
+			for _, p := range r.s.Stats().Pools {
+				if p.VHost == vhost && p.Sessions != want {
+					t.Errorf("in vhost %s the second channel is on one of %d connections of its client's own, want %d", vhost, p.Sessions, want)
+				}
+			}
+			r.must(c.Close())
+		}
+	})
+}
+
+// Brokers are told of a user's new secret one after the other: what one has accepted is not the other's yet.
+func TestASecretThatOneOfTwoBrokersHas(t *testing.T) {
+	withNodes(t, bothBrokers, func(c *Config, n *nodes) {
+		blueGreen(Route{VHost: "shop", Broker: "green"})(c, n)
+		c.Users = []User{user(t, "shop", "local", "prod-shop", "s3cr3t")}
+		for _, b := range n.b {
+			b.SetUser("prod-shop", "s3cr3t")
+		}
+	}, func(r *rig, n *nodes) {
+		atGreen := asShop
+		atGreen.VHost = "shop"
+		come := func() {
+			r.t.Helper()
+			for _, p := range r.s.allPools() {
+				p.retireAll()
+			}
+			for _, as := range []proxytest.ClientConfig{asShop, atGreen} {
+				c := r.client(as)
+				_, err := c.DeclareQueue(1, "q", 0)
+				r.must(err)
+				r.must(c.Close())
+			}
+			synctest.Wait()
+		}
+		come()
+		r.reload(func(c *Config) { c.Users = []User{user(t, "shop", "local", "prod-shop", "n3w")} })
+		n.b["blue:5672"].SetUser("prod-shop", "n3w")
+		for range 3 {
+			come()
+		}
+		n.b["green:5672"].SetUser("prod-shop", "n3w")
+		come()
+		come()
+		if n := strings.Count(r.log(), "the broker has accepted the new secret"); n != 2 || !strings.Contains(r.log(), "broker=green") {
+			t.Errorf("the log tells %d times of the new secret's acceptance, want once for each broker:\n%s", n, r.log())
+		}
+		if strings.Contains(r.log(), "the broker refuses the secret") {
+			t.Errorf("the log tells of a refusal:\n%s", r.log())
+		}
+	})
+}

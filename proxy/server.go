@@ -65,7 +65,7 @@ type Server struct {
 	upstreams       map[*upstream]struct{}
 	offenders       map[offender]int64 // until when, coarse clock
 	accountOffences map[string]offences
-	channelLimits   map[string]learned // channels that the broker lets a user have
+	channelLimits   map[userAt]learned // channels that a broker lets a user have
 	empty           chan struct{}      // closed when the last client has gone, while stopping
 	ended           bool
 	err             error
@@ -89,7 +89,7 @@ func New(cfg Config) (*Server, error) {
 
 		offenders:       make(map[offender]int64),
 		accountOffences: make(map[string]offences),
-		channelLimits:   make(map[string]learned),
+		channelLimits:   make(map[userAt]learned),
 	}
 	if all := descriptors(); all > 0 {
 		s.limits.sockets = all - spareSockets(all)

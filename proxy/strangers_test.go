@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -158,6 +159,35 @@ func TestStrangersEvictNobody(t *testing.T) {
 		c, err := r.login(proxytest.ClientConfig{User: "new", Password: "new"})
 		r.must(err) // once accepted it gets the place
 		_ = c.Close()
+	})
+}
+
+// A vhost that is looked at without a place is left as a client ought to leave: the broker logs whoever only hangs up.
+func TestAVHostIsLeftWithAClose(t *testing.T) {
+	var closes atomic.Int32
+	withBroker(t, proxytest.BrokerConfig{VHosts: []string{"/", "other"}, Intercept: func(_ *proxytest.BrokerConn, f amqp.Frame) bool {
+		if f.Type() == amqp.FrameMethod && f.Method() == amqp.ConnectionClose {
+			closes.Add(1)
+		}
+		return false
+	}}, func(c *Config) { c.MaxUpstreams = 1 }, func(r *rig) {
+		stays := r.client(proxytest.ClientConfig{})
+		_, err := stays.DeclareQueue(1, "q", 0)
+		r.must(err)
+		entered := make(chan error, 1)
+		go func() {
+			c, err := r.login(proxytest.ClientConfig{VHost: "other"})
+			if err == nil {
+				err = c.Close()
+			}
+			entered <- err
+		}()
+		synctest.Wait()
+		if n := r.b.Counts(); n.Opened != 2 || n.Open != 1 || closes.Load() != 1 {
+			t.Errorf("the broker has seen %d connections, of which %d are open, and %d closes; want 2, 1, 1", n.Opened, n.Open, closes.Load())
+		}
+		r.must(stays.Close())
+		r.must(<-entered)
 	})
 }
 

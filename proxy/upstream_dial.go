@@ -58,11 +58,11 @@ func (s *Server) dial(ctx context.Context, lane broker.Lane, to *way, who login,
 	var k *broker.Link
 	var err error
 	if c := who.stored(); c != nil {
-		k, err = s.loginStored(c, try)
+		k, err = s.loginStored(c, to.name, try)
 	} else {
 		k, err = try(who.sends.next)
 	}
-	if c := who.stored(); isNoToken(err) && c.refused() {
+	if c := who.stored(); isNoToken(err) && c.refused(to.name) {
 		s.log.Warn("no token for a user could be fetched", "user", c.name, "reason", err)
 	}
 	if err != nil {
@@ -196,7 +196,7 @@ func (s *Server) tryVHost(p *pool, props []byte, from *net.TCPAddr) (*upstream, 
 		p.tells(u)
 		return u, nil
 	case err == nil:
-		u.link.Close()
+		s.spawn(func() { u.link.Quit(s.ctx) })
 		s.strangers.accept(p.loginID())
 		return nil, nil
 	}

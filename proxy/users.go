@@ -290,11 +290,15 @@ type stored struct {
 	name, account string
 	tokens        *tokens // of a provider whose credential ends
 
-	mu     lock.Mutex[lock.Leaf] // a leaf
-	now    Provider
-	before Provider // what the broker took last, until it has taken now; else nil
-	taken  bool     // the broker has accepted now
-	told   bool     // the log knows that it refuses it
+	mu  lock.Mutex[lock.Leaf] // a leaf
+	now Provider
+	at  map[string]*storedAt // by the brokers' names
+}
+
+// storedAt is what is known of stored credentials at one broker: each is told of a new secret at a time of its own.
+type storedAt struct {
+	took Provider // what it took last; nil: nothing
+	told bool     // the log knows that it refuses what there is
 }
 
 // stored are the credentials, where the proxy keeps them; else nil.
@@ -335,48 +339,70 @@ func (c *stored) renew(p Provider) {
 	if p == c.now {
 		return
 	}
-	if c.taken {
-		c.before = c.now
+	c.now = p
+	for _, at := range c.at {
+		at.told = false
 	}
-	c.now, c.taken, c.told = p, false, false
 }
 
-// accepted notes that the broker took what p gave. True: it is a new secret, in place of another.
-func (c *stored) accepted(p Provider) (replaced bool) {
+// atLocked is what is known of the credentials at a broker.
+func (c *stored) atLocked(broker string) *storedAt {
+	at := c.at[broker]
+	if at == nil {
+		at = &storedAt{}
+		if c.at == nil {
+			c.at = make(map[string]*storedAt)
+		}
+		c.at[broker] = at
+	}
+	return at
+}
+
+// accepted notes that a broker took what p gave. True: it is a new secret, in place of another.
+func (c *stored) accepted(broker string, p Provider) (replaced bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	at := c.atLocked(broker)
 	if p == c.now {
-		replaced = c.before != nil
-		c.before, c.taken, c.told = nil, true, false
+		at.told = false
 	}
+	if at.took == c.now {
+		return false
+	}
+	replaced = p == c.now && at.took != nil
+	at.took = p
 	return replaced
 }
 
 // other is what the broker took before, if it has refused what p gave.
-func (c *stored) other(p Provider) Provider {
+func (c *stored) other(broker string, p Provider) Provider {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if p != c.now {
 		return c.now // a reload came between
 	}
-	return c.before
+	if took := c.atLocked(broker).took; took != p {
+		return took
+	}
+	return nil
 }
 
-// refused notes that the broker took nothing. True: the log shall tell.
-func (c *stored) refused() bool {
+// refused notes that a broker took nothing. True: the log shall tell.
+func (c *stored) refused(broker string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	told := c.told
-	c.told = true
+	at := c.atLocked(broker)
+	told := at.told
+	at.told = true
 	return !told
 }
 
-// loginStored logs in to the broker with what is kept for a user: with the new secret, and while that is not
+// loginStored logs in to a broker with what is kept for a user: with the new secret, and while that is not
 // accepted yet with the one before.
-func (s *Server) loginStored(c *stored, try func(askFunc) (*broker.Link, error)) (*broker.Link, error) {
+func (s *Server) loginStored(c *stored, at string, try func(askFunc) (*broker.Link, error)) (*broker.Link, error) {
 	p := c.provider()
 	k, err := try(c.by(p))
-	if other := c.other(p); s.refusesSecret(err) && other != nil {
+	if other := c.other(at, p); s.refusesSecret(err) && other != nil {
 		first := p
 		for _, p = range []Provider{other, first} { // the broker may be told of the new one between the two
 			if k, err = try(c.by(p)); !s.refusesSecret(err) {
@@ -386,13 +412,22 @@ func (s *Server) loginStored(c *stored, try func(askFunc) (*broker.Link, error))
 	}
 	switch {
 	case err == nil:
-		if c.accepted(p) {
-			s.log.Info("the broker has accepted the new secret kept for a user, the one before is dropped", "user", c.name)
+		if c.accepted(at, p) {
+			s.log.Info("the broker has accepted the new secret kept for a user, the one before is dropped", storedAttrs(c, at)...)
 		}
-	case s.refusesSecret(err) && c.refused():
-		s.log.Warn("the broker refuses the secret kept for a user", "user", c.name, "at_the_broker", c.account, "reason", s.forClients(err).Text)
+	case s.refusesSecret(err) && c.refused(at):
+		s.log.Warn("the broker refuses the secret kept for a user",
+			append(storedAttrs(c, at), "at_the_broker", c.account, "reason", s.forClients(err).Text)...)
 	}
 	return k, err
+}
+
+// storedAttrs name the user and, where it is a [[broker]], the broker.
+func storedAttrs(c *stored, at string) []any {
+	if at == "" {
+		return []any{"user", c.name}
+	}
+	return []any{"user", c.name, "broker", at}
 }
 
 // by asks for what a provider gives.

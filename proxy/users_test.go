@@ -209,19 +209,22 @@ func TestASecretThatChangesAmidALogin(t *testing.T) {
 	}
 	defer s.Close()
 	before, now := Password{"u", broker.NewSecret("old")}, Password{"u", broker.NewSecret("new")}
+	taken := func(p Provider) *stored {
+		return &stored{now: now, at: map[string]*storedAt{"": {took: p}}}
+	}
 	for name, c := range map[string]struct {
 		c     *stored
 		turns string // what the broker takes, at each login
 		sends string
 	}{
-		"told between":    {&stored{now: now, before: before}, "old new new", "new old new"},
-		"told before":     {&stored{now: now, before: before}, "new", "new"},
-		"not told":        {&stored{now: now, before: before}, "old old", "new old"},
-		"neither":         {&stored{now: now, before: before}, "x x x", "new old new"},
+		"told between":    {taken(before), "old new new", "new old new"},
+		"told before":     {taken(before), "new", "new"},
+		"not told":        {taken(before), "old old", "new old"},
+		"neither":         {taken(before), "x x x", "new old new"},
 		"nothing to fall": {&stored{now: now}, "x", "new"},
 	} {
 		turns, sent := strings.Fields(c.turns), []string{}
-		_, err := s.loginStored(c.c, func(ask askFunc) (*broker.Link, error) {
+		_, err := s.loginStored(c.c, "", func(ask askFunc) (*broker.Link, error) {
 			k, _ := ask(bg)
 			takes := turns[len(sent)]
 			sent = append(sent, k.Secret.Reveal())
@@ -233,14 +236,15 @@ func TestASecretThatChangesAmidALogin(t *testing.T) {
 		if got := strings.Join(sent, " "); got != c.sends || (err == nil) != (sent[len(sent)-1] == turns[len(sent)-1]) {
 			t.Errorf("%s: the broker was sent %s and the outcome is %v, want %s", name, got, err, c.sends)
 		}
-		if err == nil && sent[len(sent)-1] == "new" && c.c.before != nil {
+		if err == nil && sent[len(sent)-1] == "new" && c.c.other("", now) != nil {
 			t.Errorf("%s: the one before is kept when the new one is accepted", name)
 		}
 	}
 	// A reload between reading the secret and its refusal.
-	c := &stored{now: before, taken: true}
+	c := taken(before)
+	c.now = before
 	n := 0
-	if _, err := s.loginStored(c, func(ask askFunc) (*broker.Link, error) {
+	if _, err := s.loginStored(c, "", func(ask askFunc) (*broker.Link, error) {
 		k, _ := ask(bg)
 		if n++; n == 1 {
 			c.renew(now)

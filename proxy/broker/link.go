@@ -319,6 +319,27 @@ func (k *Link) Close() {
 	_ = k.Conn.Close()
 }
 
+// quitFor bounds the wait for a broker's answer to a close.
+const quitFor = time.Second
+
+// Quit ends a link whose vhost is open and that nobody serves on as a client ought to: brokers log whoever only hangs
+// up. It waits for the answer, not for long.
+func (k *Link) Quit(ctx context.Context) {
+	defer k.Close()
+	ctx, cancel := context.WithTimeout(ctx, quitFor)
+	defer cancel()
+	_ = k.within(ctx, func() error {
+		_, err := k.Conn.Write(amqp.AppendClose(nil, 0, &amqp.Error{Code: amqp.ReplySuccess, Text: "Goodbye"}))
+		for err == nil {
+			var f amqp.Frame
+			if f, err = k.next(); err == nil && f.Method() == amqp.ConnectionCloseOk {
+				return nil
+			}
+		}
+		return err
+	})
+}
+
 // Moved reports whether the link's target is no longer among those configured.
 func (k *Link) Moved() bool { return !k.b.conf.Load().leads(k) }
 

@@ -11,11 +11,14 @@ import "log/slog"
 func (c *client) awaitGreeting() bool {
 	w := c.s.door()
 	g := w.Greet()
-	if g == nil {
-		return true
+	own := (g != nil || c.s.checking.Load() > 0) && c.s.isOwn(c.sock.RemoteAddr())
+	if own { // the watchdog asks whether the proxy answers, not whether a broker does: it has them looked for
+		for _, w := range c.s.ways.Load().used {
+			w.Greet()
+		}
 	}
-	if c.s.isOwn(c.sock.RemoteAddr()) {
-		return true // the watchdog asks whether the proxy answers, not whether the broker does
+	if g == nil || own {
+		return true
 	}
 	gone, stop := c.watch()
 	over := c.awaits()

@@ -6,6 +6,7 @@ package proxy
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -50,7 +51,9 @@ type ways struct {
 	all []*way // that of Config.Upstream is the first
 	// door judges user and secret, which a client sends before its vhost: where vhosts are that no other
 	// route names.
-	door    *way
+	door *way
+	// used are the door and the others that vhosts are at.
+	used    []*way
 	routes  []route
 	rewrite bool // a route rewrites declarations
 }
@@ -157,6 +160,7 @@ func (s *Server) setWays(cfg *Config) (moved, anew bool) {
 			next.door = r.way
 		}
 	}
+	next.used = next.reached()
 	s.ways.Store(next)
 	if old == nil {
 		return false, false
@@ -168,6 +172,25 @@ func (s *Server) setWays(cfg *Config) (moved, anew bool) {
 	}
 	anew = old.door != next.door || left[next.door] == broker.LeftAll
 	return moved || anew || len(old.routes)+len(next.routes) > 0, anew
+}
+
+// reached are the brokers that vhosts are at, the door first: all but those that no route leads to, or none before one
+// that is for all.
+func (w *ways) reached() []*way {
+	used := []*way{w.door}
+	add := func(x *way) {
+		if !slices.Contains(used, x) {
+			used = append(used, x)
+		}
+	}
+	for _, r := range w.routes {
+		add(r.way)
+		if strings.Trim(r.VHost, "*") == "" {
+			return used
+		}
+	}
+	add(w.all[0])
+	return used
 }
 
 // door is the broker that judges user and secret.

@@ -25,7 +25,7 @@ type Stats struct {
 	Waiting     int           // clients waiting at a bound now
 	LongestWait time.Duration // of those that wait now
 
-	// BrokerUp is false when the broker could not be reached at the last attempt and no upstream
+	// BrokerUp is false when the broker, of several the one that judges logins, could not be reached at the last attempt and no upstream
 	// stands; before the first attempt it is true.
 	// While it is false, BrokerAwaySince and BrokerReason say more.
 	BrokerUp         bool
@@ -82,9 +82,18 @@ type Stats struct {
 	Pools     []PoolStats
 	Listeners []ListenerStats
 	Targets   []TargetStats
+	Brokers   []BrokerStats // those of Config.Brokers
 	Routes    []Route
 	// DeclaresRewritten are those of queues that a route had declared otherwise than their clients did.
 	DeclaresRewritten uint64
+}
+
+// BrokerStats is one of several brokers, as BrokerUp is of the one that judges logins.
+type BrokerStats struct {
+	Name      string
+	Up        bool
+	AwaySince time.Time
+	Reason    string
 }
 
 // TargetStats is one address of the broker's.
@@ -205,6 +214,10 @@ func (s *Server) Stats() Stats {
 		for _, t := range w.Targets() {
 			t.Broker = w.name
 			st.Targets = append(st.Targets, t)
+		}
+		if w.name != "" {
+			since, reason, away := w.Away()
+			st.Brokers = append(st.Brokers, BrokerStats{Name: w.name, Up: !away, AwaySince: since, Reason: reason})
 		}
 	}
 	st.DeclaresRewritten = s.rewrites.n.Load()

@@ -64,6 +64,8 @@ type Status struct {
 	Listening []string
 	// Upstream is the broker as HOST:PORT, without credentials.
 	Upstream string
+	// Routes say where else vhosts are.
+	Routes []string
 	// Broker is what is known of the broker.
 	Broker BrokerState
 	// Advice is how many pieces there are.
@@ -82,8 +84,17 @@ type BrokerState struct {
 	Reason    string    `json:"reason,omitempty"`
 	// Blocked are the upstreams on which it takes no messages.
 	Blocked int `json:"blocked_upstreams,omitempty"`
-	// Out are those of several brokers that are not asked now, each with its reason.
+	// Out are the addresses that are not asked now, of a broker that has others, each with its reason.
 	Out []string `json:"out_of_rotation,omitempty"`
+	// Others are the brokers of routes that cannot be reached.
+	Others []BrokerAway `json:"others_away,omitempty"`
+}
+
+// BrokerAway is a broker that cannot be reached.
+type BrokerAway struct {
+	Name   string    `json:"name"`
+	Since  time.Time `json:"away_since"`
+	Reason string    `json:"reason"`
 }
 
 // ErrConfig marks an error as a wrong configuration: the service ends with ExitConfig and

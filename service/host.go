@@ -66,7 +66,7 @@ func (s *supervisor) State() State {
 
 func (s *supervisor) stateOf(phase Phase, st Status, reload *ReloadState) State {
 	return State{Name: s.opts.Name, PID: os.Getpid(), Phase: phase, Clients: st.Clients, Upstreams: st.Upstreams,
-		Listening: st.Listening, Upstream: st.Upstream, Broker: &st.Broker, Advice: st.Advice, Since: st.Since, Updated: time.Now(), Reload: reload}
+		Listening: st.Listening, Upstream: st.Upstream, Routes: st.Routes, Broker: &st.Broker, Advice: st.Advice, Since: st.Since, Updated: time.Now(), Reload: reload}
 }
 
 // toldState is what State needs of what the supervisor's goroutine owns.

@@ -107,6 +107,9 @@ func (r Report) Print(w io.Writer, now time.Time) {
 		line("upstreams", "%d", s.Upstreams)
 		line("listening", "%s", strings.Join(s.Listening, " "))
 		line("upstream", "%s", s.Upstream)
+		for _, r := range s.Routes {
+			line("route", "%s", r)
+		}
 		if b := s.Broker; b != nil {
 			line("broker", "%s", cmp.Or(b.trouble(time.DateTime), "no trouble seen"))
 		}

@@ -35,17 +35,25 @@ func (p Phase) text(st Status) string {
 	return text
 }
 
-// trouble is what is wrong with the broker, or nothing.
+// trouble is what is wrong with the broker and those of routes, or nothing.
 func (b BrokerState) trouble(layout string) string {
+	away := func(since time.Time, reason string) string {
+		return fmt.Sprintf("cannot be reached since %s: %s", since.Local().Format(layout), reason)
+	}
+	var all []string
 	switch {
 	case !b.AwaySince.IsZero():
-		return fmt.Sprintf("cannot be reached since %s: %s", b.AwaySince.Local().Format(layout), b.Reason)
+		all = append(all, away(b.AwaySince, b.Reason))
 	case b.Blocked > 0:
-		return "blocks publishers on " + Plural(b.Blocked, "upstream")
-	case len(b.Out) > 0:
-		return "out of rotation: " + strings.Join(b.Out, "; ")
+		all = append(all, "blocks publishers on "+Plural(b.Blocked, "upstream"))
 	}
-	return ""
+	for _, o := range b.Others {
+		all = append(all, o.Name+" "+away(o.Since, o.Reason))
+	}
+	if len(b.Out) > 0 {
+		all = append(all, "out of rotation: "+strings.Join(b.Out, "; "))
+	}
+	return strings.Join(all, "; ")
 }
 
 // Plural is a number and what it counts: "1 client", "2 clients".
@@ -65,6 +73,7 @@ type State struct {
 	Upstreams int          `json:"upstreams"`
 	Listening []string     `json:"listening"`
 	Upstream  string       `json:"upstream"`
+	Routes    []string     `json:"routes,omitempty"`
 	Broker    *BrokerState `json:"broker,omitempty"`
 	Advice    int          `json:"advice,omitempty"` // pieces of it
 	Since     time.Time    `json:"since"`

@@ -31,6 +31,10 @@ func TestTheBrokersTroubleIsTold(t *testing.T) {
 			{BrokerState{Out: []string{"b:5671: connection refused", "c:5671: no answer"}},
 				"STATUS=serving 0 clients over 0 upstreams; broker out of rotation: b:5671: connection refused; c:5671: no answer",
 				"  broker     out of rotation: b:5671: connection refused; c:5671: no answer\n", `"out_of_rotation":["b:5671: connection refused",`},
+			{BrokerState{Others: []BrokerAway{{Name: "green", Since: since, Reason: "connection refused"}}, Out: []string{"b:5671: no answer"}},
+				"STATUS=serving 0 clients over 0 upstreams; broker green cannot be reached since 11:30:09: connection refused; out of rotation: b:5671: no answer",
+				"  broker     green cannot be reached since 2026-11-22 11:30:09: connection refused; out of rotation: b:5671: no answer\n",
+				`"others_away":[{"name":"green",`},
 			{BrokerState{}, "STATUS=serving 0 clients over 0 upstreams", "  broker     no trouble seen\n", `"broker":{}`},
 		} {
 			e.mu.Lock()
@@ -55,7 +59,7 @@ func TestTheBrokersTroubleIsTold(t *testing.T) {
 			}
 		}
 		e.mu.Lock()
-		e.status.Advice = 2
+		e.status.Advice, e.status.Routes = 2, []string{`vhost "shop" to green`}
 		e.mu.Unlock()
 		time.Sleep(2 * statusInterval)
 		st, err := ReadState(s.state.path)
@@ -66,6 +70,9 @@ func TestTheBrokersTroubleIsTold(t *testing.T) {
 		Report{Name: "x", State: StateRunning, Service: &st}.Print(&b, since)
 		if !strings.Contains(b.String(), "  advice     2 pieces: amqproxysvc advise\n") {
 			t.Errorf("status lacks the advice:\n%s", b.String())
+		}
+		if !strings.Contains(b.String(), "  route      vhost \"shop\" to green\n") {
+			t.Errorf("status lacks the route:\n%s", b.String())
 		}
 		s.requestStop()
 		if err := <-result; err != nil {

@@ -337,10 +337,19 @@ func (e *engine) Status() service.Status {
 		Broker:   service.BrokerState{AwaySince: stats.BrokerAwaySince, Reason: stats.BrokerReason, Blocked: stats.UpstreamsBlocked},
 		Upstream: e.settings.BrokersText(), Since: e.started, DrainTimeout: e.settings.DrainDelay + e.settings.Engine.DrainTimeout,
 	}
-	for _, t := range stats.Targets {
-		if !t.Up && stats.BrokerUp {
-			st.Broker.Out = append(st.Broker.Out, t.Address+": "+t.Reason)
+	away := map[string]bool{"": !stats.BrokerUp}
+	for _, b := range stats.Brokers {
+		if away[b.Name] = !b.Up; !b.Up {
+			st.Broker.Others = append(st.Broker.Others, service.BrokerAway{Name: b.Name, Since: b.AwaySince, Reason: b.Reason})
 		}
+	}
+	for _, t := range stats.Targets {
+		if !t.Up && !away[t.Broker] {
+			st.Broker.Out = append(st.Broker.Out, strings.TrimSpace(t.Broker+" "+t.Address)+": "+t.Reason)
+		}
+	}
+	for _, r := range admin.RoutesOf(stats.Routes) {
+		st.Routes = append(st.Routes, r.String())
 	}
 	for _, a := range e.server.Addrs() {
 		st.Listening = append(st.Listening, a.String())

@@ -381,6 +381,11 @@ func showStats(w io.Writer, s *admin.Stats) error {
 	}
 	line("version", "%s, up %s", s.Version, terminal.Age(duration(s.Uptime)))
 	line("broker", "%s", broker)
+	for _, b := range s.Brokers {
+		if !b.Up {
+			line("broker", "%s cannot be reached for %s: %s", terminal.Printable(b.Name), terminal.Age(duration(b.Away)), terminal.Printable(b.Reason))
+		}
+	}
 	for _, t := range s.Targets {
 		if len(s.Targets) == 1 {
 			break // the line above tells of it

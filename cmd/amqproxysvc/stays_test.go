@@ -52,6 +52,10 @@ func TestPromisedNames(t *testing.T) {
 		s.Pools, s.BrokerReason = []proxy.PoolStats{{User: "shop"}}, "refused"
 		s.Pauses = []proxy.PauseInfo{{All: true, Since: time.Now(), Until: time.Now().Add(time.Hour)}}
 		s.ChannelErrors[0] = 1
+		since := time.Now().Add(-time.Minute)
+		s.Targets = []proxy.TargetStats{{Broker: "green", Address: "g:5672", Since: since, Reason: "refused"}}
+		s.Brokers = []proxy.BrokerStats{{Name: "green", AwaySince: since, Reason: "refused"}}
+		s.Routes = []proxy.Route{{VHost: "a", ToVHost: "b", Broker: "green", Durable: true, QueueType: "quorum"}}
 	}
 	fake.need = []string{"http.pprof"}
 	writeFile(t, file, "[client]\nmax_clients = 7\n"+ports)

@@ -169,6 +169,11 @@ func topScreen(now, before *sample, order, width, height int) []string {
 	case s.UpstreamsBlocked > 0:
 		broker = fmt.Sprintf("BROKER BLOCKS %d UPSTREAMS", s.UpstreamsBlocked)
 	}
+	for _, b := range s.Brokers {
+		if !b.Up {
+			broker += ", BROKER " + terminal.Printable(b.Name) + " AWAY: " + terminal.Printable(b.Reason)
+		}
+	}
 	if len(s.Pauses) > 0 {
 		broker += ", PAUSED"
 	}

@@ -60,6 +60,7 @@ func TestMetrics(t *testing.T) {
 		ConnectLatencySum: 250 * time.Millisecond,
 		Pools:             []proxy.PoolStats{{User: `a"b`, VHost: "/", Upstreams: 2, Idle: 1, Sessions: 1, Channels: 5, Waiting: 1}},
 		Targets:           []proxy.TargetStats{{Address: "a:5671", Up: true, Links: 52, Connects: 53, Failures: 54}, {Address: "b:5671", Outs: [2]uint64{55, 56}}},
+		Brokers:           []proxy.BrokerStats{{Name: "green"}, {Name: "red", Up: true}},
 		Listeners: []proxy.ListenerStats{{Address: "127.0.0.1:5673"}, {Address: "[::]:5671", TLSHandshakes: []uint64{33, 34, 35, 36, 37}, ProxyHeaders: []uint64{38, 39, 40, 41, 42},
 			Certificates: []proxy.CertificateStats{{File: "/a.pem", NotAfter: time.Unix(2000, 0)}, {File: "/a.pem", NotAfter: time.Unix(2000, 0)}}}},
 	}}
@@ -83,7 +84,7 @@ func TestMetrics(t *testing.T) {
 		"amqproxysvc_clients 3",
 		"amqproxysvc_upstreams 2",
 		"amqproxysvc_upstreams_blocked 32",
-		"amqproxysvc_broker_up 1",
+		"amqproxysvc_broker_up 1\n", `amqproxysvc_broker_up{broker="green"} 0`, `amqproxysvc_broker_up{broker="red"} 1`,
 		`amqproxysvc_target_up{target="a:5671"} 1`, `amqproxysvc_target_up{target="b:5671"} 0`, `amqproxysvc_target_upstreams{target="a:5671"} 52`,
 		`amqproxysvc_target_connects_total{target="a:5671"} 53`, `amqproxysvc_target_failures_total{target="a:5671"} 54`,
 		`amqproxysvc_target_outs_total{reason="connect",target="b:5671"} 55`, `amqproxysvc_target_outs_total{reason="drain",target="b:5671"} 56`,

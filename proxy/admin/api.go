@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy"
@@ -162,6 +163,7 @@ type Stats struct {
 	Kept             int      `json:"kept_channels"`
 	Pauses           []Pause  `json:"pauses,omitempty"`
 	Targets          []Target `json:"targets"` // the addresses of all brokers
+	Brokers          []Broker `json:"brokers"`
 	Routes           []Route  `json:"routes,omitempty"`
 	PausedClients    int      `json:"paused_clients"` // wait for the end of a pause
 	ClientsTotal     uint64   `json:"clients_total"`
@@ -202,6 +204,14 @@ type Target struct {
 	Failures  uint64  `json:"failures"`
 }
 
+// Broker is one [[broker]]. broker_up is of the one that judges logins.
+type Broker struct {
+	Name   string  `json:"name"`
+	Up     bool    `json:"up"`
+	Away   float64 `json:"away_seconds,omitempty"`
+	Reason string  `json:"reason,omitempty"`
+}
+
 // Route is one [[route]].
 type Route struct {
 	VHost     string `json:"vhost"`
@@ -223,7 +233,20 @@ func targetsOf(targets []proxy.TargetStats) []Target {
 	return all
 }
 
-func routesOf(routes []proxy.Route) (all []Route) {
+func brokersOf(brokers []proxy.BrokerStats) []Broker {
+	all := make([]Broker, 0, len(brokers))
+	for _, b := range brokers {
+		one := Broker{Name: b.Name, Up: b.Up, Reason: b.Reason}
+		if !b.Up {
+			one.Away = seconds(time.Since(b.AwaySince))
+		}
+		all = append(all, one)
+	}
+	return all
+}
+
+// RoutesOf are the routes as they are told.
+func RoutesOf(routes []proxy.Route) (all []Route) {
 	for _, r := range routes {
 		all = append(all, Route{VHost: r.VHost, ToVHost: r.ToVHost, Broker: r.Broker, Durable: r.Durable, QueueType: r.QueueType})
 	}
@@ -373,7 +396,7 @@ func pausesOf(pauses []proxy.PauseInfo) (all []Pause) {
 
 func statsOf(s proxy.Stats, version string) Stats {
 	return Stats{
-		Pauses: pausesOf(s.Pauses), PausedClients: s.PausedClients, Targets: targetsOf(s.Targets), Routes: routesOf(s.Routes),
+		Pauses: pausesOf(s.Pauses), PausedClients: s.PausedClients, Targets: targetsOf(s.Targets), Brokers: brokersOf(s.Brokers), Routes: RoutesOf(s.Routes),
 		Schema: Schema, Version: version, Uptime: seconds(time.Since(s.Started)),
 		BrokerUp: s.BrokerUp, BrokerReason: s.BrokerReason, UpstreamsBlocked: s.UpstreamsBlocked,
 		Clients: s.Clients, Waiting: s.Waiting, LongestWait: seconds(s.LongestWait), Channels: s.Channels,
@@ -394,6 +417,9 @@ func (r Route) String() string {
 	to := cmp.Or(r.Broker, "[upstream]")
 	if r.ToVHost != "" {
 		to += ", vhost " + strconv.Quote(r.ToVHost)
+	}
+	if queues := strings.TrimSpace(map[bool]string{true: "durable "}[r.Durable] + r.QueueType); queues != "" {
+		to += ", queues " + queues
 	}
 	return "vhost " + strconv.Quote(r.VHost) + " to " + to
 }

@@ -38,7 +38,7 @@ var metrics = []metric{
 	{"amqproxysvc_clients", "Clients connected now.", prometheus.GaugeValue, func(s *proxy.Stats) float64 { return float64(s.Clients) }},
 	{"amqproxysvc_upstreams", "Connections to the broker now.", prometheus.GaugeValue, func(s *proxy.Stats) float64 { return float64(s.Upstreams) }},
 	{"amqproxysvc_upstreams_blocked", "Connections on which the broker blocks publishers now.", prometheus.GaugeValue, func(s *proxy.Stats) float64 { return float64(s.UpstreamsBlocked) }},
-	{"amqproxysvc_broker_up", "0: the broker could not be reached at the last attempt, and no connection to it stands; 1 else, before the first attempt too.", prometheus.GaugeValue, func(s *proxy.Stats) float64 { return truth(s.BrokerUp) }},
+	{brokerUp, brokerUpHelp, prometheus.GaugeValue, func(s *proxy.Stats) float64 { return truth(s.BrokerUp) }},
 	{"amqproxysvc_client_channels", "Channels of clients open now.", prometheus.GaugeValue, func(s *proxy.Stats) float64 { return float64(s.Channels) }},
 	{"amqproxysvc_upstream_channels", "Channels open at the broker now, kept ones included.", prometheus.GaugeValue, func(s *proxy.Stats) float64 { return float64(s.Bindings) }},
 	{"amqproxysvc_identities", "Users with password and vhost known now.", prometheus.GaugeValue, func(s *proxy.Stats) float64 { return float64(s.Identities) }},
@@ -74,6 +74,13 @@ func truth(v bool) float64 {
 	}
 	return 0
 }
+
+// A [[broker]] has a row of its own in the metric of the broker that judges logins, whose row has no label: to who
+// looks for that by its name alone it must stay.
+const brokerUp = "amqproxysvc_broker_up"
+
+const brokerUpHelp = "0: the broker could not be reached at the last attempt, and no connection to it stands; 1 else, before the first attempt too. " +
+	"Without a label: of the broker that judges logins; with one: of that [[broker]]."
 
 // labelled is a counter that is split by one label.
 var labelled = []struct {
@@ -166,6 +173,7 @@ type collector struct {
 	plain     []*prometheus.Desc
 	labelled  []*prometheus.Desc
 	pools     []*prometheus.Desc
+	brokerUp  *prometheus.Desc // not described: the registry has one of that name
 	targets   []*prometheus.Desc
 	outs      *prometheus.Desc
 	shakes    *prometheus.Desc
@@ -198,6 +206,7 @@ func newCollector(source Source, version string) *collector {
 	for _, m := range targetMetrics {
 		c.targets = append(c.targets, prometheus.NewDesc(m.name, m.help, []string{"target"}, nil))
 	}
+	c.brokerUp = prometheus.NewDesc(brokerUp, brokerUpHelp, []string{"broker"}, nil)
 	c.outs = prometheus.NewDesc(outsName, outsHelp, []string{"target", "reason"}, nil)
 	c.shakes = prometheus.NewDesc(shakesName, shakesHelp, []string{"listener", "result"}, nil)
 	c.expiry = prometheus.NewDesc(expiryName, expiryHelp, []string{"listener", "file"}, nil)
@@ -248,6 +257,9 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	for _, t := range stats.Tokens[:min(len(stats.Tokens), maxPools)] {
 		ch <- prometheus.MustNewConstMetric(c.tokens, prometheus.GaugeValue, float64(t.Ends.Unix()), strings.ToValidUTF8(t.User, "\ufffd"))
+	}
+	for _, b := range stats.Brokers {
+		ch <- prometheus.MustNewConstMetric(c.brokerUp, prometheus.GaugeValue, truth(b.Up), strings.ToValidUTF8(b.Name, "\ufffd"))
 	}
 	told := map[string]bool{}
 	for i := range stats.Targets {

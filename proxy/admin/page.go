@@ -196,11 +196,37 @@ func (p *page) newest() []byte {
 		Pools []Pool  `json:"pools"`
 		// Advice is what the page has room for.
 		Advice []Advice `json:"advice"`
+		Paths  []path   `json:"paths"`
 	}{float64(p.made.UnixMilli()) / 1000, statsOf(stats, p.verbs.version), pools[:min(len(pools), livePools)],
-		adviceOf(stats.Advice[:min(len(stats.Advice), liveAdvice)])})
+		adviceOf(stats.Advice[:min(len(stats.Advice), liveAdvice)]), pathsOf(&stats)})
 	if err != nil {
 		return nil // there is nothing in it that cannot be written
 	}
 	p.event = append(append([]byte("data: "), data...), "\n\n"...)
 	return p.event
+}
+
+// path is what the page says of an address of a broker's, or of a route, and the class in which it is shown.
+type path [2]string
+
+// livePaths bounds them.
+const livePaths = 50
+
+// pathsOf are those of several brokers; of the only one its tile tells.
+func pathsOf(s *proxy.Stats) []path {
+	all := []path{}
+	if len(s.Targets) < 2 && len(s.Routes) == 0 {
+		return all
+	}
+	for _, t := range s.Targets {
+		text, class := fmt.Sprintf("%s: connections: %d", t.Address, t.Links), ""
+		if !t.Up {
+			text, class = fmt.Sprintf("%s: out for %v: %s", t.Address, time.Since(t.Since).Round(time.Second), t.Reason), "bad"
+		}
+		all = append(all, path{strings.TrimSpace(t.Broker + " " + text), class})
+	}
+	for _, r := range RoutesOf(s.Routes) {
+		all = append(all, path{r.String(), ""})
+	}
+	return all[:min(len(all), livePaths)]
 }

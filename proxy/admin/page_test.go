@@ -10,11 +10,14 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/amqproxysvc/amqproxysvc/proxy"
 )
 
 // looked is one GET as a browser makes it.
@@ -187,7 +190,7 @@ func TestPageReadsWhatThereIs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	named := regexp.MustCompile(`\b(?:[spculea]|stats)\.([a-z_]+_[a-z_]+|pauses|listeners|errors|code|count|of|all|vhost|tls|address)\b`)
+	named := regexp.MustCompile(`\b(?:[spculea]|stats)\.([a-z_]+_[a-z_]+|pauses|listeners|brokers|errors|code|count|of|all|vhost|tls|address)\b`)
 	found := named.FindAllStringSubmatch(string(script), -1)
 	if len(found) < 50 {
 		t.Errorf("only %d names are read", len(found))
@@ -196,6 +199,21 @@ func TestPageReadsWhatThereIs(t *testing.T) {
 		if !strings.Contains(string(said), `"`+m[1]+`":`) {
 			t.Errorf("page.js reads %s, which no answer has", m[0])
 		}
+	}
+}
+
+// The page tells of several brokers and of routes, and of the only broker nothing beside its tile.
+func TestPathsOf(t *testing.T) {
+	one := proxy.Stats{Targets: []proxy.TargetStats{{Address: "a:5672", Up: true}}}
+	if got := pathsOf(&one); got == nil || len(got) != 0 {
+		t.Errorf("of one broker: %q", got)
+	}
+	one.Targets = append(one.Targets, proxy.TargetStats{Broker: "green", Address: "g:5672", Since: time.Now().Add(-5 * time.Second), Reason: "connection refused"})
+	one.Routes = []proxy.Route{{VHost: "shop", Broker: "green", Durable: true, QueueType: "quorum"}, {VHost: "x*", ToVHost: "y"}}
+	want := []path{{"a:5672: connections: 0", ""}, {"green g:5672: out for 5s: connection refused", "bad"},
+		{`vhost "shop" to green, queues durable quorum`, ""}, {`vhost "x*" to [upstream], vhost "y"`, ""}}
+	if got := pathsOf(&one); !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }
 

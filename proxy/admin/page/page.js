@@ -29,7 +29,8 @@
   const pause = (p) => (p.all ? "all" : "vhost " + p.vhost) + ", for " + age(p.for_seconds) + (p.left_seconds ? ", ends in " + age(p.left_seconds) : "");
 
   const tiles = (s) => {
-    if (!s.broker_up) tile("t-broker", "bad", "Away", s.broker_reason || "It cannot be reached.");
+    const off = s.brokers.find((b) => !b.up);
+    if (!s.broker_up || off) tile("t-broker", "bad", "Away", s.broker_up ? off.name + ": " + off.reason : s.broker_reason);
     else if (s.blocked_upstreams) tile("t-broker", "warn", "Blocked", "It takes no messages on " + many(s.blocked_upstreams, "connection") + ": its memory or disk is short.");
     else tile("t-broker", "good", "Up", many(s.upstreams, "connection") + " to it, " + num(s.upstreams_total) + " since the start");
     if (s.pauses) tile("t-wait", "warn", "Paused", (s.paused_clients ? num(s.paused_clients) + (s.paused_clients === 1 ? " client waits" : " clients wait") : "Nobody waits") + " for its end: " + s.pauses.map(pause).join("; "));
@@ -63,9 +64,10 @@
     return list.length ? "Clients were told: " + list.map(([e, n]) => (e.code || "another code") + " " + (codes[e.code] || "") + ", " + e.of + " closed, " + num(n) + "×").join("; ") + "." : "";
   };
   const upper = (t) => t.slice(0, 1).toUpperCase() + t.slice(1);
+  const make = (tag, textContent, className = "") => Object.assign(document.createElement(tag), { textContent, className });
   const item = ([text, todo]) => {
-    const li = Object.assign(document.createElement("li"), { textContent: text });
-    if (todo) li.append(" ", Object.assign(document.createElement("span"), { className: "todo", textContent: todo }));
+    const li = make("li", text);
+    if (todo) li.append(" ", make("span", todo, "todo"));
     return li;
   };
   let said = "";
@@ -226,8 +228,9 @@
     };
   }
 
+  const line = (id, list) => $(id).replaceChildren(...list.map((words) => make("span", ...words)));
   const event = (e) => {
-    const { time, stats: s, pools, advice } = JSON.parse(e.data);
+    const { time, stats: s, pools, advice, paths } = JSON.parse(e.data);
     if (last && s.uptime_seconds < last.s.uptime_seconds) { past.length = 0; last = first = null; } // it was restarted
     first = first || s;
     if (last && time > last.time) {
@@ -238,8 +241,8 @@
     }
     last = { time, s };
     $("about").textContent = s.version + ", up " + age(s.uptime_seconds);
-    $("listeners").replaceChildren(...s.listeners.map((l) => Object.assign(document.createElement("span"),
-      { textContent: (l.tls ? "amqps " : "amqp ") + l.address + ": " + many(l.clients, "client") + " of " + num(l.clients_total) })));
+    line("listeners", s.listeners.map((l) => [(l.tls ? "amqps " : "amqp ") + l.address + ": " + many(l.clients, "client") + " of " + num(l.clients_total)]));
+    line("brokers", paths);
     shown.pools = pools;
     tiles(s); troubles(s, advice || []); draw();
     if (tab === "pools") fill();

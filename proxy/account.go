@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -27,6 +28,8 @@ type account struct {
 	// standing is the broker's verdict on user and secret.
 	standing standing
 	logins   atomic.Int32 // of clients; and once more when its secret was accepted before
+	// by is the broker that has accepted user and secret; nil: none has.
+	by atomic.Pointer[way]
 
 	// Guarded by Server.logins.
 	refs   int // clients
@@ -54,7 +57,7 @@ func (a *account) servedLocked(now int64, ttl time.Duration) bool {
 		return true
 	case stale:
 		for _, p := range a.pools {
-			if p.usable() && p.atDoor() {
+			if p.usable() && p.atJudge() {
 				return true
 			}
 		}
@@ -167,17 +170,22 @@ func (s *Server) strangersTurn(c *client, gone <-chan struct{}, user string) (*t
 // stranger is asked ends when nobody waits for it any more, evicts nobody's connection, and is
 // counted at the bound only once the broker has accepted it.
 func (s *Server) verify(a *account, f *loginFlight, id loginID, known bool, t *turn, props []byte) {
-	var u *upstream
-	var e *amqp.Error
-	w := s.door()
-	if known {
-		u, e = s.logIn(w, a.login, props, f)
-	} else {
-		if props != nil && !broker.Announces(props, broker.FailureClose) {
-			props = nil // the broker would keep its verdict back for seconds
-		}
-		u, e = s.dial(f.Context(), broker.Strangers, w, a.login, props, nil)
+	if !known && props != nil && !broker.Announces(props, broker.FailureClose) {
+		props = nil // the broker would keep its verdict back for seconds
 	}
+	u, by, e := s.askJudges(a, func(w *way, first bool) (*upstream, *amqp.Error) {
+		ctx := s.ctx
+		if !known {
+			ctx = f.Context()
+		}
+		if !first {
+			ctx = broker.AtOnce(ctx)
+		}
+		if known {
+			return s.logIn(ctx, w, a.login, props, f)
+		}
+		return s.dial(ctx, broker.Strangers, w, a.login, props, nil)
+	}, known)
 	v := verdictOf(e)
 	var info *broker.Info
 	switch {
@@ -219,6 +227,7 @@ func (s *Server) verify(a *account, f *loginFlight, id loginID, known bool, t *t
 	if !moved && l.accounts[a.login] == a {
 		a.standing.hear(v, s.now())
 		if v.ruling == accepted {
+			a.by.Store(by)
 			a.info.Store(info)
 		}
 	}
@@ -234,12 +243,12 @@ func (s *Server) verify(a *account, f *loginFlight, id loginID, known bool, t *t
 }
 
 // logIn is the first half of an upstream's handshake, with its place at the bound.
-func (s *Server) logIn(w *way, who login, props []byte, f *loginFlight) (*upstream, *amqp.Error) {
+func (s *Server) logIn(ctx context.Context, w *way, who login, props []byte, f *loginFlight) (*upstream, *amqp.Error) {
 	b, err := s.gate.takeFor(&placeWanted{clients: func() int { n, _ := f.Waiting(); return n }})
 	if err != nil {
 		return nil, err
 	}
-	u, err := s.dial(s.ctx, broker.Known, w, who, props, nil)
+	u, err := s.dial(ctx, broker.Known, w, who, props, nil)
 	if err != nil {
 		b.leave()
 		return nil, err
@@ -306,12 +315,15 @@ func (s *Server) tidyLocked(a *account) {
 	}
 }
 
-// distrust has every account asked for anew: another broker has accepted them.
-func (s *Server) distrust() {
+// distrust has the accounts asked for anew that a broker has accepted which is gone, or another one now.
+func (s *Server) distrust(gone []*way) {
 	l := &s.logins
 	l.mu.Lock()
 	for _, a := range l.accounts {
-		a.standing.withdraw()
+		if slices.Contains(gone, a.by.Load()) {
+			a.standing.withdraw()
+			a.by.Store(nil)
+		}
 	}
 	l.mu.Unlock()
 	s.strangers.forget()

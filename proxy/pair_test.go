@@ -215,7 +215,7 @@ func TestCheckLoginOfAPair(t *testing.T) {
 		{"LTAIother", "s3cr3t", 0, "no user of that name"},
 	} {
 		user, password := proxytest.Sign("i", c.id, c.secret, time.Now().Add(c.off))
-		kept, err := CheckLogin(t.Context(), cfg, user, broker.NewSecret(password), nil, false)
+		kept, _, err := CheckLogin(t.Context(), cfg, user, broker.NewSecret(password), nil, false)
 		if c.want == "" && (err != nil || !kept) || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
 			t.Errorf("%s, %s, %v: %v, %v, want %q", c.id, c.secret, c.off, kept, err, c.want)
 		}

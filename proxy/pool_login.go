@@ -30,7 +30,7 @@ func (p *pool) openSpare(props []byte, from *net.TCPAddr) (*upstream, *amqp.Erro
 	if u == nil {
 		return nil, nil
 	}
-	err := p.s.judges(p, u.to, u.open(p.s.ctx))
+	err := p.s.saidOfVHost(p, u.to, u.open(p.s.ctx))
 	if err == nil {
 		return u, nil
 	}
@@ -206,7 +206,7 @@ func (p *pool) heard(e *amqp.Error) verdict {
 	revoked := p.standing.hear(v, p.env.now())
 	switch v.ruling {
 	case accepted, full:
-		if p.atDoor() {
+		if p.atJudge() {
 			p.account.standing.renew(p.env.now())
 		}
 		if v.ruling == accepted && !was {

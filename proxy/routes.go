@@ -49,8 +49,8 @@ type way struct {
 // ways are the brokers that there are, and which vhosts are where. It is never changed.
 type ways struct {
 	all []*way // that of Config.Upstream is the first
-	// door judges user and secret, which a client sends before its vhost: where vhosts are that no other
-	// route names.
+	// door greets, and judges user and secret first, which a client sends before its vhost: where vhosts are
+	// that no other route names.
 	door *way
 	// used are the door and the others that vhosts are at.
 	used    []*way
@@ -132,8 +132,8 @@ func matches(pattern, text string, one bool) bool {
 }
 
 // setWays takes the brokers and routes of a configuration for what comes after. moved: connections may lead
-// to where nothing of theirs is any more. anew: others judge user and secret now.
-func (s *Server) setWays(cfg *Config) (moved, anew bool) {
+// to where nothing of theirs is any more. gone: who judges user and secret no more, or is another broker now.
+func (s *Server) setWays(cfg *Config) (moved bool, gone []*way) {
 	old, next := s.ways.Load(), &ways{}
 	left := make(map[*way]broker.Left)
 	add := func(name string, c broker.Config) {
@@ -163,15 +163,19 @@ func (s *Server) setWays(cfg *Config) (moved, anew bool) {
 	next.used = next.reached()
 	s.ways.Store(next)
 	if old == nil {
-		return false, false
+		return false, nil
 	}
 	for _, w := range old.all {
 		if next.named(w.name) == nil {
 			w.Close()
 		}
 	}
-	anew = old.door != next.door || left[next.door] == broker.LeftAll
-	return moved || anew || len(old.routes)+len(next.routes) > 0, anew
+	for _, w := range old.used {
+		if !slices.Contains(next.used, w) || left[w] == broker.LeftAll || w == old.door && w != next.door {
+			gone = append(gone, w)
+		}
+	}
+	return moved || len(gone) > 0 || len(old.routes)+len(next.routes) > 0, gone
 }
 
 // reached are the brokers that vhosts are at, the door first: all but those that no route leads to, or none before one
@@ -199,11 +203,39 @@ func (s *Server) door() *way { return s.ways.Load().door }
 // to is where the pool's vhost is.
 func (p *pool) to() destination { return p.s.ways.Load().of(p.id.vhost) }
 
-// atDoor reports whether the pool's vhost is where user and secret are judged.
-func (p *pool) atDoor() bool {
-	w := p.s.ways.Load()
-	return w.of(p.id.vhost).way == w.door
+// judges are the brokers that are asked about user and secret: the one that has accepted them, else the door, and where
+// that refuses the others that vhosts are at. Each has users of its own, and which vhost is meant is not said yet; that
+// vhost's broker judges again.
+func (s *Server) judges(a *account) []*way {
+	all := s.ways.Load().used
+	i := slices.Index(all, a.by.Load())
+	if i <= 0 {
+		return all
+	}
+	return slices.Concat(all[i:i+1], all[:i], all[i+1:])
 }
+
+// askJudges asks one after the other until one accepts. Where none does, what the first says counts, unless the login was
+// known before and one of the others could not be asked.
+func (s *Server) askJudges(a *account, ask func(w *way, first bool) (*upstream, *amqp.Error), known bool) (u *upstream, by *way, e *amqp.Error) {
+	for i, w := range s.judges(a) {
+		u, err := ask(w, i == 0)
+		if err == nil {
+			return u, w, nil
+		}
+		refused := verdictOf(err).ofSecret()
+		if i == 0 || known && !refused {
+			e = err
+		}
+		if i == 0 && !refused {
+			break // it would let them in, or is away
+		}
+	}
+	return nil, nil, e
+}
+
+// atJudge reports whether the pool's vhost is at the broker that has accepted its user and secret.
+func (p *pool) atJudge() bool { return p.to().way == p.s.judges(p.account)[0] }
 
 // in has what the broker says of the vhost said with the name that clients have for it.
 func (d destination) in(vhost string, e *amqp.Error) *amqp.Error {
@@ -223,11 +255,11 @@ func (d destination) in(vhost string, e *amqp.Error) *amqp.Error {
 	return &x
 }
 
-// judges has a refused login at a broker that a route leads to said of the vhost: user and secret were found
-// right before, and a client that names its vhost understands nothing else.
-func (s *Server) judges(p *pool, d destination, e *amqp.Error) *amqp.Error {
+// saidOfVHost has a refused login at another broker than the one that judged it said of the vhost: user and secret were
+// found right before, and a client that names its vhost understands nothing else.
+func (s *Server) saidOfVHost(p *pool, d destination, e *amqp.Error) *amqp.Error {
 	e = d.in(p.id.vhost, e)
-	if e == nil || d.way == s.door() || !verdictOf(e).ofSecret() {
+	if e == nil || d.way == s.judges(p.account)[0] || !verdictOf(e).ofSecret() {
 		return e
 	}
 	s.log.Info("login refused by the broker of a route", "user", p.id.user, "vhost", p.id.vhost, "broker", d.way.name,

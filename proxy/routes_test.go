@@ -149,6 +149,50 @@ func TestAUserWhomTheRoutesBrokerRefuses(t *testing.T) {
 	})
 }
 
+// A user whom only the broker of a route has is let in by that one, and served in its vhosts.
+func TestAUserOfARoutesBrokerAlone(t *testing.T) {
+	withNodes(t, bothBrokers, blueGreen(Route{VHost: "shop", Broker: "green"}), func(r *rig, n *nodes) {
+		blue := n.b["blue:5672"]
+		n.b["green:5672"].SetUser("only", "o")
+		only := proxytest.ClientConfig{User: "only", Password: "o", VHost: "shop"}
+		c := r.client(only)
+		_, err := c.DeclareQueue(1, "q", 0)
+		r.must(err)
+		if n.b["green:5672"].Messages("shop", "q") != 0 {
+			t.Error("the queue is not at the route's broker")
+		}
+		refused := blue.Counts().Refused
+		r.must(r.client(only).Close())
+		if got := blue.Counts().Refused; got != refused || refused != 1 {
+			t.Errorf("the first broker has refused the user %d times, then %d times; want once", refused, got)
+		}
+		_, err = r.login(proxytest.ClientConfig{User: "only", Password: "o"})
+		r.hears(err, amqp.NotAllowed, "access to vhost '/' refused for user 'only'")
+		_, err = r.login(proxytest.ClientConfig{User: "only", Password: "wrong", VHost: "shop"})
+		r.hears(err, amqp.AccessRefused, "using authentication mechanism PLAIN")
+		r.must(r.client(only).Close()) // which concerns no right one
+		r.must(r.client(proxytest.ClientConfig{}).Close())
+
+		// While their broker is away they hear that, and not that their password is wrong.
+		n.stop("green:5672")
+		_ = c.Hangup()
+		time.Sleep(r.s.cfg().AuthTTL + recheckFor + time.Minute)
+		_, err = r.login(only)
+		r.hears(err, amqp.ConnectionForced, "the broker cannot be reached")
+		_, err = r.login(proxytest.ClientConfig{User: "only", Password: "wrong", VHost: "shop"})
+		r.hears(err, amqp.AccessRefused, "using authentication mechanism PLAIN")
+		n.start(r.t, "green:5672")
+		n.b["green:5672"].SetUser("only", "o")
+		n.b["green:5672"].AddVHost("shop")
+		time.Sleep(2 * time.Second)
+		r.must(r.client(only).Close())
+
+		r.reload(func(c *Config) { c.Routes = nil })
+		_, err = r.login(only)
+		r.hears(err, amqp.AccessRefused, "using authentication mechanism PLAIN")
+	})
+}
+
 // Where a route is for all vhosts, its broker judges user and secret, and the first one may be away.
 func TestARouteForAll(t *testing.T) {
 	withNodes(t, bothBrokers, blueGreen(Route{VHost: "*", Broker: "green"}), func(r *rig, n *nodes) {
@@ -180,8 +224,20 @@ func TestARoutesBrokerThatIsAway(t *testing.T) {
 		c := r.client(proxytest.ClientConfig{})
 		_, err = c.DeclareQueue(1, "q", 0)
 		r.must(err)
-		if s := r.s.Stats(); !s.BrokerUp {
-			t.Error("the broker is told to be away")
+		if s := r.s.Stats(); !s.BrokerUp || len(s.Brokers) != 1 || s.Brokers[0].Up || s.Brokers[0].Name != "green" || s.Brokers[0].Reason == "" || s.Brokers[0].AwaySince.IsZero() {
+			t.Errorf("told: the first broker is up: %v; the others: %+v", s.BrokerUp, s.Brokers)
+		}
+		n.start(r.t, "green:5672")
+		time.Sleep(2 * time.Second)
+		check := r.connect(proxytest.ClientConfig{}) // the watchdog's, which has it looked for
+		r.s.checking.Add(1)
+		r.s.selfChecks.Store(check.Conn().LocalAddr().String(), nil)
+		r.must(check.Start())
+		r.must(check.Hangup())
+		synctest.Wait()
+		r.s.checking.Add(-1)
+		if s := r.s.Stats(); len(s.Brokers) != 1 || !s.Brokers[0].Up {
+			t.Errorf("when it is back: %+v", s.Brokers)
 		}
 		r.must(c.Close())
 	})

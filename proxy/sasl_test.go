@@ -71,7 +71,7 @@ func TestRefusalInASessionIsCountedAsOne(t *testing.T) {
 		r.must(err)
 		r.must(c.Close())
 		r.b.SetUser("guest", "new") // one that was accepted before
-		r.s.distrust()
+		r.s.distrust(r.s.ways.Load().all)
 		_, err = r.login(proxytest.ClientConfig{Properties: plain, VHost: "/"})
 		if err == nil || errors.As(err, &said) {
 			t.Errorf("got %v, want the end without a word", err)

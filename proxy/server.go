@@ -114,7 +114,7 @@ func New(cfg Config) (*Server, error) {
 }
 
 // setConfig tells what setWays does.
-func (s *Server) setConfig(cfg Config) (moved, anew bool) {
+func (s *Server) setConfig(cfg Config) (moved bool, gone []*way) {
 	if cfg.Dial == nil {
 		cfg.Dial = (&net.Dialer{KeepAlive: 30 * time.Second}).DialContext
 		if cfg.Lookup == nil {
@@ -127,10 +127,10 @@ func (s *Server) setConfig(cfg Config) (moved, anew bool) {
 	s.conf.Store(&cfg)
 	s.users.Store(newDirectory(&cfg, s.users.Load()))
 	s.quotas.set(cfg.Limits)
-	moved, anew = s.setWays(&cfg)
+	moved, gone = s.setWays(&cfg)
 	s.gate.poke()
 	s.limits.clients.Resize(cfg.MaxClients)
-	return moved, anew
+	return moved, gone
 }
 
 // Start binds every listener and accepts clients; it returns when all are bound, or
@@ -226,9 +226,9 @@ func (s *Server) Reload(cfg Config) (needRestart []string, err error) {
 	old := s.cfg()
 	needRestart = changedListeners(old.Listeners, cfg.Listeners)
 	cfg.Listeners = s.renew(old.Listeners, cfg.Listeners)
-	moved, anew := s.setConfig(cfg)
-	if anew { // those of one broker speak for one another
-		s.distrust()
+	moved, gone := s.setConfig(cfg)
+	if len(gone) > 0 { // those of one broker speak for one another
+		s.distrust(gone)
 	}
 	if moved {
 		s.retireStale()

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
@@ -112,7 +113,7 @@ func (s *Server) forClients(err error) *amqp.Error {
 // pool or, where that is nil, for logins.
 func (u *upstream) stale(p *pool) bool {
 	if p == nil {
-		return u.to.way != u.s.door() || u.link.Moved()
+		return !slices.Contains(u.s.ways.Load().used, u.to.way) || u.link.Moved()
 	}
 	return u.to != p.to() || u.link.Moved()
 }
@@ -175,7 +176,7 @@ func (s *Server) openUpstream(p *pool, props []byte, from *net.TCPAddr, beyond b
 // tells takes what a new connection told of the broker.
 func (p *pool) tells(u *upstream) {
 	p.info.Store(u.link.Info)
-	if u.to.way == p.s.door() {
+	if u.to.way == p.s.judges(p.account)[0] {
 		p.account.info.Store(u.link.Info)
 	}
 }
@@ -214,12 +215,12 @@ func (s *Server) dialOpen(lane broker.Lane, p *pool, props []byte, from *net.TCP
 	to := p.to()
 	u, err := s.dial(p.beside(s.ctx, props == nil), lane, to.way, p.account.login, props, from)
 	if err != nil {
-		return nil, s.judges(p, to, err)
+		return nil, s.saidOfVHost(p, to, err)
 	}
 	u.to = to
 	if err := u.open(s.ctx); err != nil {
 		u.link.Close()
-		return nil, s.judges(p, to, err)
+		return nil, s.saidOfVHost(p, to, err)
 	}
 	return u, nil
 }

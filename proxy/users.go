@@ -15,7 +15,6 @@ import (
 	"io"
 	"slices"
 	"strconv"
-	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
 	"github.com/amqproxysvc/amqproxysvc/proxy/broker"
@@ -437,83 +436,4 @@ func (c *stored) by(p Provider) askFunc {
 
 func (s *Server) refusesSecret(err error) bool {
 	return err != nil && verdictOf(s.forClients(err)).ofSecret()
-}
-
-// CheckLogin is the verdict on a user and password: the proxy's own, and with ask the broker's too, on the vhost as
-// well where one is named. Nothing is started. kept: it is a user of the proxy's own.
-func CheckLogin(ctx context.Context, cfg Config, user string, password broker.Secret, vhost *string, ask bool) (kept bool, err error) {
-	if err := cfg.Validate(); err != nil {
-		return false, err
-	}
-	d := newDirectory(&cfg, nil)
-	var l *keptUser
-	if d != nil {
-		l = d.users[user]
-	}
-	said := asSent{user, password}
-	sends := func() (broker.Credential, error) { return said.next(ctx) }
-	byPair := false
-	if d != nil && l == nil {
-		var name pairName
-		if l, name, _ = d.pair(user); l != nil {
-			byPair = true
-			if signed, off := name.signedBy(l.Broker.(AccessKey), password, time.Now()); !signed {
-				return true, errors.New("the pair is not signed with the AccessKey of user " + strconv.Quote(l.Name))
-			} else if off > pairAge {
-				return true, fmt.Errorf("the pair was signed at another time: %s off, allowed is %s", off.Round(time.Second), pairAge)
-			}
-		}
-	}
-	switch {
-	case l == nil && d != nil && d.refuse:
-		return false, errors.New("no user of that name, and auth.unknown_users is refuse")
-	case l == nil:
-	case !byPair && l.Password.IsZero():
-		return true, errors.New("the user has no password_hash, no password lets them in")
-	case !byPair && !l.Password.Matches(password.Reveal()):
-		return true, errors.New("the password is wrong")
-	default:
-		sends = func() (broker.Credential, error) { return l.Broker.Credential(ctx) }
-		if vhost != nil && len(l.VHosts) > 0 && !slices.Contains(l.VHosts, *vhost) {
-			return true, fmt.Errorf("access to vhost '%s' refused for user '%s' by user.vhosts", *vhost, user)
-		}
-	}
-	if !ask {
-		return l != nil, nil
-	}
-	s, err := New(cfg)
-	if err != nil {
-		return l != nil, err
-	}
-	defer s.stop()
-	defer func() {
-		for _, w := range s.ways.Load().all {
-			w.Close()
-		}
-	}()
-	key, err := sends()
-	if err != nil {
-		return l != nil, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, cfg.ConnectTimeout+time.Second)
-	defer cancel()
-	ways := s.ways.Load()
-	k, err := ways.door.Login(ctx, broker.Known, key, s.ownProperties(&cfg, 0))
-	if err != nil {
-		return l != nil, err
-	}
-	defer func() { k.Close() }()
-	if vhost == nil {
-		return l != nil, nil
-	}
-	to := ways.of(*vhost)
-	if to.way != ways.door {
-		other, err := to.way.Login(ctx, broker.Known, key, s.ownProperties(&cfg, 0))
-		if err != nil {
-			return l != nil, fmt.Errorf("broker %s, where vhost '%s' is: %w", to.way.name, *vhost, err)
-		}
-		k.Close()
-		k = other
-	}
-	return l != nil, k.Open(ctx, to.vhost)
 }

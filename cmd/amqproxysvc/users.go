@@ -126,7 +126,7 @@ changed, and no running proxy is asked. Exit code 0 when the login is let in, 1 
 			if cmd.Flags().Changed("vhost") {
 				named = &vhost
 			}
-			return tellLogin(cmd.Context(), cmd.OutOrStdout(), &settings, cfg, args[0], password, named, ask)
+			return tellLogin(cmd.Context(), cmd.OutOrStdout(), cfg, args[0], password, named, ask)
 		},
 	}
 	flags.add(cmd)
@@ -135,18 +135,18 @@ changed, and no running proxy is asked. Exit code 0 when the login is let in, 1 
 	return cmd
 }
 
-func tellLogin(ctx context.Context, stdout io.Writer, settings *config.Settings, cfg proxy.Config, user, password string, vhost *string, ask bool) error {
+func tellLogin(ctx context.Context, stdout io.Writer, cfg proxy.Config, user, password string, vhost *string, ask bool) error {
 	cfg.Logger = slog.New(slog.DiscardHandler)
-	kept, err := proxy.CheckLogin(ctx, cfg, user, broker.NewSecret(password), vhost, ask)
+	kept, by, err := proxy.CheckLogin(ctx, cfg, user, broker.NewSecret(password), vhost, ask)
 	switch {
 	case err != nil:
 		return fmt.Errorf("user %q is not let in: %w", user, err)
 	case kept && ask:
-		say(stdout, "user %q is let in: the password is right, and the broker at %s accepts what it is sent", user, settings.Broker)
+		say(stdout, "user %q is let in: the password is right, and the broker at %s accepts what it is sent", user, by)
 	case kept:
 		say(stdout, "user %q is let in: the password is right; the broker was not asked (--broker)", user)
 	case ask:
-		say(stdout, "user %q is let in: there is no [[user]] of that name, and the broker at %s accepts the password", user, settings.Broker)
+		say(stdout, "user %q is let in: there is no [[user]] of that name, and the broker at %s accepts the password", user, by)
 	default:
 		say(stdout, "user %q has no [[user]]: the broker decides, and was not asked (--broker)", user)
 	}

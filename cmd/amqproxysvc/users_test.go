@@ -111,6 +111,17 @@ func TestCheckLogin(t *testing.T) {
 		t.Errorf("the broker has seen %d connections, want those of --broker", n)
 	}
 	check(0, "accepts what it is sent", "local", "shop", "--broker", "--vhost", "shop")
+	check(0, "the broker at "+b.URL()+" accepts what it is sent", "local", "shop", "--broker")
+	green := proxytest.StartBroker(t, proxytest.BrokerConfig{Users: map[string]string{"only": "o"}, VHosts: []string{"green"}})
+	routed, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write("a.toml", string(routed)+"[[broker]]\nname = \"green\"\nurl = \""+green.URL()+"\"\n[[route]]\nvhost = \"green\"\nbroker = \"green\"\n")
+	check(0, "the broker at "+green.URL()+" ([[broker]] green) accepts the password", "o", "only", "--broker")
+	check(0, "the broker at "+green.URL()+" ([[broker]] green) accepts the password", "o", "only", "--broker", "--vhost", "green")
+	check(1, "broker [upstream], where vhost 'shop' is", "o", "only", "--broker", "--vhost", "shop")
+	check(1, "ACCESS_REFUSED", "x", "only", "--broker")
 	b.SetUser("prod", "changed")
 	check(1, "ACCESS_REFUSED", "local", "shop", "--broker")
 	b.Close()

@@ -42,7 +42,6 @@ type pool struct {
 	login     *loginFlight
 	dialling  *loginFlight
 	changed   wait.Signal // a place may have come free
-	turn      int         // of those that are as good, see trySpreadLocked
 	narrowTo  int64       // until when no more are opened than are needed, coarse clock
 }
 

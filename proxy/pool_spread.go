@@ -6,6 +6,7 @@ package proxy
 import (
 	"cmp"
 	"context"
+	"math"
 	"slices"
 	"time"
 
@@ -25,33 +26,52 @@ func (c *Config) spread() int {
 	return c.Spread
 }
 
-// trySpreadLocked gives a channel the place on the upstream with the fewest, in turn where several
-// are as good. Where there are not as many as spread says, one that is idle is taken and another
-// opened behind; where none is idle, none is taken.
+// trySpreadLocked gives a channel a place on one of the upstreams with the fewest: where there are as many as spread says
+// on the one that was given the fewest so far, which may have one more, else whichever answers faster would carry most of
+// the messages. Where there are not as many, one that is idle is taken and another opened behind; where none is idle, none
+// is taken.
 func (p *pool) trySpreadLocked(l lane, spread int) (place, bool) {
-	var best *upstream
-	have := 0
-	for i := range p.ups {
-		u := p.ups[(p.turn+i)%len(p.ups)]
+	have, least := 0, math.MaxInt
+	gone := int64(math.MaxInt64) // how many channels each has had, at least, that have ended: a new one is no fewer behind
+	for _, u := range p.ups {
 		if !u.session && u.owner.Load() == nil && !u.retired && (u.lane == laneNone || u.lane == max(l, lanePublish)) {
 			have++
 		}
-		if p.fitsLocked(u, l) && (best == nil || u.load < best.load) {
-			best = u
+		if p.fitsLocked(u, l) {
+			least = min(least, u.load)
+			if u.given > 0 {
+				gone = min(gone, u.given-int64(u.load))
+			}
 		}
 	}
-	if best == nil {
+	if least == math.MaxInt {
 		return place{}, false
 	}
+	more := 1
 	if have < spread && p.env.now() >= p.narrowTo {
-		if best.load > 0 {
+		if least > 0 {
 			return place{}, false
 		}
 		if p.dialling == nil {
 			p.dialLocked((*pool).widen)
 		}
+		more = 0
 	}
-	p.turn++
+	var best *upstream
+	var bestGiven int64
+	for _, u := range p.ups {
+		if u.load > least+more || !p.fitsLocked(u, l) {
+			continue
+		}
+		given := u.given
+		if given == 0 && gone < math.MaxInt64 {
+			given = gone
+		}
+		if best == nil || given < bestGiven || given == bestGiven && u.load < best.load {
+			best, bestGiven = u, given
+		}
+	}
+	best.given = bestGiven + 1
 	return best.placeLocked(l), true
 }
 

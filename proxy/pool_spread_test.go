@@ -1,11 +1,14 @@
 package proxy
 
 import (
+	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
 	"github.com/amqproxysvc/amqproxysvc/proxy/proxytest"
 )
 
@@ -76,6 +79,78 @@ func TestSpreadBeforePacking(t *testing.T) {
 			if sent := u.Out - before[u.ID]; sent < 8000 || sent > 13000 {
 				t.Errorf("upstream %d carried %d octets of some 100000", u.ID, sent)
 			}
+		}
+	})
+}
+
+// With spread each connection carries its share of the messages, within a fifth, of clients that stay and of clients that
+// come for one message.
+func TestSpreadOfMessages(t *testing.T) {
+	sent := map[*proxytest.BrokerConn]int{} // guarded by the broker's lock, and read when all is quiet
+	withBroker(t, proxytest.BrokerConfig{Intercept: func(c *proxytest.BrokerConn, f amqp.Frame) bool {
+		if f.Type() == amqp.FrameMethod && f.Method() == amqp.BasicPublish {
+			sent[c]++
+		}
+		return false
+	}}, spread(10), func(r *rig) {
+		share := func(name string, messages int, work func()) {
+			clear(sent)
+			work()
+			synctest.Wait()
+			var shares []int
+			sum := 0
+			for _, n := range sent {
+				shares, sum = append(shares, n), sum+n
+			}
+			slices.Sort(shares)
+			t.Logf("%s: %d messages over %d connections: %v", name, sum, len(shares), shares)
+			if sum != messages || len(shares) != 10 || shares[0] < messages/10*8/10 || shares[9] > messages/10*12/10 {
+				t.Errorf("%s: %d messages of %d, by connection %v; want %d each, a fifth less or more", name, sum, messages, shares, messages/10)
+			}
+		}
+		var stay []*proxytest.Client
+		for range 50 {
+			c := r.client(proxytest.ClientConfig{})
+			r.must(c.Confirm(1))
+			r.must(c.Publish(1, "", "nowhere", []byte("x")))
+			r.must(c.WaitConfirms(1))
+			stay = append(stay, c)
+		}
+		synctest.Wait()
+		share("50 clients that stay", 50*40, func() {
+			for range 40 {
+				for _, c := range stay {
+					r.must(c.Publish(1, "", "nowhere", []byte("x")))
+					r.must(c.WaitConfirms(1))
+				}
+			}
+		})
+		for _, c := range stay {
+			r.must(c.Close())
+		}
+		synctest.Wait()
+		for _, at := range []int{1, 8, 25} {
+			share(fmt.Sprintf("%d clients at a time that come for one message", at), 1000, func() {
+				done := make(chan error, at)
+				for range at {
+					go func() {
+						for range 1000 / at {
+							c, err := r.login(proxytest.ClientConfig{})
+							if err == nil {
+								err = errors.Join(c.OpenChannel(1), c.Confirm(1), c.Publish(1, "", "nowhere", []byte("x")), c.WaitConfirms(1), c.Close())
+							}
+							if err != nil {
+								done <- err
+								return
+							}
+						}
+						done <- nil
+					}()
+				}
+				for range at {
+					r.must(<-done)
+				}
+			})
 		}
 	})
 }

@@ -95,9 +95,10 @@ type upstream struct {
 
 	// Guarded by pool.mu.
 	lane     lane
-	load     int  // ids in use or promised
-	lost     int  // ids that are neither in use nor can be used again
-	retired  bool // takes no new channels, ends with its last
+	load     int   // ids in use or promised
+	given    int64 // channels that it was given, where spread counts them
+	lost     int   // ids that are neither in use nor can be used again
+	retired  bool  // takes no new channels, ends with its last
 	idleFrom time.Time
 
 	// senders are the clients that last sent each method, by Method.Index.

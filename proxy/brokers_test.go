@@ -181,6 +181,71 @@ func TestANameThatChanges(t *testing.T) {
 	})
 }
 
+// When a name leads elsewhere, whatever carries nothing is at the new address within dns_refresh and ten seconds, and what
+// carries something goes there channel by channel; nobody hears of it.
+func TestANameThatChangesUnderWork(t *testing.T) {
+	withNodes(t, []string{"10.0.0.1:5672", "10.0.0.2:5672", "10.0.0.3:5672"}, func(c *Config, n *nodes) {
+		c.Upstream, c.Others, c.Lookup, c.Spread = Upstream{Host: "broker", Port: 5672}, nil, n.lookup, 4
+		n.names["broker"] = []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")}
+	}, func(r *rig, n *nodes) {
+		var work, hold []*proxytest.Client
+		use := func(c *proxytest.Client) {
+			r.t.Helper()
+			r.must(c.Publish(1, "", "nowhere", []byte("x")))
+			r.must(c.WaitConfirms(1))
+		}
+		for range 6 {
+			work, hold = append(work, r.client(proxytest.ClientConfig{})), append(hold, r.client(proxytest.ClientConfig{}))
+		}
+		for _, c := range append(work, hold...) {
+			r.must(c.Confirm(1))
+			use(c)
+		}
+		synctest.Wait()
+		old := func() int { return n.open("10.0.0.1:5672") + n.open("10.0.0.2:5672") }
+		if at := old(); at != 4 {
+			t.Errorf("%d connections before, want 4", at)
+		}
+		n.mu.Lock()
+		n.names["broker"] = []netip.Addr{netip.MustParseAddr("10.0.0.3")}
+		n.mu.Unlock()
+		began := time.Now()
+		anew := func(c *proxytest.Client) {
+			r.t.Helper()
+			r.must(c.CloseChannel(1))
+			r.must(c.OpenChannel(1))
+			r.must(c.Confirm(1))
+			use(c)
+		}
+		for time.Since(began) < r.s.cfg().DNSRefresh+10*time.Second {
+			time.Sleep(time.Second)
+			for _, c := range work {
+				anew(c)
+			}
+			for _, c := range hold {
+				use(c)
+			}
+		}
+		accepted := n.b["10.0.0.1:5672"].Counts().Accepted + n.b["10.0.0.2:5672"].Counts().Accepted
+		for _, c := range append(work, hold...) {
+			anew(c)
+		}
+		if got := n.b["10.0.0.1:5672"].Counts().Accepted + n.b["10.0.0.2:5672"].Counts().Accepted; got != accepted {
+			t.Errorf("%d connections were opened to an old address", got-accepted)
+		}
+		if !r.eventually(2*time.Second, func() bool { return old() == 0 }) {
+			t.Errorf("%d connections to old addresses are left when nothing holds them", old())
+		}
+		if at := n.open("10.0.0.3:5672"); at != 4 {
+			t.Errorf("%d connections at the new address, want 4", at)
+		}
+		for _, c := range append(work, hold...) {
+			use(c)
+			r.must(c.Close())
+		}
+	})
+}
+
 // A list that grows at a reload takes nothing from those that are connected; one that shrinks
 // retires what leads to what is gone.
 func TestReloadOfAList(t *testing.T) {

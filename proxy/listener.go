@@ -166,11 +166,13 @@ func (s *Server) admit(sock net.Conn, l *listener) {
 	s.mu.Lock()
 	ups := len(s.upstreams)
 	s.mu.Unlock()
-	if why := s.limits.begin(from, known, s.cfg().MaxHandshakes, s.clients.len()+ups); why != "" {
+	clients := s.clients.len()
+	if why := s.limits.begin(from, known, s.cfg().MaxHandshakes, clients+ups); why != "" {
 		s.turnedAway(sock.RemoteAddr(), why)
 		_ = sock.Close()
 		return
 	}
+	crowded(sock, clients)
 	c := &client{s: s, env: &s.env, shaking: true, placed: known, barredBy: barred, gone: make(chan struct{}), runSeq: 1}
 	c.accepted(sock, l)
 	if t := l.tls.Load(); t != nil {

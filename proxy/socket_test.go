@@ -96,3 +96,35 @@ func acknowledged(t *testing.T, certs *proxytest.Certs) {
 		t.Errorf("the fastest of 30 took %v", fastest)
 	}
 }
+
+// bufferedSocket is a socket that remembers what receive buffer it was told.
+type bufferedSocket struct {
+	net.Conn
+	from net.Addr
+	told int
+}
+
+func (b *bufferedSocket) RemoteAddr() net.Addr          { return b.from }
+func (b *bufferedSocket) SetReadBuffer(bytes int) error { b.told = bytes; return nil }
+
+func TestCrowdedSockets(t *testing.T) {
+	near, near6 := &net.TCPAddr{IP: net.IPv4(127, 0, 0, 7)}, &net.TCPAddr{IP: net.IPv6loopback}
+	far := &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1)}
+	for _, c := range []struct {
+		from    net.Addr
+		clients int
+		want    int
+	}{
+		{near, 0, 0},
+		{near, crowdFrom - 1, 0},
+		{near, crowdFrom, crowdBuffer},
+		{near6, 10_000, crowdBuffer},
+		{far, 10_000, 0},
+		{&net.UnixAddr{Name: "x"}, 10_000, 0},
+	} {
+		b := &bufferedSocket{from: c.from}
+		if crowded(b, c.clients); b.told != c.want {
+			t.Errorf("%v beside %d clients: a receive buffer of %d bytes, want %d", c.from, c.clients, b.told, c.want)
+		}
+	}
+}

@@ -28,6 +28,10 @@ const (
 	opIdle     = "idle"     // only connected
 )
 
+// underway is what all clients together have written and nobody has read, at most: thousands of
+// them would else fill the memory that the kernel keeps for TCP, and its drops would be measured.
+const underway = 64 << 20 // bytes
+
 // work says what to do. Do is "start", "count", "touch" or "stop".
 type work struct {
 	Do       string
@@ -188,10 +192,15 @@ func (g *generator) start() error {
 	for i := range blobs {
 		blobs[i] = repeat(one(i+1), batch)
 	}
+	// They begin together: to start one more beside thousands that are at work takes a whole turn of
+	// theirs, and the last would begin minutes after the first.
+	begin := make(chan struct{})
+	defer close(begin)
 	for _, c := range g.clients {
 		g.wg.Add(1)
 		go func() {
 			defer g.wg.Done()
+			<-begin
 			switch g.w.Op {
 			case opPublish:
 				g.fail(g.publish(c, blobs, batch))
@@ -226,6 +235,11 @@ func (g *generator) dial() (*proxytest.Client, error) {
 		err = c.Confirm(1)
 	case opConsume:
 		_, err = c.Consume(1, fmt.Sprintf("flood-%d", g.w.Size), "bench", true)
+	}
+	if t, ok := c.Conn().(*net.TCPConn); ok && g.w.Clients >= 1000 {
+		if err := t.SetWriteBuffer(underway / g.w.Clients); err != nil {
+			return c, err
+		}
 	}
 	c.Conn().SetDeadline(time.Time{})
 	return c, err

@@ -187,18 +187,21 @@ func (b *Broker) probe(t *target) {
 }
 
 // sameCluster notes what a target says its cluster is, and warns where another says otherwise: users
-// and queues of one are not there at the other.
+// and queues of one are not there at the other. Nodes of a cluster that was given no name each tell their own.
 func (b *Broker) sameCluster(cfg *settings, t *target, name string) {
 	if name == "" {
 		return
 	}
 	t.cluster.Store(&name)
 	for _, x := range cfg.targets {
-		if other := x.cluster.Load(); other != nil && *other != name && !b.mixed.Swap(true) {
+		if other := x.cluster.Load(); other != nil && *other != name && !(isNodeName(*other) && isNodeName(name)) && !b.mixed.Swap(true) {
 			b.log.Warn("brokers are not of one cluster", "address", t.Address(), "cluster", name, "other", x.Address(), "its_cluster", *other)
 		}
 	}
 }
+
+// isNodeName reports whether a cluster may be named as RabbitMQ does by itself: rabbit@host, after the node that is asked.
+func isNodeName(cluster string) bool { return strings.Contains(cluster, "@") }
 
 // hurry has all that are out of rotation probed now: another has come back.
 func (s *settings) hurry() {

@@ -4,6 +4,7 @@ package proxy
 
 import (
 	"cmp"
+	"runtime"
 	"slices"
 	"strings"
 )
@@ -30,16 +31,41 @@ func (s *Server) ListLimits(most int, which func(by LimitBy, key string) bool) (
 	for _, r := range rules.order {
 		limits = append(limits, r.Limit)
 	}
-	// First who: a full table is looked through with the lock held, in which logins wait.
+	// First who. Logins wait for the lock: in a full table it is let go of between parts, and only those are kept that may be
+	// told of. Who comes or goes meanwhile is told of or not.
+	const part = 1000
 	type one struct {
 		k       *quota
 		hits    uint64
 		clients int
 	}
+	order := func(a, b one) int {
+		if a.hits != b.hits || a.clients != b.clients {
+			return cmp.Or(cmp.Compare(b.hits, a.hits), cmp.Compare(b.clients, a.clients))
+		}
+		return cmp.Or(cmp.Compare(a.k.kind, b.k.kind), strings.Compare(a.k.name, b.k.name))
+	}
 	var all []one
+	var last *one // of the first ones so far: who comes behind it is not told of
+	first := func() {
+		slices.SortFunc(all, order)
+		if all = all[:min(most, len(all))]; most > 0 && len(all) == most {
+			worst := all[most-1]
+			last = &worst
+		}
+	}
 	q.mu.Lock()
+	seen := 0
 	for kind := range q.of {
 		for _, k := range q.of[kind] {
+			if seen++; seen%part == 0 {
+				q.mu.Unlock()
+				if len(all) >= 2*most {
+					first()
+				}
+				runtime.Gosched()
+				q.mu.Lock()
+			}
 			if k.rules == (rulesOf{}) || !which(LimitBys[kind], k.name) {
 				continue
 			}
@@ -48,17 +74,14 @@ func (s *Server) ListLimits(most int, which func(by LimitBy, key string) bool) (
 					total++
 				}
 			}
-			all = append(all, one{k, k.hits[limitRefused] + k.hits[limitDelayed] + k.hits[limitAlarm], k.clients})
+			this := one{k, k.hits[limitRefused] + k.hits[limitDelayed] + k.hits[limitAlarm], k.clients}
+			if last == nil || order(this, *last) < 0 {
+				all = append(all, this)
+			}
 		}
 	}
 	q.mu.Unlock()
-	slices.SortFunc(all, func(a, b one) int {
-		if a.hits != b.hits || a.clients != b.clients {
-			return cmp.Or(cmp.Compare(b.hits, a.hits), cmp.Compare(b.clients, a.clients))
-		}
-		return cmp.Or(cmp.Compare(a.k.kind, b.k.kind), strings.Compare(a.k.name, b.k.name))
-	})
-	all = all[:min(most, len(all))]
+	first()
 
 	ups := [2][]int{make([]int, len(all)), make([]int, len(all))}
 	g := &s.gate

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 	"testing"
 	"time"
 
@@ -60,6 +61,37 @@ func TestManyAddresses(t *testing.T) {
 		t.Error("nobody is told that some are forgotten")
 	}
 	runtime.KeepAlive(s)
+}
+
+// Of a table with more keys than are asked for, those are told of that were hit most, whatever order they are looked through in.
+func TestListLimitsOfMany(t *testing.T) {
+	s, err := New(configured(func(c *Config) { c.Limits = []Limit{{By: ByAddress, Match: "*", MaxClients: 5}} }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	q := &s.quotas
+	const keys = 5000
+	for i := range keys {
+		q.mu.Lock()
+		k := q.keyLocked(q.rules.Load(), byAddress, netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}).String())
+		k.hits[limitRefused] = uint64(i / 2)
+		q.mu.Unlock()
+	}
+	every := func(LimitBy, string) bool { return true }
+	_, all, total := s.ListLimits(2*keys, every)
+	if len(all) != keys || total != keys {
+		t.Fatalf("%d of %d are told of, want %d", len(all), total, keys)
+	}
+	for i, k := range all {
+		if want := uint64(keys-1-i) / 2; k.Refused != want || i > 0 && k.Refused == all[i-1].Refused && k.Key < all[i-1].Key {
+			t.Fatalf("number %d is %s, refused %d, behind %s; want %d, and names in order", i, k.Key, k.Refused, all[max(0, i-1)].Key, want)
+		}
+	}
+	for _, most := range []int{1, 7, 100, 3000} {
+		if _, some, total := s.ListLimits(most, every); total != keys || !slices.Equal(some, all[:most]) {
+			t.Errorf("the first %d are %v, want %v", most, some[:min(5, len(some))], all[:min(5, most)])
+		}
+	}
 }
 
 // Whoever looks at a full table holds up logins for a moment only.

@@ -83,6 +83,7 @@ func New(o Options) *Server {
 		http: &http.Server{
 			Handler:           answering(handler(o, ready, live)),
 			ConnContext:       withConn,
+			ConnState:         idle,
 			ReadHeaderTimeout: 5 * time.Second,
 			ReadTimeout:       10 * time.Second,
 			WriteTimeout:      2 * time.Minute, // a CPU profile takes as long as it was asked to
@@ -98,8 +99,9 @@ func New(o Options) *Server {
 }
 
 // Serve accepts on the listener, which it takes over, until Shutdown. It does not block.
-func (s *Server) Serve(ln net.Listener) {
-	limited := newLimitListener(ln, maxConns)
+func (s *Server) Serve(ln net.Listener) { s.serve(newLimitListener(ln, maxConns)) }
+
+func (s *Server) serve(limited *limitListener) {
 	go func() {
 		err := s.http.Serve(limited)
 		if errors.Is(err, http.ErrServerClosed) {

@@ -344,15 +344,15 @@ func TestConnectionsAreBounded(t *testing.T) {
 	second.(*limitConn).set(time.Time{}) // it is being answered
 	dial()
 	third := accept()
-	if _, err := firstClient.Read(make([]byte, 1)); err == nil {
-		t.Error("the connection that is waited for did not give way")
+	if told, err := io.ReadAll(firstClient); err != nil || string(told) != string(ln.told) {
+		t.Errorf("the connection that is waited for did not give way with a word: %q, %v", told, err)
 	}
 	third.(*limitConn).set(time.Time{})
 	refused := dial() // both are busy now
 	ended := make(chan struct{})
 	go func() { defer close(ended); _, _ = ln.Accept() }()
-	if _, err := refused.Read(make([]byte, 1)); err == nil {
-		t.Error("a connection without a place was not closed")
+	if told, err := io.ReadAll(refused); err != nil || !strings.HasPrefix(string(told), "HTTP/1.1 503 ") || !strings.HasSuffix(string(told), "\r\n\r\n2 connections are held already: ask again later\n") {
+		t.Errorf("a connection without a place was told %q, %v", told, err)
 	}
 	_ = first.Close()
 	_ = second.Close()
@@ -369,15 +369,15 @@ func TestConnectionsAreBounded(t *testing.T) {
 func TestPlacesForThisMachine(t *testing.T) {
 	ln := newLimitListener(nil, 1)
 	stranger, local := &fakeConn{"192.0.2.1"}, &fakeConn{"127.0.0.1"}
-	first := ln.place(stranger)
+	first, _ := ln.place(stranger)
 	if first == nil {
 		t.Fatal("a stranger has no place")
 	}
 	first.set(time.Time{})
-	if ln.place(stranger) != nil {
+	if c, told := ln.place(stranger); c != nil || told != stranger {
 		t.Error("the bound of strangers is not kept")
 	}
-	if ln.place(local) == nil {
+	if c, _ := ln.place(local); c == nil {
 		t.Error("a stranger took this machine's place")
 	}
 }

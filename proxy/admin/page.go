@@ -140,6 +140,7 @@ func (p *page) stream(w http.ResponseWriter, req *http.Request) {
 	p.mu.Lock()
 	if p.live >= maxLive {
 		p.mu.Unlock()
+		w.Header().Set("Connection", "close") // and holds no place among the connections
 		answer(w, http.StatusServiceUnavailable, fmt.Sprintf("%d pages are looked at already", maxLive))
 		return
 	}

@@ -79,42 +79,44 @@ const (
 
 // ListClients is every client that is connected, by ID.
 func (s *Server) ListClients() []ClientInfo {
-	type seats struct {
-		bound int
-		on    []uint64
-	}
-	at := map[*client]*seats{}
+	// Who is where, by client and then by upstream: a sorted list, a map of ten thousands costs several times as much.
+	type seat struct{ client, upstream uint64 }
+	var seats []seat
 	for _, u := range s.allUpstreams() {
 		u.mu.Lock()
 		if t := u.table.Load(); t != nil {
 			for i := range *t {
-				b := (*t)[i].Load()
-				if b == nil || b.ch == nil {
-					continue
-				}
-				w := at[b.ch.c]
-				if w == nil {
-					w = &seats{}
-					at[b.ch.c] = w
-				}
-				w.bound++
-				if n := len(w.on); n == 0 || w.on[n-1] != u.n {
-					w.on = append(w.on, u.n)
+				if b := (*t)[i].Load(); b != nil && b.ch != nil {
+					seats = append(seats, seat{b.ch.c.n, u.n})
 				}
 			}
 		}
 		u.mu.Unlock()
 	}
+	slices.SortFunc(seats, func(a, b seat) int {
+		return cmp.Or(cmp.Compare(a.client, b.client), cmp.Compare(a.upstream, b.upstream))
+	})
 	all := s.clients.appendTo(make([]*client, 0, s.clients.len()), nil)
 	slices.SortFunc(all, func(a, b *client) int { return cmp.Compare(a.n, b.n) })
 	now := s.now()
-	infos := make([]ClientInfo, 0, len(all))
-	for _, c := range all {
-		info := c.info(now)
-		if w := at[c]; w != nil {
-			info.Bound, info.Upstreams = w.bound, w.on
+	infos := make([]ClientInfo, len(all))
+	ons := make([]uint64, 0, len(seats)) // parts of it are their Upstreams
+	for i, c := range all {
+		info := &infos[i]
+		*info = c.info(now)
+		for len(seats) > 0 && seats[0].client < c.n { // gone meanwhile
+			seats = seats[1:]
 		}
-		infos = append(infos, info)
+		from := len(ons)
+		for ; len(seats) > 0 && seats[0].client == c.n; seats = seats[1:] {
+			info.Bound++
+			if n := len(ons); n == from || ons[n-1] != seats[0].upstream {
+				ons = append(ons, seats[0].upstream)
+			}
+		}
+		if n := len(ons); n > from {
+			info.Upstreams = ons[from:n:n]
+		}
 	}
 	return infos
 }

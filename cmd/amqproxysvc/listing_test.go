@@ -4,6 +4,7 @@
 package main
 
 import (
+	"bytes"
 	"io"
 	"net"
 	"os"
@@ -134,5 +135,18 @@ func TestListingOfTenThousand(t *testing.T) {
 		lists := <-looked
 		slices.Sort(lists)
 		t.Logf("beside a listing a second: p50 %v, p99 %v; %d listings, p50 %v, the longest %v", b50, b99, len(lists), lists[len(lists)/2], lists[len(lists)-1])
+	} // The command as a person gives it, from its start to its last line.
+	var took []time.Duration
+	for range 9 {
+		command := exec.Command(os.Args[0], "clients", "--socket", socket)
+		command.Env = append(os.Environ(), asProgram+"=real")
+		began := time.Now()
+		out, err := command.Output()
+		took = append(took, time.Since(began))
+		if lines := bytes.Count(out, []byte("\n")); err != nil || lines != 1+crowd+1 {
+			t.Fatalf("clients: %d lines, %v", lines, err)
+		}
 	}
+	slices.Sort(took)
+	t.Logf("the command clients: p50 %v, the longest %v", took[len(took)/2], took[len(took)-1])
 }

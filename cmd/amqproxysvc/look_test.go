@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"net/url"
 	"path/filepath"
+	"reflect"
 	"runtime"
 	"strings"
 	"testing"
@@ -256,4 +257,31 @@ func fileOnly() (n int) {
 		}
 	}
 	return n
+}
+
+// The list of clients is read one by one, and is the same as read whole; what is no list is said so.
+func TestDecodeClients(t *testing.T) {
+	whole := admin.Clients{Schema: 1, Total: 3, Clients: []admin.Client{{ID: 1, User: "a", Upstreams: []uint64{}}, {ID: 2, Name: "<b>", Upstreams: []uint64{3, 4}, Waiting: 0.5}}}
+	text, err := json.Marshal(whole)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got admin.Clients
+	if err := decodeAnswer(bytes.NewReader(text), "at", &got); err != nil || !reflect.DeepEqual(got, whole) {
+		t.Errorf("got %+v, %v, want %+v", got, err, whole)
+	}
+	later := `{"schema":1,"new":{"clients":[1]},"total":0,"clients":[],"more":[]}`
+	if err := decodeAnswer(strings.NewReader(later), "at", &got); err != nil || got.Total != 0 || len(got.Clients) != 0 {
+		t.Errorf("a later version's: got %+v, %v", got, err)
+	}
+	for n := range len(text) {
+		if err := decodeAnswer(bytes.NewReader(text[:n]), "at", &admin.Clients{}); err == nil {
+			t.Errorf("%q is taken for an answer", text[:n])
+		}
+	}
+	for _, wrong := range []string{"[]", "1", "null", `{"clients":1}`, `{"clients":{}}`, `{"clients":[1]}`, `{"total":"x"}`, `{"clients":[{}}`, "<html>"} {
+		if err := decodeAnswer(strings.NewReader(wrong), "at", &admin.Clients{}); err == nil {
+			t.Errorf("%q is taken for an answer", wrong)
+		}
+	}
 }

@@ -329,7 +329,7 @@ type Failure struct {
 
 func seconds(d time.Duration) float64 { return d.Round(time.Millisecond).Seconds() }
 
-func clientOf(c proxy.ClientInfo) Client {
+func clientOf(c *proxy.ClientInfo) Client {
 	mode := "shared"
 	if c.Session {
 		mode = "session"

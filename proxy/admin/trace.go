@@ -82,7 +82,8 @@ func (v *verbs) trace(w http.ResponseWriter, req *http.Request, q url.Values) er
 	enc.SetEscapeHTML(false)
 	writes := func() { _ = control.SetWriteDeadline(time.Now().Add(10 * time.Second)) } // who reads nothing is left
 	writes()
-	if enc.Encode(TraceStart{Schema, clientOf(t.Client()), t.ProxyAddress()}) != nil {
+	traced := t.Client()
+	if enc.Encode(TraceStart{Schema, clientOf(&traced), t.ProxyAddress()}) != nil {
 		return nil // who hung up is gone
 	}
 	for control.Flush() == nil {

@@ -8,6 +8,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/url"
@@ -179,6 +180,10 @@ func write(w http.ResponseWriter, code int, answer any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(code)
+	if long, ok := answer.(interface{ writeJSON(io.Writer) error }); ok {
+		_ = long.writeJSON(w)
+		return
+	}
 	_ = json.NewEncoder(w).Encode(answer) // who hung up is gone
 }
 
@@ -206,8 +211,14 @@ func (v *verbs) clients(q url.Values) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := Clients{Schema: Schema, Clients: []Client{}}
-	for _, c := range v.engine.ListClients() {
+	all := v.engine.ListClients()
+	most := uint64(len(all))
+	if limit != 0 {
+		most = min(most, limit)
+	}
+	a := Clients{Schema: Schema, Clients: make([]Client, 0, most)}
+	for i := range all {
+		c := &all[i]
 		host := c.Address
 		if i := strings.LastIndexByte(host, ':'); i >= 0 {
 			host = strings.Trim(host[:i], "[]")
@@ -217,7 +228,7 @@ func (v *verbs) clients(q url.Values) (any, error) {
 			continue
 		}
 		a.Total++
-		if limit == 0 || uint64(len(a.Clients)) < limit {
+		if uint64(len(a.Clients)) < most {
 			a.Clients = append(a.Clients, clientOf(c))
 		}
 	}

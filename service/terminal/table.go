@@ -3,6 +3,7 @@
 package terminal
 
 import (
+	"bytes"
 	"io"
 	"strconv"
 	"strings"
@@ -27,12 +28,12 @@ func Table(w io.Writer, width int, columns []Column, rows [][]string) error {
 	for i, c := range columns {
 		widths[i] = Width(c.Head)
 	}
-	clean := make([][]string, len(rows))
-	for r, row := range rows {
-		clean[r] = make([]string, len(columns))
+	clean := make([]string, 0, len(rows)*len(columns)) // row behind row
+	for _, row := range rows {
 		for i := range columns {
-			clean[r][i] = Printable(row[i])
-			widths[i] = max(widths[i], Width(clean[r][i]))
+			cell := Printable(row[i])
+			clean = append(clean, cell)
+			widths[i] = max(widths[i], Width(cell))
 		}
 	}
 	gap := "  "
@@ -40,25 +41,42 @@ func Table(w io.Writer, width int, columns []Column, rows [][]string) error {
 		gap = " "
 		shrink(widths, columns, width, len(gap))
 	}
-	out := make([]string, 0, len(rows)+1)
-	row := func(cells func(int) string) {
-		parts := make([]string, len(columns))
+	line := 1
+	for _, n := range widths {
+		line += n + len(gap)
+	}
+	out := make([]byte, 0, (len(rows)+1)*line)
+	pad := func(n int) {
+		for ; n > 0; n-- {
+			out = append(out, ' ')
+		}
+	}
+	row := func(cell func(int) string) {
 		for i, c := range columns {
-			cell := ellipsis(cells(i), widths[i])
-			pad := strings.Repeat(" ", max(0, widths[i]-Width(cell)))
+			if i > 0 {
+				out = append(out, gap...)
+			}
+			text, more := cell(i), ""
+			n := Width(text)
+			if n > widths[i] {
+				text, more = Cut(text, widths[i]-1), "…"
+				n = Width(text) + 1
+			}
 			if c.Right {
-				parts[i] = pad + cell
-			} else {
-				parts[i] = cell + pad
+				pad(widths[i] - n)
+			}
+			out = append(append(out, text...), more...)
+			if !c.Right {
+				pad(widths[i] - n)
 			}
 		}
-		out = append(out, strings.TrimRight(strings.Join(parts, gap), " "))
+		out = append(bytes.TrimRight(out, " "), '\n') // a line's own: the one before ends in a newline
 	}
 	row(func(i int) string { return columns[i].Head })
-	for r := range clean {
-		row(func(i int) string { return clean[r][i] })
+	for ; len(clean) > 0; clean = clean[len(columns):] {
+		row(func(i int) string { return clean[i] })
 	}
-	_, err := io.WriteString(w, strings.Join(out, "\n")+"\n")
+	_, err := w.Write(out)
 	return err
 }
 
@@ -84,21 +102,27 @@ func shrink(widths []int, columns []Column, width, gap int) (total int) {
 	return total
 }
 
-func ellipsis(text string, width int) string {
-	if Width(text) <= width {
-		return text
-	}
-	return Cut(text, width-1) + "…"
-}
-
 // Printable is a text that cannot move the cursor or change the terminal.
 func Printable(text string) string {
+	if plain(text) {
+		return text
+	}
 	return strings.Map(func(r rune) rune {
 		if r == unicode.ReplacementChar || !unicode.IsPrint(r) {
 			return '?'
 		}
 		return r
 	}, text)
+}
+
+// plain reports whether a text is of ASCII's printable characters alone, one column each.
+func plain(text string) bool {
+	for i := range len(text) {
+		if c := text[i]; c < ' ' || c > '~' {
+			return false
+		}
+	}
+	return true
 }
 
 // Bytes is a number of octets in at most five columns: "999", "1.2k", "34M".

@@ -89,6 +89,9 @@ func (t *Terminal) End() {
 
 // Width is how many columns a line takes, tabs included.
 func Width(line string) (n int) {
+	if plain(line) {
+		return len(line)
+	}
 	for _, r := range line {
 		n = after(n, r)
 	}

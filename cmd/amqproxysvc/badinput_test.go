@@ -206,7 +206,7 @@ func TestBusyPort(t *testing.T) {
 	}{
 		"listener":        {[]string{"-p", port, "-b", "0"}, "listener.address, listener.port"},
 		"second listener": {[]string{"-c", twoListeners(t, port), "-b", "0"}, "listener.address, listener.port"},
-		"http":            {[]string{"-p", "0", "-b", port}, "http.address, http.port"},
+		"http":            {[]string{"-p", "0", "-b", port}, "http.address, http.port (-b), which are of health and metrics"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			fake := useFake(t, nil)

@@ -128,7 +128,7 @@ func (e *engine) Start(_ context.Context, inherited []net.Listener) error {
 	if address := e.adminSet.HostPort(); address != "" {
 		ln, err := net.Listen(proxy.ListenNetwork(address), address)
 		if err != nil {
-			return bindError(err, "http.address, http.port")
+			return bindError(err, "http.address, http.port (-b), which are of health and metrics")
 		}
 		httpListener = ln
 	}

@@ -59,6 +59,11 @@ type demo struct {
 
 func (d *demo) say(format string, args ...any) { _, _ = fmt.Fprintf(d.out, format+"\n", args...) }
 
+// tell is say for a sentence, which breaks between words where the window ends.
+func (d *demo) tell(format string, args ...any) {
+	_, _ = io.WriteString(d.out, paragraph(d.columns(), fmt.Sprintf(format, args...)))
+}
+
 // status is a line that is written over by the next one; a pipe does not get it.
 func (d *demo) status(format string, args ...any) {
 	if d.screen != nil {
@@ -89,8 +94,8 @@ func (d *demo) run(ctx context.Context) error {
 		return err
 	}
 	defer stopServer(srv)
-	d.say("Proxy upstream: %s%s", t.upstream.Address(), map[bool]string{true: " TLS"}[t.upstream.TLS != nil])
-	d.say("Proxy listening on %s", ln.Addr())
+	d.tell("Proxy upstream: %s%s", t.upstream.Address(), map[bool]string{true: " TLS"}[t.upstream.TLS != nil])
+	d.tell("Proxy listening on %s", ln.Addr())
 	d.say("")
 
 	control, queue, err := openQueue(t.client)
@@ -119,7 +124,7 @@ func (d *demo) run(ctx context.Context) error {
 		return err
 	}
 	d.say("\n%s", table(d.columns(), a, b))
-	d.say("All %d messages have arrived in the queue.", d.straight+d.pooled)
+	d.tell("All %d messages have arrived in the queue.", d.straight+d.pooled)
 	if d.leave {
 		return nil
 	}
@@ -146,7 +151,7 @@ func (d *demo) listen() (net.Listener, error) {
 	if ln, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
 		return nil, err
 	}
-	d.say("Port 5673 is taken: the proxy takes %d instead.", ln.Addr().(*net.TCPAddr).Port)
+	d.tell("Port 5673 is taken: the proxy takes %d instead.", ln.Addr().(*net.TCPAddr).Port)
 	return ln, nil
 }
 
@@ -275,7 +280,7 @@ func (d *demo) watch(ctx context.Context, srv *proxy.Server, t *target) {
 		d.status("%d clients\t\t %d upstreams", s.Clients, s.Upstreams)
 		select {
 		case size := <-t.messages:
-			d.say("Your client's message arrived at the stand-in broker: %d bytes.", size)
+			d.tell("Your client's message arrived at the stand-in broker: %d bytes.", size)
 		case <-ctx.Done():
 			return
 		case <-srv.Done():

@@ -66,7 +66,7 @@ func (d *demo) target() (*target, error) {
 	t.upstream = proxy.Upstream{Host: host, TLS: certs.Client()}
 	t.upstream.Port, _ = strconv.Atoi(port)
 	t.client = proxytest.ClientConfig{Addr: t.relay.Addr(), TLS: certs.Client(), User: "guest", VHost: "/"}
-	d.say("A stand-in broker behind TLS, %v away (round trip); no real one is used.", 2*oneWay)
+	d.tell("A stand-in broker behind TLS, %v away (round trip); no real one is used.", 2*oneWay)
 	return t, nil
 }
 

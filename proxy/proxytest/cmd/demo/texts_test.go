@@ -54,6 +54,21 @@ func TestScreens(t *testing.T) {
 	}
 }
 
+// What is told while the demo runs breaks between words.
+func TestSentencesFit(t *testing.T) {
+	var said bytes.Buffer
+	d := &demo{out: &said, columns: func() int { return 40 }}
+	to, err := d.target()
+	if err != nil {
+		t.Fatal(err)
+	}
+	to.close()
+	d.tell("Your client's message arrived at the stand-in broker: %d bytes.", 12345678)
+	if want := "A stand-in broker behind TLS, 50ms away\n(round trip); no real one is used.\nYour client's message arrived at the\nstand-in broker: 12345678 bytes.\n"; said.String() != want {
+		t.Errorf("it says\n%swant\n%s", said.String(), want)
+	}
+}
+
 func TestProgressFits(t *testing.T) {
 	for _, columns := range []int{80, 40} {
 		if got := terminal.Cut(progress("straight to the broker", 200, 200), columns-1); terminal.Width(got) >= columns || !strings.Contains(got, "200/200") {

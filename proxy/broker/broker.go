@@ -81,7 +81,8 @@ const (
 	Known Lane = iota
 	// Strangers is for all others: they cannot hold up those who are known.
 	Strangers
-	// VHosts is for credentials that the broker has accepted, and a vhost in which it has not.
+	// VHosts is for credentials that the broker has accepted, and a vhost in which it has not: a turn
+	// lasts until the vhost is open or the link closed.
 	VHosts
 	lanes
 )
@@ -253,7 +254,17 @@ func (b *Broker) login(ctx context.Context, l Lane, c Credential, props []byte) 
 	if err != nil {
 		return nil, err
 	}
-	defer give()
+	k, err := b.logInNow(ctx, c, props)
+	if err == nil && l == VHosts { // what it is for comes yet
+		k.turn = sync.OnceFunc(give)
+		return k, nil
+	}
+	give()
+	return k, err
+}
+
+// logInNow is login for who has a turn.
+func (b *Broker) logInNow(ctx context.Context, c Credential, props []byte) (*Link, error) {
 	if k := b.takeGreeted(); k != nil && clientOf(ctx) != nil {
 		k.Close() // it speaks for nobody
 	} else if k != nil {

@@ -271,6 +271,50 @@ func TestNobodyWaits(t *testing.T) {
 	})
 }
 
+// A turn for a vhost that may not be there lasts until the broker has judged it.
+func TestVHostsAtATime(t *testing.T) {
+	withBroker(t, func(r *rig) {
+		const more = 10
+		var all []<-chan error
+		for range VHostsAtATime + more {
+			all = append(all, r.login(VHosts, "u"))
+		}
+		loggedIn := make(chan *proxytest.Peer, VHostsAtATime+more)
+		for range VHostsAtATime {
+			p := r.sc.Accept()
+			p.Start()
+			p.Send(amqp.AppendTune(nil, amqp.ConnectionTune, proxytest.DefaultTune))
+			p.Expect(amqp.ConnectionTuneOk)
+			p.Expect(amqp.ConnectionOpen)
+			loggedIn <- p
+		}
+		synctest.Wait()
+		if n := r.dials(); n != VHostsAtATime {
+			t.Fatalf("%d dials while %d vhosts are not open yet, want no more", n, VHostsAtATime)
+		}
+		for i := range more { // a verdict and a connection that dies give the turn back
+			if p := <-loggedIn; i%2 == 0 {
+				p.Send(proxytest.CloseBytes(0, 530, "NOT_ALLOWED - vhost", 0))
+			} else {
+				p.Cut()
+			}
+			go r.sc.Accept().Open()
+		}
+		for range VHostsAtATime - more {
+			(<-loggedIn).SendMethod(0, amqp.ConnectionOpenOk, "")
+		}
+		failed := 0
+		for _, done := range all {
+			if err := <-done; err != nil {
+				failed++
+			}
+		}
+		if failed != more {
+			t.Errorf("%d failed, want %d", failed, more)
+		}
+	})
+}
+
 // Strangers wait for one another, and never hold up who is known.
 func TestLanes(t *testing.T) {
 	withBroker(t, func(r *rig) {

@@ -42,7 +42,8 @@ type Link struct {
 	health *health    // of its target; nil: it is not counted there
 	ip     netip.Addr // of the other end, where that has one
 	began  time.Time
-	waited bool // for a login or a vhost, without being read: it may have died meanwhile
+	waited bool   // for a login or a vhost, without being read: it may have died meanwhile
+	turn   func() // gives back the turn that it has until its vhost is open; nil: it has none
 	ended  sync.Once
 	left   sync.Once
 }
@@ -208,6 +209,7 @@ func (k *Link) logIn(ctx context.Context, c Credential, props []byte) error {
 
 // Open is the second half: tune-ok and connection.open in one go. A verdict on the vhost is an *amqp.Error.
 func (k *Link) Open(ctx context.Context, vhost string) error {
+	defer k.giveTurn()
 	cfg := k.b.conf.Load()
 	if k.waited {
 		k.began = time.Now()
@@ -309,8 +311,15 @@ func (k *Link) leave() {
 	})
 }
 
+func (k *Link) giveTurn() {
+	if k.turn != nil {
+		k.turn()
+	}
+}
+
 // Close ends a link that nobody serves on. It does not wait.
 func (k *Link) Close() {
+	k.giveTurn()
 	k.leave()
 	if k.Target.TLS != nil {
 		go func() { _ = k.Conn.Close() }() // TLS says goodbye first

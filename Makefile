@@ -97,8 +97,8 @@ test-integration: ## real clients through the proxy to RabbitMQ 3.10, 4.0 and, i
 	$(GOTEST) -C proxy/proxytest/integration -race -timeout 60m -run '$(RUN)' ./...
 
 .PHONY: test-cluster
-test-cluster: ## three nodes drained, restarted, killed under load, hold for PHP, blue and green: minutes (CLUSTER=3.10: that version)
-	CLUSTER=$(or $(CLUSTER),4.0) $(GOTEST) -C proxy/proxytest/integration -timeout 30m -run '^Test(Cluster|HoldForPHP|BlueGreen)$$' ./...
+test-cluster: ## three nodes drained, restarted, killed, cut off under load, spread, hold for PHP, blue and green: minutes (CLUSTER=3.10: that version)
+	CLUSTER=$(or $(CLUSTER),4.0) $(GOTEST) -C proxy/proxytest/integration -timeout 30m -run '^Test(Cluster|HoldForPHP|BlueGreen|SpreadOfMessages)$$' ./...
 
 # The hostile cases that count and do not measure: a loaded machine spoils the others.
 .PHONY: test-hostile

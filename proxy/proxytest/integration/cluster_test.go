@@ -76,9 +76,13 @@ type work struct {
 	worst        map[string]time.Duration // likewise, since the last look
 }
 
-func startWork(t *testing.T, addr, queue string) *work {
-	w := &work{t: t, addr: addr, queue: queue, stop: make(chan struct{}), confirmed: map[string]bool{},
+func newWork(t *testing.T, addr, queue string) *work {
+	return &work{t: t, addr: addr, queue: queue, stop: make(chan struct{}), confirmed: map[string]bool{},
 		errs: map[string]int{}, pause: map[string]time.Duration{}, worst: map[string]time.Duration{}}
+}
+
+func startWork(t *testing.T, addr, queue string) *work {
+	w := newWork(t, addr, queue)
 	for i := range 6 {
 		w.wg.Go(func() { w.publish(fmt.Sprintf("short%d", i), "short", 1) })
 	}
@@ -283,11 +287,16 @@ func TestCluster(t *testing.T) {
 			}
 			w.look()
 			victim := nodes[1]
+			straight := newWork(t, nodes[0].Addr(), queue) // what the queue itself takes
+			straight.wg.Go(func() { straight.publish("straight", "straight", 1<<30) })
+			time.Sleep(time.Second)
 			if err := victim.Kill(); err != nil {
 				t.Fatal(err)
 			}
 			time.Sleep(15 * time.Second)
-			t.Logf("FIGURE a node killed: longest pauses %v, connections %v", w.look(), connectionsAt(nodes))
+			close(straight.stop)
+			straight.wg.Wait()
+			t.Logf("FIGURE a node killed: longest pauses %v (straight to another node %v, %v), connections %v", w.look(), straight.look(), straight.errs, connectionsAt(nodes))
 			if err := victim.Restart(); err != nil {
 				t.Fatal(err)
 			}
@@ -300,6 +309,8 @@ func TestCluster(t *testing.T) {
 			}
 		})
 	}
+	t.Run("in order", func(t *testing.T) { inOrder(t, nodes, urls) })
+	t.Run("dropped", func(t *testing.T) { dropped(t, nodes) })
 }
 
 func declareQuorum(t *testing.T, addr, name string) {

@@ -16,6 +16,39 @@ import (
 	"github.com/amqproxysvc/amqproxysvc/proxy/proxytest/rabbit"
 )
 
+// A route makes of the plain declares of applications that were written for older versions what 4.3 takes.
+func rewritten(t *testing.T, b *rabbit.Broker) {
+	p := startProxy(t, true, b.URL(), "[[route]]\nvhost = \"*\"\ndurable = true\nqueue_type = \"quorum\"\n")
+	c, err := proxytest.Dial(proxytest.ClientConfig{Addr: p.addr, Timeout: patience})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Abort() })
+	err = errors.Join(c.OpenChannel(1), c.Confirm(1))
+	for range 2 { // the second is of a queue that is there
+		if err == nil {
+			_, err = c.DeclareQueue(1, "rewritten", 0)
+		}
+	}
+	if err == nil {
+		err = errors.Join(c.Publish(1, "", "rewritten", []byte("x")), c.WaitConfirms(1))
+	}
+	if err == nil {
+		_, err = c.DeclareQueue(1, "own", proxytest.Exclusive)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := b.Eval(`[{amqqueue:is_durable(Q), amqqueue:get_type(Q)} || Q <- rabbit_amqqueue:list(), element(4, amqqueue:get_name(Q)) =:= <<"rewritten">>].`)
+	if err != nil || out != "[{true, rabbit_quorum_queue}]" {
+		t.Errorf("the queue is %s, %v; want durable and of type quorum", out, err)
+	}
+	if n := p.metric(t, "amqproxysvc_declares_rewritten_total"); n != 2 {
+		t.Errorf("%v declares are counted, want 2", n)
+	}
+	t.Logf("FIGURE RabbitMQ %s with transient queues denied, a route with durable and queue_type: a transient declare makes %s", rabbit.V43, out)
+}
+
 // A plain declare of a transient queue ends its client's connection in the broker's words, and
 // nobody else's, not even the first time; nor is anybody kept apart for it.
 func TestDeniedTransientQueues(t *testing.T) {
@@ -28,6 +61,9 @@ func TestDeniedTransientQueues(t *testing.T) {
 	}
 	t.Cleanup(b.Close)
 
+	if !straight {
+		t.Run("rewritten", func(t *testing.T) { rewritten(t, b) })
+	}
 	const tenants, offenders = 10, 6
 	words := map[string]string{} // the broker's
 	for _, via := range []string{"straight", "auto", "shared", "session"} {

@@ -10,6 +10,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"net"
@@ -19,6 +20,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/proxytest/rabbit"
@@ -128,9 +130,9 @@ func compare(ctx context.Context, o options) ([]*row, error) {
 		return nil, fmt.Errorf("the proxy does not build: %w", err)
 	}
 	var rows []*row
-	suitesOn := func(b *bench) {
+	suitesOn := func(b *bench, names []string) (rows []*row) {
 		for _, s := range suites {
-			if !slices.Contains(o.suites, s.name) || ctx.Err() != nil {
+			if !slices.Contains(names, s.name) || ctx.Err() != nil {
 				continue
 			}
 			r := b.suite(s)
@@ -139,6 +141,7 @@ func compare(ctx context.Context, o options) ([]*row, error) {
 				fmt.Fprintf(os.Stderr, "SKIPPED LOUDLY: %s: %s\n", s.name, r.missing)
 			}
 		}
+		return rows
 	}
 	if o.address != "" {
 		host, port, err := net.SplitHostPort(o.address)
@@ -157,25 +160,44 @@ func compare(ctx context.Context, o options) ([]*row, error) {
 		if b.port, err = strconv.Atoi(port); err != nil {
 			return nil, err
 		}
-		suitesOn(b)
-		return rows, ctx.Err()
+		return suitesOn(b, o.suites), ctx.Err()
 	}
-	for _, version := range o.brokers {
+	// onBroker runs suites on a broker of their own.
+	onBroker := func(version string, names []string) ([]*row, error) {
 		broker, err := rabbit.Start(rabbit.Version(version), rabbit.WithProc)
 		if err != nil {
 			if os.Getenv("CI") == "true" {
-				return rows, err
+				return nil, err
 			}
 			fmt.Fprintln(os.Stderr, "SKIPPED LOUDLY:", err)
-			continue
+			return nil, nil
 		}
-		b := &bench{ctx: ctx, options: o, work: work, program: program, broker: broker, name: version, port: broker.Port}
+		defer broker.Close()
+		own, err := os.MkdirTemp(work, "")
+		if err != nil {
+			return nil, err
+		}
+		b := &bench{ctx: ctx, options: o, work: own, program: program, broker: broker, name: version, port: broker.Port}
 		if err := b.manage(); err != nil {
-			broker.Close()
+			return nil, err
+		}
+		return suitesOn(b, names), nil
+	}
+	for _, version := range o.brokers {
+		together := [][]string{o.suites}
+		if o.quick { // side by side: most of what they take is waiting
+			together = slices.Collect(slices.Chunk(o.suites, 1))
+		}
+		got, failed := make([][]*row, len(together)), make([]error, len(together))
+		var running sync.WaitGroup
+		for i, names := range together {
+			running.Go(func() { got[i], failed[i] = onBroker(version, names) })
+		}
+		running.Wait()
+		rows = slices.Concat(append([][]*row{rows}, got...)...)
+		if err := errors.Join(failed...); err != nil {
 			return rows, err
 		}
-		suitesOn(b)
-		broker.Close()
 	}
 	return rows, ctx.Err()
 }

@@ -5,6 +5,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -19,7 +20,19 @@ import (
 // event is a line of test2json.
 type event struct {
 	Action, Package, Test, Output string
+	Elapsed                       float64 // seconds, of what has ended
 }
+
+// took is a test, not one within another, and how long it did.
+type took struct {
+	test    string
+	seconds float64
+}
+
+const (
+	slow    = 20 // seconds; which tests take longer is told, so that who wants a faster run knows where to look
+	slowest = 12
+)
 
 func main() {
 	began := time.Now()
@@ -37,8 +50,9 @@ func main() {
 		fmt.Fprintln(os.Stderr, "gotest:", err)
 		os.Exit(1)
 	}
-	passed, failed, skipped := show(out, os.Stdout)
+	passed, failed, skipped, long := show(out, os.Stdout)
 	err = cmd.Wait()
+	fmt.Print(longest(long))
 	fmt.Printf("%d tests passed, %d failed, %d skipped in %v\n", passed, failed, skipped, time.Since(began).Round(time.Second))
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
@@ -51,13 +65,13 @@ func main() {
 }
 
 // show filters events from in to out and counts tests and their subtests.
-func show(in io.Reader, out io.Writer) (passed, failed, skipped int) {
+func show(in io.Reader, out io.Writer) (passed, failed, skipped int, long []took) {
 	held := map[string][]string{} // output of tests that have not ended, by package and test
 	lines := bufio.NewReader(in)
 	for {
 		line, err := lines.ReadString('\n')
 		if err != nil {
-			return passed, failed, skipped
+			return passed, failed, skipped, long
 		}
 		var e event
 		if json.Unmarshal([]byte(line), &e) != nil {
@@ -80,6 +94,9 @@ func show(in io.Reader, out io.Writer) (passed, failed, skipped int) {
 				closing(out, output, e.Action == "fail")
 				break
 			}
+			if e.Elapsed >= slow && !strings.Contains(e.Test, "/") {
+				long = append(long, took{e.Test, e.Elapsed})
+			}
 			switch e.Action {
 			case "pass":
 				passed++
@@ -94,6 +111,19 @@ func show(in io.Reader, out io.Writer) (passed, failed, skipped int) {
 			}
 		}
 	}
+}
+
+// longest is a line of the tests that took longest.
+func longest(all []took) string {
+	if len(all) == 0 {
+		return ""
+	}
+	slices.SortFunc(all, func(a, b took) int { return cmp.Compare(b.seconds, a.seconds) })
+	var names []string
+	for _, t := range all[:min(len(all), slowest)] {
+		names = append(names, fmt.Sprintf("%s %.0f s", t.test, t.seconds))
+	}
+	return "longest: " + strings.Join(names, ", ") + "\n"
 }
 
 // closing prints a package's last line; all that it said outside of tests when it failed.

@@ -3,6 +3,7 @@ package proxy
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -172,6 +173,31 @@ func TestAdvice(t *testing.T) {
 		r.s.apps.mu.Unlock()
 		if left != 0 {
 			t.Errorf("%d applications are remembered whose clients have gone", left)
+		}
+	})
+}
+
+// A broker that throttles logins (ApsaraMQ's words, told at connection.open) makes an application hear of it: by each login, and in advice.
+func TestThrottledAdvice(t *testing.T) {
+	withBroker(t, proxytest.BrokerConfig{Flavour: proxytest.Alibaba, AccessKeys: map[string]string{"key": "secret"}}, nil, func(r *rig) {
+		for range 4 * 60 {
+			user, password := proxytest.Sign("instance", "key", "secret", time.Now()) // another at each login, so that none is reused
+			r.b.Throttle(1)
+			c, err := r.login(proxytest.ClientConfig{User: user, Password: password, Name: "cron-7"})
+			var told *amqp.Error
+			if !errors.As(err, &told) || told.Code != amqp.NotAllowed || !strings.Contains(told.Text, proxytest.TooManyRequests) {
+				t.Fatalf("a throttled login gets %v, %v", c, err)
+			}
+			time.Sleep(time.Second)
+		}
+		synctest.Wait()
+		all := r.s.Advice()
+		i := slices.IndexFunc(all, func(a advice.Advice) bool { return a.Rule == "throttled" })
+		if i < 0 || all[i].Name != "cron-" || !strings.HasPrefix(all[i].Evidence, "the broker throttled ") {
+			t.Fatalf("after four minutes is said %+v", all)
+		}
+		if n := strings.Count(r.log(), "msg=advice rule=throttled"); n != 1 {
+			t.Errorf("the log tells of it %d times, want once", n)
 		}
 	})
 }

@@ -40,7 +40,7 @@ deps-clean: ## remove the tests' cache: roots, brokers, what was downloaded (pac
 	@./proxy/proxytest/rabbit/install --clean
 
 .PHONY: test
-test: deps lint cross static test-unit test-locks kubernetes fuzz test-integration test-hostile ## all checks but those of service and packages
+test: deps lint cross static test-unit test-locks page kubernetes fuzz test-integration test-hostile ## all checks but those of service and packages
 	@echo "make test: all passed"
 
 .PHONY: lint
@@ -77,6 +77,10 @@ static: build ## check that the Linux binary needs no library
 test-unit: ## unit tests and hazards, with the race detector (PKG=./proxy RUN=TestPool: some)
 	$(GOTEST) -race -timeout 45m -run '$(RUN)' $(PKG)
 	@go -C packaging/tools test ./...
+
+.PHONY: page
+page: ## the live page in a headless Chromium: nothing wider than the window, an empty console; pictures in dist/page (FULL=1: an hour of events, too)
+	PAGE=1 $(GOTEST) -timeout 15m -run '^Test(PageInABrowser|AnHourOfEvents)$$' ./cmd/amqproxysvc
 
 .PHONY: test-locks
 test-locks: ## the engine's unit tests, with the order looked after in which mutexes are taken

@@ -1,5 +1,5 @@
-// The live page: counts come over /live, an event every second and a half; the lists are asked
-// for while they are looked at. Rates are made here, from two events.
+// The live page: counts come over /live, the lists are asked for while they are
+// looked at. Rates are made here, of two events.
 "use strict";
 (() => {
   const $ = (id) => document.getElementById(id);
@@ -15,7 +15,7 @@
   };
   const age = (s) => s < 60 ? Math.floor(s) + " s" : s < 3600 ? Math.floor(s / 60) + " min" : s < 172800 ? Math.floor(s / 3600) + " h" : Math.floor(s / 86400) + " d";
   const num = (n) => Math.round(n).toLocaleString("en");
-  const rate = (n) => n >= 100 ? num(n) : n >= 9.95 ? n.toFixed(0) : n.toFixed(1);
+  const rate = (n) => n >= 100 ? num(n) : n >= 9.95 || !n ? n.toFixed(0) : n.toFixed(1);
   const many = (n, what) => num(n) + " " + what + (n === 1 ? "" : "s");
   const share = (part, all) => all ? Math.floor(100 * Math.min(part, all) / all) + " %" : "–";
 
@@ -38,7 +38,7 @@
     else tile("t-wait", "good", "Nobody", many(s.clients, "client") + ", " + many(s.channels, "channel"));
     const r = s.logins_ok ? s.logins_reused / s.logins_ok : 0;
     tile("t-reuse", s.logins_ok < 20 ? "" : r >= .5 ? "good" : "warn", share(s.logins_reused, s.logins_ok),
-      "of " + num(s.logins_ok) + " logins needed no connection; " + share(s.channels_reused, s.channels_reused + s.channels_opened) + " of the channels were there");
+      !s.logins_ok ? "Nobody has logged in yet." : "of " + num(s.logins_ok) + " logins needed no connection; " + share(s.channels_reused, s.channels_reused + s.channels_opened) + " of the channels were there");
     const each = s.upstream_connects ? s.upstream_connect_seconds / s.upstream_connects : 0;
     tile("t-saved", "", num(s.logins_reused), "connections" + (each ? ", " + age(each * s.logins_reused) + " of waiting at " + (1000 * each).toFixed(1) + " ms each" : ""));
   };
@@ -110,7 +110,7 @@
       const g = c.getContext("2d");
       g.setTransform(d, 0, 0, d, 0, 0);
       g.clearRect(0, 0, w, h);
-      let top = say === num ? 2 : 1;
+      let top = say === num ? 2 : say === bytes ? 1000 : 1;
       for (const p of past) for (const [k] of lines) top = Math.max(top, p[k]);
       const unit = 10 ** Math.floor(Math.log10(top));
       top = Math.ceil(top / unit) * unit;

@@ -250,11 +250,18 @@ func TestTracePcap(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, f := range frames {
-			if f.Type() == amqp.FrameMethod {
+			row := fmt.Sprintf("%d\t%d\t%d", f.Type(), f.Channel(), len(f.Payload()))
+			switch f.Type() {
+			case amqp.FrameMethod:
 				name, args, _ := decode.Method(f.Payload())
 				methods[from] = append(methods[from], fmt.Sprintf("%d %s", f.Channel(), name))
-				fields[from] = append(fields[from], fmt.Sprintf("%d\t%d\t%d\t%d", f.Channel(), len(f.Payload()), f.Method().Class(), f.Method().ID())+asTshark(args))
+				row += fmt.Sprintf("\t%d\t%d", f.Method().Class(), f.Method().ID()) + asTshark(args) + "\t\t"
+			case amqp.FrameHeader: // class, weight, body size
+				row += "\t\t" + asTshark(nil) + fmt.Sprintf("\t%d\t%d", binary.BigEndian.Uint16(f.Payload()), binary.BigEndian.Uint64(f.Payload()[4:]))
+			default:
+				row += "\t\t" + asTshark(nil) + "\t\t"
 			}
+			fields[from] = append(fields[from], row)
 		}
 	}
 	if text := strings.Join(methods[0], ", "); !strings.HasPrefix(text, "1 channel.open, 1 queue.declare, 1 basic.publish, 1 basic.get") || !strings.HasSuffix(text, "0 connection.close") {
@@ -266,11 +273,11 @@ func TestTracePcap(t *testing.T) {
 		return
 	}
 	for from, port := range []string{"tcp.dstport", "tcp.srcport"} {
-		args := []string{"-n", "-r", file, "-Y", "amqp.type == 1 && " + port + " == 5672", "-T", "fields", "-e", "amqp.channel", "-e", "amqp.length", "-e", "amqp.method.class", "-e", "amqp.method.method"}
+		args := []string{"-n", "-r", file, "-Y", "amqp && " + port + " == 5672", "-T", "fields", "-e", "amqp.type", "-e", "amqp.channel", "-e", "amqp.length", "-e", "amqp.method.class", "-e", "amqp.method.method"}
 		for _, name := range tsharkArguments {
 			args = append(args, "-e", "amqp.method.arguments."+strings.ReplaceAll(name, "-", "_"))
 		}
-		out, err := exec.Command(tshark, args...).Output()
+		out, err := exec.Command(tshark, append(args, "-e", "amqp.header.class", "-e", "amqp.header.body-size")...).Output()
 		if err != nil {
 			t.Fatalf("tshark: %v", err)
 		}

@@ -95,7 +95,14 @@ func TestSocketsWithoutAListener(t *testing.T) {
 
 // 0.0.0.0 is what the settings page says: the addresses of IPv4.
 func TestHTTPOnAllOfIPv4(t *testing.T) {
-	e, _, _ := startEngine(t, nil, "[[listener]]\nport = 0\n[http]\naddress = \"0.0.0.0\"\nport = "+freePort(t)+"\n")
+	// Free on every address: one that is free on the loopback address may be taken on another, or by a connection.
+	ln, err := net.Listen("tcp4", "0.0.0.0:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, port, _ := net.SplitHostPort(ln.Addr().String())
+	_ = ln.Close()
+	e, _, _ := startEngine(t, nil, "[[listener]]\nport = 0\n[http]\naddress = \"0.0.0.0\"\nport = "+port+"\n")
 	defer func() { _ = e.Drain(t.Context()) }()
 	if got := e.adminAddr.String(); !strings.HasPrefix(got, "0.0.0.0:") {
 		t.Errorf("metrics are served on %s", got)

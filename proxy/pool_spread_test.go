@@ -132,12 +132,15 @@ func TestSpreadOfMessages(t *testing.T) {
 		for _, at := range []int{1, 8, 25} {
 			share(fmt.Sprintf("%d clients at a time that come for one message", at), 1000, func() {
 				done := make(chan error, at)
-				for range at {
+				for i := range at {
+					hold := time.Duration(1+i%7) * time.Millisecond // else one that runs may starve the others
 					go func() {
 						for range 1000 / at {
 							c, err := r.login(proxytest.ClientConfig{})
 							if err == nil {
-								err = errors.Join(c.OpenChannel(1), c.Confirm(1), c.Publish(1, "", "nowhere", []byte("x")), c.WaitConfirms(1), c.Close())
+								err = errors.Join(c.OpenChannel(1), c.Confirm(1), c.Publish(1, "", "nowhere", []byte("x")), c.WaitConfirms(1))
+								time.Sleep(hold)
+								err = errors.Join(err, c.Close())
 							}
 							if err != nil {
 								done <- err

@@ -347,6 +347,7 @@ func TestAChannelLimitIsOfItsBroker(t *testing.T) {
 		r.must(err)
 		synctest.Wait()
 		n.b["blue:5672"].CloseConnections(amqp.NotAllowed, "NOT_ALLOWED - number of channels opened for user 'guest' has reached the maximum allowed user limit of (1)")
+		synctest.Wait() // the end of the shared one, which carries nothing, too
 		_, err = first.Await(1, amqp.ChannelCloseOk)
 		r.hears(err, amqp.NotAllowed, "maximum allowed user limit")
 		_ = first.Hangup()

@@ -17,7 +17,7 @@
   const num = (n) => Math.round(n).toLocaleString("en");
   const rate = (n) => n >= 100 ? num(n) : n >= 9.95 || !n ? n.toFixed(0) : n.toFixed(1);
   const many = (n, what) => num(n) + " " + what + (n === 1 ? "" : "s");
-  const share = (part, all) => all ? Math.floor(100 * Math.min(part, all) / all) + " %" : "–";
+  const share = (part, all) => all ? Math.floor(100 * Math.min(part, all) / all) + " %" : "–";
 
   const tile = (id, kind, big, small) => {
     const t = $(id);

@@ -100,6 +100,10 @@ fuzz: ## every fuzz target for FUZZTIME each: a number of runs (10000x) or a tim
 test-integration: ## real clients through the proxy to RabbitMQ 3.10, 4.0 and, in part, 4.3 (FULL=1: all, long counts)
 	$(GOTEST) -C proxy/proxytest/integration -race -timeout 60m -run '$(RUN)' ./...
 
+.PHONY: test-tier
+test-tier: ## three proxies behind HAProxy, 30,000 clients, one proxy killed: minutes
+	FULL=1 $(GOTEST) -C proxy/proxytest/integration -timeout 15m -v -run '^TestTier$$' ./...
+
 .PHONY: test-cluster
 test-cluster: ## three nodes drained, restarted, killed, cut off under load, spread, hold for PHP, blue and green: minutes (CLUSTER=3.10: that version)
 	CLUSTER=$(or $(CLUSTER),4.0) $(GOTEST) -C proxy/proxytest/integration -timeout 30m -run '^Test(Cluster|HoldForPHP|BlueGreen|SpreadOfMessages)$$' ./...

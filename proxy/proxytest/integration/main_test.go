@@ -44,6 +44,10 @@ func versions(t testing.TB) []rabbit.Version {
 }
 
 func TestMain(m *testing.M) {
+	if spec := os.Getenv(crowdEnv); spec != "" {
+		crowdMain(spec)
+		return
+	}
 	dir, err := os.MkdirTemp("", "amqproxysvc-integration-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -273,6 +273,9 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	return nil
 }
 
+// StopAccepting closes the listeners, not what others hold of their sockets. Clients go on, until Shutdown.
+func (s *Server) StopAccepting() { s.stopAccepting() }
+
 // stopAccepting closes the listeners; the channel is closed when no client is left.
 func (s *Server) stopAccepting() <-chan struct{} {
 	s.mu.Lock()

@@ -18,6 +18,7 @@ const (
 	EventReloadPartial   = 104
 	EventLogReopened     = 105
 	EventStopForced      = 106
+	EventUpgraded        = 107
 	EventConfigWrong     = 200
 	EventStartFailed     = 201
 	EventFailed          = 202
@@ -26,6 +27,7 @@ const (
 	EventStopFailed      = 205
 	EventLogReopenFailed = 206
 	EventNotRetried      = 207
+	EventUpgradeFailed   = 208
 	// EventOther is for warnings and errors that carry no ID of their own.
 	EventOther = 900
 )

@@ -15,6 +15,9 @@ type Host interface {
 	// Reload has the settings read anew and gives the outcome, an error of the settings in
 	// it, of a reload that began after it was asked. The error says why there is none.
 	Reload(ctx context.Context) (ReloadState, error)
+	// Upgrade has a new process of the program on the disk take over, whose number it gives; the error
+	// says why it does not: then nothing has changed.
+	Upgrade(ctx context.Context) (pid int, err error)
 	// State is what the state file would hold now.
 	State() State
 }
@@ -66,7 +69,8 @@ func (s *supervisor) State() State {
 
 func (s *supervisor) stateOf(phase Phase, st Status, reload *ReloadState) State {
 	return State{Name: s.opts.Name, PID: os.Getpid(), Phase: phase, Clients: st.Clients, Upstreams: st.Upstreams,
-		Listening: st.Listening, Upstream: st.Upstream, Routes: st.Routes, Broker: &st.Broker, Advice: st.Advice, Since: st.Since, Updated: time.Now(), Reload: reload}
+		Listening: st.Listening, Upstream: st.Upstream, Routes: st.Routes, Broker: &st.Broker, Advice: st.Advice, Since: st.Since, Updated: time.Now(), Reload: reload,
+		Before: s.before.state()}
 }
 
 // toldState is what State needs of what the supervisor's goroutine owns.

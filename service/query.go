@@ -119,6 +119,9 @@ func (r Report) Print(w io.Writer, now time.Time) {
 		if s.Phase == PhaseDraining {
 			line("draining", "no new clients; those connected may finish")
 		}
+		if b := s.Before; b != nil {
+			line("upgrade", "%s", b.text())
+		}
 		if l := s.Reload; l != nil {
 			line("reload", "%s", l.text())
 		}

@@ -79,6 +79,7 @@ type State struct {
 	Since     time.Time    `json:"since"`
 	Updated   time.Time    `json:"updated"`
 	Reload    *ReloadState `json:"reload,omitempty"` // nil: not reloaded since the start
+	Before    *Before      `json:"before,omitempty"` // the process of before an upgrade, while it lasts
 	Error     string       `json:"error,omitempty"`  // why, of PhaseFailed
 }
 
@@ -155,6 +156,15 @@ func (f *stateFile) remove() {
 	}
 	if f.mark != nil {
 		_ = os.Remove(f.mark.Name())
+		_ = f.mark.Close()
+		f.mark = nil
+	}
+}
+
+// leave gives the file to the process that has taken over.
+func (f *stateFile) leave() {
+	f.path = ""
+	if f.mark != nil {
 		_ = f.mark.Close()
 		f.mark = nil
 	}

@@ -87,15 +87,21 @@ type supervisor struct {
 	forced         chan struct{} // closed by the second
 	reload, reopen chan struct{} // one pending request each
 
-	asked  chan chan<- ReloadState // reloads whose outcome somebody waits for
-	served chan struct{}           // closed when no more are taken
+	upgradeWait time.Duration
+	before      *predecessor // which this process took over from
+	byUnit      map[int]bool // the listeners that a socket unit has
+
+	asked    chan chan<- ReloadState // reloads whose outcome somebody waits for
+	upgrades chan chan<- upgraded
+	served   chan struct{} // closed when no more are taken
 
 	toldMu sync.Mutex
 	told   toldState // for those who ask
 
 	// Owned by the goroutine that runs start, serve and stop one after the other.
 	eng        Engine
-	err        error // why the service did not last
+	after      *successor // which has taken over
+	err        error      // why the service did not last
 	lastReload *ReloadState
 	lastText   string
 	lastAdvice int
@@ -110,8 +116,12 @@ func newSupervisor(opts Options) *supervisor {
 		reload:   make(chan struct{}, 1),
 		reopen:   make(chan struct{}, 1),
 		asked:    make(chan chan<- ReloadState),
+		upgrades: make(chan chan<- upgraded),
 		served:   make(chan struct{}),
+		before:   findPredecessor(),
 		keepers:  keepers{name: opts.Name},
+
+		upgradeWait: upgradeWait,
 	}
 	path := opts.StateFile
 	if dirs := os.Getenv("RUNTIME_DIRECTORY"); path == "" && dirs != "" && os.Getenv("NOTIFY_SOCKET") != "" {
@@ -200,6 +210,7 @@ func (s *supervisor) start() error {
 		}
 	}()
 
+	inPlace := s.inPlace()
 	s.notify("STATUS=starting")
 	s.state.hold()
 	eng, err := s.opts.Open(ctx)
@@ -208,7 +219,14 @@ func (s *supervisor) start() error {
 		s.tellFailure("not started", err)
 		return s.err // not logged: the log was not set up
 	}
-	inherited, byUnit, err := s.keepers.takeListeners(inheritedFiles(), eng.Addresses())
+	files := inheritedFiles()
+	if s.before != nil {
+		files = s.before.files
+		if up, ok := eng.(Upgradable); ok {
+			up.Take(s.before.sockets)
+		}
+	}
+	inherited, byUnit, err := s.keepers.takeListeners(files, eng.Addresses())
 	if err == nil {
 		err = eng.Start(ctx, inherited)
 	}
@@ -218,7 +236,8 @@ func (s *supervisor) start() error {
 		s.err = &ExitError{Code: ExitCode(err)}
 		return s.err
 	}
-	s.eng = eng
+	inPlace()
+	s.eng, s.byUnit = eng, byUnit
 	kept := 0
 	for i, l := range inherited {
 		if l != nil && !byUnit[i] {
@@ -236,6 +255,21 @@ func (s *supervisor) start() error {
 		s.opts.Ready(eng)
 	}
 	return nil
+}
+
+// inPlace has a process that is to take over from another say nothing to systemd, and leave the
+// state file alone, until the func is called: that tells the other that this one serves.
+func (s *supervisor) inPlace() func() {
+	if s.before == nil {
+		return func() {}
+	}
+	notify, path := s.notify, s.state.path
+	s.notify, s.state.path = func(string) {}, ""
+	return func() {
+		s.before.ready()
+		s.notify, s.state.path = notify, path
+		s.state.hold()
+	}
 }
 
 // serve does what is asked until it is to stop, or the engine has ended: s.err then says why.
@@ -261,11 +295,18 @@ func (s *supervisor) serve() {
 	var checked chan error
 	failures, again := 0, false
 	var waiting, next []chan<- ReloadState // for the outcome of the reload at work, and of the one after it
+	var upgrading chan upgraded
+	var upgrader chan<- upgraded // who asked
 	defer func() {
 		close(s.served)
 		cancel()
 		waitFor(reloaded)
 		waitFor(checked)
+		if upgrading != nil {
+			if u := <-upgrading; u.child != nil { // ready just when this one was to stop
+				u.child.kill()
+			}
+		}
 	}()
 
 	startReload := func() {
@@ -282,12 +323,38 @@ func (s *supervisor) serve() {
 			s.engineEnded()
 			return
 		case <-s.reload:
-			if again = reloaded != nil; !again {
+			if again = reloaded != nil || upgrading != nil; !again {
 				startReload()
 			}
 		case outcome := <-s.asked:
 			next = append(next, outcome)
-			if again = reloaded != nil; !again {
+			if again = reloaded != nil || upgrading != nil; !again {
+				startReload()
+			}
+		case outcome := <-s.upgrades:
+			switch {
+			case reloaded != nil:
+				outcome <- upgraded{err: errors.New("a reload is under way: ask again")}
+			case upgrading != nil:
+				outcome <- upgraded{err: errors.New("an upgrade is under way already")}
+			default:
+				upgrader, upgrading = outcome, make(chan upgraded, 1)
+				go func(c chan<- upgraded) {
+					child, err := s.startSuccessor(ctx)
+					c <- upgraded{child, err}
+				}(upgrading)
+			}
+		case u := <-upgrading:
+			upgrading = nil
+			if u.err == nil {
+				s.handOver(u.child)
+				upgrader <- u
+				return
+			}
+			slog.Error("upgrade failed, this process serves on as before", "error", u.err, Event(EventUpgradeFailed))
+			upgrader <- u
+			if again {
+				again = false
 				startReload()
 			}
 		case r := <-reloaded:
@@ -391,8 +458,17 @@ func (s *supervisor) stop() error {
 	if s.eng == nil || s.ended() {
 		return s.err
 	}
-	s.keepers.release()
-	slog.Info("service is stopping", "clients", s.eng.Status().Clients, Event(EventStopping))
+	if s.after != nil {
+		s.linger()
+	} else {
+		s.keepers.release()
+	}
+	s.before.stop()
+	words := "service is stopping"
+	if s.after != nil {
+		words = "the process from before the upgrade is stopping"
+	}
+	slog.Info(words, "clients", s.eng.Status().Clients, Event(EventStopping))
 	began := time.Now()
 	limit := s.eng.Status().DrainTimeout
 	if limit <= 0 {
@@ -401,7 +477,11 @@ func (s *supervisor) stop() error {
 	ctx, cancel := context.WithTimeout(context.Background(), limit+drainGrace)
 	defer cancel()
 	drained := make(chan error, 1)
-	go func() { drained <- s.eng.Drain(ctx) }()
+	go func() {
+		err := s.eng.Drain(ctx)
+		s.before.wait(ctx)
+		drained <- err
+	}()
 
 	// The extension lets the drain timeout be longer than the unit's TimeoutStopSec.
 	extend := fmt.Sprintf("STOPPING=1\nWATCHDOG=1\nEXTEND_TIMEOUT_USEC=%d\n", (drainGrace + giveUp).Microseconds())
@@ -421,6 +501,7 @@ func (s *supervisor) stop() error {
 		case <-forced:
 			forced = nil
 			slog.Warn("asked to stop a second time: closing what is left at once", Event(EventStopForced))
+			s.before.stop()
 			cancel()
 		case <-ended:
 			ended = nil
@@ -444,7 +525,11 @@ func (s *supervisor) stopped(err error, began time.Time) error {
 		}
 		return s.err
 	}
-	slog.Info("service stopped", "took", took, Event(EventStopped))
+	words := "service stopped"
+	if s.after != nil {
+		words = "the process from before the upgrade has stopped"
+	}
+	slog.Info(words, "took", took, Event(EventStopped))
 	s.notify("STATUS=stopped")
 	return s.err
 }
@@ -469,6 +554,9 @@ func (s *supervisor) tell(phase Phase, also string) {
 	if s.lastReload != nil && s.lastReload.Error != "" {
 		text += "; last reload failed: " + s.lastReload.Error
 	}
+	if b := s.before.state(); b != nil {
+		text += "; " + b.text()
+	}
 	if also == "" && text == s.lastText && st.Advice == s.lastAdvice {
 		return
 	}
@@ -481,6 +569,9 @@ func (s *supervisor) tell(phase Phase, also string) {
 
 // tellFailure leaves the reason where `status` finds it: with systemd, or in the state file.
 func (s *supervisor) tellFailure(what string, err error) {
+	if s.before != nil {
+		s.before.fail(err)
+	}
 	s.notify("STATUS=" + what + ": " + oneLine(err))
 	s.state.write(State{Name: s.opts.Name, PID: os.Getpid(), Phase: PhaseFailed, Updated: time.Now(), Error: oneLine(err)})
 }

@@ -29,6 +29,7 @@ type proxyServer interface {
 	Addrs() []net.Addr
 	Listeners() []net.Listener
 	Reload(cfg proxy.Config) (needRestart []string, err error)
+	StopAccepting()
 	Shutdown(ctx context.Context) error
 	Close() error
 	Done() <-chan struct{}
@@ -62,6 +63,7 @@ type engine struct {
 	// pagePassword is that of the live page, "": it asks for none.
 	pagePassword string
 	draining     atomic.Bool
+	handover     handover
 
 	name    string          // of the service's instance
 	managed bool            // a service manager started the process
@@ -126,11 +128,15 @@ func (e *engine) Start(_ context.Context, inherited []net.Listener) error {
 	}
 	var httpListener net.Listener
 	if address := e.adminSet.HostPort(); address != "" {
-		ln, err := net.Listen(proxy.ListenNetwork(address), address)
+		ln, err := e.handover.taken(httpAt+address), error(nil)
+		if ln == nil {
+			ln, err = net.Listen(proxy.ListenNetwork(address), address)
+		}
 		if err != nil {
 			return bindError(err, "http.address, http.port (-b), which are of health and metrics")
 		}
 		httpListener = ln
+		e.handover.bound(httpAt+address, ln)
 	}
 	if err := e.openControl(); err != nil {
 		if httpListener != nil {
@@ -157,6 +163,7 @@ func (e *engine) Start(_ context.Context, inherited []net.Listener) error {
 		e.admin = admin.New(o)
 		e.admin.Serve(httpListener)
 	}
+	e.handover.rest()
 	e.watchCertificates()
 	return nil
 }
@@ -283,7 +290,7 @@ func (e *engine) Drain(ctx context.Context) error {
 	e.mu.Lock()
 	delay, drain, term := e.settings.DrainDelay, e.settings.Engine.DrainTimeout, e.settings.TermTimeout
 	e.mu.Unlock()
-	if delay > 0 {
+	if delay > 0 && !e.handover.left {
 		timer := time.NewTimer(delay)
 		select {
 		case <-timer.C:

@@ -29,10 +29,16 @@ func (e *engine) openControl() error {
 	if at == "" || at == "off" {
 		return nil
 	}
+	if ln := e.handover.taken(adminAt + at); ln != nil {
+		e.control = control.Adopt(ln, admin.Control(e, programVersion()), withPeer)
+		e.handover.bound(adminAt+at, ln)
+		return nil
+	}
 	s, err := control.New(at, admin.Control(e, programVersion()), withPeer)
 	switch {
 	case err == nil:
 		e.control = s
+		e.handover.bound(adminAt+at, s.Listener())
 	case own:
 		slog.Warn("no admin channel: clients, pools, top and the like cannot ask this proxy", "socket", at, "error", err)
 	case errors.Is(err, control.ErrInUse):

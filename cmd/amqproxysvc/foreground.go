@@ -51,6 +51,9 @@ func runProxy(ctx context.Context, src config.Source, o runOptions) error {
 			return made, nil
 		},
 		Ready: func(service.Engine) {
+			if made.control != nil {
+				made.control.Own()
+			}
 			if o.Ready != nil {
 				o.Ready(made)
 			}

@@ -133,6 +133,12 @@ func (f *fakeServer) Reload(cfg proxy.Config) ([]string, error) {
 	return f.need, nil
 }
 
+func (f *fakeServer) StopAccepting() {
+	for _, ln := range f.listeners {
+		_ = ln.Close()
+	}
+}
+
 func (f *fakeServer) Shutdown(context.Context) error {
 	if f.stuck {
 		<-f.done

@@ -21,7 +21,7 @@ import (
 )
 
 func serviceCommands() []*cobra.Command {
-	return []*cobra.Command{runCommand(), installCommand(), uninstallCommand(), reloadCommand(), statusCommand(),
+	return []*cobra.Command{runCommand(), installCommand(), uninstallCommand(), reloadCommand(), upgradeCommand(), statusCommand(),
 		controlCommand("start", "Start the installed service, and wait until clients can connect"),
 		controlCommand("stop", "Stop the installed service: clients get the drain timeout to finish"),
 		controlCommand("restart", "Stop and start the installed service, unless its settings are wrong")}

@@ -191,6 +191,7 @@ func (b *lockedBuffer) String() string {
 // carrier is a service.Host of an engine that a test carries.
 type carrier struct{ e *engine }
 
+func (carrier) Upgrade(context.Context) (int, error) { return 0, nil }
 func (c carrier) State() service.State {
 	st := c.e.Status()
 	return service.State{Listening: st.Listening, Upstream: st.Upstream, Broker: &st.Broker}

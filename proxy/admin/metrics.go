@@ -162,6 +162,8 @@ const (
 	limitedHelp = "What limits did: clients, connections, logins or reads of clients that were refused, were delayed, or raised an alarm."
 	keysName    = "amqproxysvc_limit_keys"
 	keysHelp    = "Users, vhosts, addresses and listeners that are remembered for limits by these."
+	upgradeName = "amqproxysvc_upgrade_draining_clients"
+	upgradeHelp = "Clients that the process from before an upgrade serves to their end."
 	infoName    = "amqproxysvc_build_info"
 	infoHelp    = "Always 1; the labels say which program runs."
 )
@@ -189,6 +191,7 @@ type collector struct {
 	advice    *prometheus.Desc
 	limited   *prometheus.Desc
 	limitKeys *prometheus.Desc
+	upgrade   *prometheus.Desc
 	buildInfo *prometheus.Desc
 }
 
@@ -221,6 +224,7 @@ func newCollector(source Source, version string) *collector {
 	c.errors = prometheus.NewDesc(errName, errHelp, []string{"of", "code"}, nil)
 	c.limited = prometheus.NewDesc(limitedName, limitedHelp, []string{"limit", "by", "action"}, nil)
 	c.limitKeys = prometheus.NewDesc(keysName, keysHelp, []string{"by"}, nil)
+	c.upgrade = prometheus.NewDesc(upgradeName, upgradeHelp, nil, nil)
 	c.buildInfo = prometheus.NewDesc(infoName, infoHelp, []string{"version", "goversion"}, nil)
 	return c
 }
@@ -230,7 +234,7 @@ func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range append(c.targets[:len(c.targets):len(c.targets)], c.outs) {
 		ch <- d
 	}
-	for _, group := range [][]*prometheus.Desc{c.plain, c.labelled, c.pools, {c.shakes, c.expiry, c.tokens, c.headers, c.latency, c.advice, c.waits, c.frames, c.listeners, c.accepted, c.errors, c.limited, c.limitKeys, c.buildInfo}} {
+	for _, group := range [][]*prometheus.Desc{c.plain, c.labelled, c.pools, {c.shakes, c.expiry, c.tokens, c.headers, c.latency, c.advice, c.waits, c.frames, c.listeners, c.accepted, c.errors, c.limited, c.limitKeys, c.upgrade, c.buildInfo}} {
 		for _, d := range group {
 			ch <- d
 		}
@@ -298,6 +302,11 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 			ch <- prometheus.MustNewConstMetric(c.limitKeys, prometheus.GaugeValue, float64(n), string(proxy.LimitBys[i]))
 		}
 	}
+	draining := 0
+	if s, ok := c.source.(interface{ DrainingClients() int }); ok {
+		draining = s.DrainingClients()
+	}
+	ch <- prometheus.MustNewConstMetric(c.upgrade, prometheus.GaugeValue, float64(draining))
 	ch <- prometheus.MustNewConstMetric(c.buildInfo, prometheus.GaugeValue, 1, c.version, runtime.Version())
 }
 
@@ -414,5 +423,5 @@ func Names() (names []string) {
 		names = append(names, m.name)
 	}
 	names = append(names, outsName)
-	return append(names, shakesName, expiryName, tokensName, headersName, latencyName, waitsName, framesName, lnsName, accName, errName, adviceName, limitedName, keysName, infoName)
+	return append(names, shakesName, expiryName, tokensName, headersName, latencyName, waitsName, framesName, lnsName, accName, errName, adviceName, limitedName, keysName, upgradeName, infoName)
 }

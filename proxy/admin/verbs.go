@@ -68,6 +68,8 @@ type Lister interface {
 	Settings() []Setting
 	// ReloadNow reads the settings anew, and waits for the outcome.
 	ReloadNow(ctx context.Context) (Reload, error)
+	// UpgradeNow has a new process of the program take over, and gives its number.
+	UpgradeNow(ctx context.Context) (pid int, err error)
 	// State is what the state file of the service holds.
 	State() any
 }
@@ -95,6 +97,7 @@ var Verbs = []Verb{
 	{"config", http.MethodGet, Look, nil, (*verbs).config, nil},
 	{"status", http.MethodGet, Look, nil, (*verbs).status, nil},
 	{"reload", http.MethodPost, Change, []string{"pid"}, nil, (*verbs).reload},
+	{"upgrade", http.MethodPost, Change, nil, nil, (*verbs).upgrade},
 	{"kick", http.MethodPost, Change, []string{"client", "user"}, (*verbs).kick, nil},
 	{"reconnect", http.MethodPost, Change, []string{"upstream", "user", "balance"}, (*verbs).reconnect, nil},
 	{"pause", http.MethodPost, Change, []string{"vhost", "max"}, (*verbs).pause, nil},
@@ -313,6 +316,27 @@ func (v *verbs) reload(w http.ResponseWriter, req *http.Request, q url.Values) e
 	}
 	done.Schema, done.Changed, done.NeedRestart = Schema, append([]string{}, done.Changed...), append([]string{}, done.NeedRestart...) // [], not null
 	write(w, http.StatusOK, done)
+	return nil
+}
+
+// Upgrade is what an upgrade came to.
+type Upgrade struct {
+	Schema int `json:"schema"`
+	PID    int `json:"pid"` // of the process that serves new clients
+	OldPID int `json:"old_pid"`
+}
+
+// upgrade takes as long as a start does, or its bound.
+func (v *verbs) upgrade(w http.ResponseWriter, req *http.Request, _ url.Values) error {
+	control := http.NewResponseController(w)
+	_ = control.SetReadDeadline(time.Time{})
+	_ = control.SetWriteDeadline(time.Time{})
+	pid, err := v.engine.UpgradeNow(req.Context())
+	_ = control.SetWriteDeadline(time.Now().Add(10 * time.Second))
+	if err != nil {
+		return fmt.Errorf("no upgrade, process %d serves on as before: %w", os.Getpid(), err)
+	}
+	write(w, http.StatusOK, Upgrade{Schema, pid, os.Getpid()})
 	return nil
 }
 

@@ -115,6 +115,8 @@ func (l *listed) ReloadNow(context.Context) (Reload, error) {
 	return Reload{Changed: []string{"max_clients"}}, l.reloadErr
 }
 
+func (l *listed) UpgradeNow(context.Context) (int, error) { return 4711, nil }
+
 func (l *listed) State() any { return map[string]int{"pid": 42} }
 
 // asks is one request by a peer.

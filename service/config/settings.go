@@ -36,6 +36,8 @@ type Settings struct {
 	TermTimeout time.Duration
 	// DrainDelay is how long clients are still accepted after a request to stop.
 	DrainDelay time.Duration
+	// UpgradeDrain is how long clients may stay with the old process after an upgrade.
+	UpgradeDrain time.Duration
 	// MemoryLimit is MemoryAuto or MemoryOff.
 	MemoryLimit string
 
@@ -161,7 +163,7 @@ func Defaults() Settings {
 		TLS:         TLS{Verify: true},
 		HTTP:        HTTP{Address: "127.0.0.1", Port: 15673, Page: true},
 		Log:         Log{Level: slog.LevelInfo, Format: "text", MaxSize: 100 << 20, MaxAge: 30 * day, MaxBackups: 10, Compress: true},
-		TermTimeout: 10 * time.Second,
+		TermTimeout: 10 * time.Second, UpgradeDrain: time.Hour,
 		MemoryLimit: MemoryAuto,
 		user:        defaultUser(),
 		limit:       defaultLimit(),

@@ -106,7 +106,7 @@ var Sections = []Section{
 	{"user", "Users", "Users whose credentials the proxy keeps, a [[user]] for each: their applications know a password of the proxy's, and the broker is sent another that they never see. Only the file has them, and they are all live: clients that are connected stay."},
 	{"limit", "Limits", "How much of the proxy each user, vhost, address (an IPv6 /64) or listener may take, a [[limit]] for each kind. Of those that match, the most specific one is in force, alone: a name before a pattern, a longer pattern or narrower network before a wider one; one with nothing set lifts a wider one. Only the file has them, and they are all live: clients that are connected stay."},
 	{"http", "Metrics and health", "/metrics for Prometheus, /healthz (the process lives) and /readyz (the broker can be reached)."},
-	{"admin", "Admin channel", "Where the commands that look at a running proxy and act on it reach it: clients, pools, upstreams, stats, limits, advise, top, config, trace, kick, reconnect, pause, resume, drain."},
+	{"admin", "Admin channel", "Where the commands that look at a running proxy and act on it reach it: clients, pools, upstreams, stats, limits, advise, top, config, trace, kick, reconnect, pause, resume, drain, upgrade."},
 	{"advice", "Advice", "What amqproxysvc advise, status, the live page and the log say of applications that use connections, channels or queues in a way that costs them or the broker."},
 	{"log", "Logging", "Log lines go to the terminal, the journal or the Windows event log, and to a file when one is set."},
 }
@@ -122,6 +122,9 @@ var Table = []Setting{
 	{Key: "drain_delay", Kind: KindDuration, Max: int64(time.Hour), Live: true,
 		Help: "How long clients are still accepted when the proxy was asked to stop, while /readyz answers 503, before drain_timeout begins: for a balancer or Kubernetes, which send clients until they have noticed. A second request to stop ends it.",
 		at:   func(s *Settings, _ *Listener) any { return &s.DrainDelay }},
+	{Key: "upgrade_drain", Kind: KindDuration, Max: int64(7 * day), Live: true,
+		Help: "How long clients may stay with the old process after amqproxysvc upgrade, while a new one serves new clients. Then they have drain_timeout to finish.",
+		at:   func(s *Settings, _ *Listener) any { return &s.UpgradeDrain }},
 
 	{Section: "listener", Key: "address", Kind: KindHost, Env: "LISTEN_ADDRESS", Flag: "listen", Short: "l",
 		Help: "Address on which clients are accepted. 0.0.0.0 stands for all IPv4 addresses of this machine, :: for all addresses.",

@@ -185,7 +185,7 @@ func TestDefaultsAreTheEngines(t *testing.T) {
 func TestBoundsAreTheEngines(t *testing.T) {
 	for i := range Table {
 		d := &Table[i]
-		ours := d.Section == "log" || d.Section == "http" || d.Key == "term_timeout" || d.Key == "drain_delay" // not the engine's
+		ours := d.Section == "log" || d.Section == "http" || d.Key == "term_timeout" || d.Key == "drain_delay" || d.Key == "upgrade_drain" // not the engine's
 		if d.Kind != KindInt && d.Kind != KindSize && d.Kind != KindDuration && d.Kind != KindByteRate || ours {
 			continue
 		}

@@ -24,9 +24,10 @@ var ErrInUse = errors.New("another process serves it")
 
 // Server answers on one socket. Make it with New, end it with Close.
 type Server struct {
-	http *http.Server
-	ln   net.Listener
-	done chan struct{}
+	http    *http.Server
+	ln      net.Listener
+	adopted bool
+	done    chan struct{}
 }
 
 // maxConns bounds the connections held at a time: each is somebody's command.
@@ -39,6 +40,24 @@ func New(at string, handler http.Handler, withPeer func(context.Context, Peer) c
 	if err != nil {
 		return nil, err
 	}
+	return serving(ln, handler, withPeer), nil
+}
+
+// Adopt is New on a socket that another process of the program has bound and is to give up: until Own it is that one's.
+func Adopt(ln net.Listener, handler http.Handler, withPeer func(context.Context, Peer) context.Context) *Server {
+	s := serving(ln, handler, withPeer)
+	s.adopted = true
+	return s
+}
+
+// Own makes an adopted socket this process's.
+func (s *Server) Own() {
+	if s.adopted {
+		own(s.ln)
+	}
+}
+
+func serving(ln net.Listener, handler http.Handler, withPeer func(context.Context, Peer) context.Context) *Server {
 	s := &Server{ln: ln, done: make(chan struct{}), http: &http.Server{
 		Handler:           handler,
 		ReadHeaderTimeout: 5 * time.Second,
@@ -61,7 +80,17 @@ func New(at string, handler http.Handler, withPeer func(context.Context, Peer) c
 		defer close(s.done)
 		_ = s.http.Serve(&bounded{ln, make(chan struct{}, maxConns)})
 	}()
-	return s, nil
+	return s
+}
+
+// Listener is the socket.
+func (s *Server) Listener() net.Listener { return s.ln }
+
+// Leave ends this process's part, not the socket: another process serves it. Answers under way may end before ctx does.
+func (s *Server) Leave(ctx context.Context) {
+	disown(s.ln)
+	_ = s.http.Shutdown(ctx)
+	s.Close()
 }
 
 // Close ends the socket and its connections.

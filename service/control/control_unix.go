@@ -55,6 +55,25 @@ func listen(at string) (net.Listener, error) {
 	return ln, nil
 }
 
+// own makes a socket this process's: the kernel tells those who connect who listened last, and its end takes the file away.
+func own(ln net.Listener) {
+	u, ok := ln.(*net.UnixListener)
+	if !ok {
+		return
+	}
+	u.SetUnlinkOnClose(true)
+	if raw, err := u.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { _ = syscall.Listen(int(fd), syscall.SOMAXCONN) })
+	}
+}
+
+// disown leaves the file to another process.
+func disown(ln net.Listener) {
+	if u, ok := ln.(*net.UnixListener); ok {
+		u.SetUnlinkOnClose(false)
+	}
+}
+
 func dial(ctx context.Context, at string) (net.Conn, error) {
 	return (&net.Dialer{}).DialContext(ctx, "unix", at)
 }

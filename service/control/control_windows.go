@@ -53,3 +53,7 @@ func dial(ctx context.Context, at string) (net.Conn, error) {
 
 // peerOf: the pipe lets in nobody else, see listen.
 func peerOf(net.Conn) (Peer, error) { return Peer{Admin: true, Name: "administrator"}, nil }
+
+// own and disown: pipes are not handed over.
+func own(net.Listener)    {}
+func disown(net.Listener) {}

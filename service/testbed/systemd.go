@@ -126,6 +126,7 @@ func systemdBed(b *bed) {
 	l.installing()
 	l.running()
 	l.reloading()
+	l.upgrading()
 	l.stopping()
 	l.failing()
 	l.sandboxed()

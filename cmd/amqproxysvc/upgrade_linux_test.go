@@ -130,6 +130,7 @@ func (u *upgrading) state() service.State {
 	a := &asker{}
 	a.socket = u.admin
 	st, err := askState(u.t.Context(), a)
+	a.client.CloseIdleConnections() // the channel holds 32 at a time, and this is asked over and over
 	if err != nil {
 		u.t.Fatal(err)
 	}

@@ -218,6 +218,9 @@ func TestStraight(t *testing.T) {
 	var mu sync.Mutex
 	for _, v := range versions() {
 		t.Run(string(v), func(t *testing.T) {
+			if !*update { // each case mostly waits to see that nothing comes
+				t.Parallel()
+			}
 			b := rabbit.Get(t, v)
 			each(vhosts(t, b, workers), cases, func(vhost string, h hazard) {
 				expected := want[h.name][v]
@@ -413,6 +416,7 @@ func TestThroughProxy(t *testing.T) {
 	want := readAnswers(t)
 	for _, v := range versions() {
 		t.Run(string(v), func(t *testing.T) {
+			t.Parallel()
 			b := rabbit.Get(t, v)
 			s, addr := startProxy(t, b, nil)
 			var mu sync.Mutex

@@ -150,6 +150,14 @@ func (u *upgrading) serves(pid int) {
 	_ = res.Body.Close()
 }
 
+// hold is the only client, once it is counted.
+func (u *upgrading) hold() net.Conn {
+	u.t.Helper()
+	c := dial(u.t, u.listening)
+	u.until("the client is there", func() bool { return u.state().Clients == 1 })
+	return c
+}
+
 func open(c net.Conn) bool {
 	_ = c.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
 	_, err := c.Read(make([]byte, 1))
@@ -161,8 +169,7 @@ func open(c net.Conn) bool {
 func TestUpgradeCutsNobody(t *testing.T) {
 	u := startUpgrading(t)
 	first := u.cmd.Process.Pid
-	held := dial(t, u.listening)
-	u.until("the client is there", func() bool { return u.state().Clients == 1 })
+	held := u.hold()
 	u.put("")
 	second, err := u.upgrade()
 	if err != nil || second == first {
@@ -238,8 +245,7 @@ func TestUpgradeThatFails(t *testing.T) {
 func TestUpgradeEndsOfTheOldProcess(t *testing.T) {
 	t.Run("killed", func(t *testing.T) {
 		u := startUpgrading(t)
-		_ = dial(t, u.listening)
-		u.until("the client is there", func() bool { return u.state().Clients == 1 })
+		_ = u.hold()
 		second, err := u.upgrade()
 		if err != nil {
 			t.Fatal(err)
@@ -250,8 +256,7 @@ func TestUpgradeEndsOfTheOldProcess(t *testing.T) {
 	})
 	t.Run("told to stop by the new one", func(t *testing.T) {
 		u := startUpgrading(t)
-		_ = dial(t, u.listening)
-		u.until("the client is there", func() bool { return u.state().Clients == 1 })
+		_ = u.hold()
 		second, err := u.upgrade()
 		if err != nil {
 			t.Fatal(err)
@@ -267,8 +272,7 @@ func TestUpgradeEndsOfTheOldProcess(t *testing.T) {
 		u.configure("drain_timeout = 0\nupgrade_drain = 0")
 		u.cmd.Process.Signal(unix.SIGHUP)
 		u.until("the settings are read", func() bool { r := u.state().Reload; return r != nil && r.Error == "" })
-		held := dial(t, u.listening)
-		u.until("the client is there", func() bool { return u.state().Clients == 1 })
+		held := u.hold()
 		if _, err := u.upgrade(); err != nil {
 			t.Fatal(err)
 		}

@@ -80,7 +80,7 @@ func (c *client) run(t testing.TB, op, port, queue string, n int) result {
 }
 
 func TestClients(t *testing.T) {
-	each(t, "", func(t *testing.T, tg *target) {
+	eachAtOnce(t, "", func(t *testing.T, tg *target) {
 		many := 10_000
 		if tg.via == "straight" {
 			many = count(1000, many)

@@ -50,8 +50,20 @@ func portOf(addr string) string {
 
 // each runs a case on every broker, straight and through a proxy with these settings.
 func each(t *testing.T, settings string, f func(t *testing.T, tg *target)) {
+	onEach(t, false, settings, f)
+}
+
+// eachAtOnce is each with the versions side by side: for what counts and does not measure.
+func eachAtOnce(t *testing.T, settings string, f func(t *testing.T, tg *target)) {
+	onEach(t, true, settings, f)
+}
+
+func onEach(t *testing.T, atOnce bool, settings string, f func(t *testing.T, tg *target)) {
 	for _, v := range versions(t) {
 		t.Run(string(v), func(t *testing.T) {
+			if atOnce {
+				t.Parallel()
+			}
 			b := rabbit.Get(t, v)
 			t.Run("straight", func(t *testing.T) {
 				f(t, &target{via: "straight", addr: b.Addr(), broker: b})

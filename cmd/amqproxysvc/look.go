@@ -11,6 +11,7 @@ import (
 	"io"
 	"io/fs"
 	"maps"
+	"math"
 	"net/http"
 	"net/url"
 	"os"
@@ -450,6 +451,14 @@ func showStats(w io.Writer, s *admin.Stats) error {
 	}
 	line("clients", "%d now, %d waiting (the longest %s), %d since the start", s.Clients, s.Waiting, terminal.Age(duration(s.LongestWait)), s.ClientsTotal)
 	line("logins", "%d, %s on a connection that was there; %d refused, %d failed", s.LoginsOK, percent(s.Reused, s.LoginsOK), s.LoginsRefused, s.LoginsFailed)
+	if s.Reused > 0 {
+		waiting := ""
+		if s.Connects > 0 {
+			each := s.ConnectSeconds / float64(s.Connects)
+			waiting = fmt.Sprintf(", %s of waiting at %.1f ms each", terminal.Age(duration(each*float64(s.Reused))), 1000*each)
+		}
+		line("saved", "%s%s; about %s of the broker's CPU", service.Plural(int(min(s.Reused, math.MaxInt)), "connection"), waiting, terminal.Age(duration(s.BrokerCPUSaved)))
+	}
 	for _, p := range s.Pauses {
 		what, left := "all", ""
 		if !p.All {

@@ -110,7 +110,7 @@ func TestPageInABrowser(t *testing.T) {
 		t.Fatal(err)
 	}
 	look := func(state string) {
-		for _, width := range []int{360, 1280} {
+		for _, width := range []int{360, 520, 768, 1280, 1920} {
 			for _, theme := range []string{"light", "dark"} {
 				b.window(width, 800, theme)
 				b.until(fmt.Sprintf("innerWidth === %d && matchMedia('(prefers-color-scheme: %s)').matches", width, theme))

@@ -33,14 +33,14 @@
     if (!s.broker_up || off) tile("t-broker", "bad", "Away", s.broker_up ? off.name + ": " + off.reason : s.broker_reason);
     else if (s.blocked_upstreams) tile("t-broker", "warn", "Blocked", "It takes no messages on " + many(s.blocked_upstreams, "connection") + ": its memory or disk is short.");
     else tile("t-broker", "good", "Up", many(s.upstreams, "connection") + " to it, " + num(s.upstreams_total) + " since the start");
-    if (s.pauses) tile("t-wait", "warn", "Paused", (s.paused_clients ? num(s.paused_clients) + (s.paused_clients === 1 ? " client waits" : " clients wait") : "Nobody waits") + " for its end: " + s.pauses.map(pause).join("; "));
+    if (s.pauses) tile("t-wait", "warn", "Paused", (s.paused_clients ? many(s.paused_clients, "client") + " waiting" : "Nobody waits") + " for its end: " + s.pauses.map(pause).join("; "));
     else if (s.waiting_clients) tile("t-wait", "warn", num(s.waiting_clients), "the longest for " + s.longest_wait_seconds.toFixed(1) + " s, of " + many(s.clients, "client"));
     else tile("t-wait", "good", "Nobody", many(s.clients, "client") + ", " + many(s.channels, "channel"));
-    const r = s.logins_ok ? s.logins_reused / s.logins_ok : 0;
+    const r = s.logins_reused / s.logins_ok;
     tile("t-reuse", s.logins_ok < 20 ? "" : r >= .5 ? "good" : "warn", share(s.logins_reused, s.logins_ok),
       !s.logins_ok ? "Nobody has logged in yet." : "of " + num(s.logins_ok) + " logins needed no connection; " + share(s.channels_reused, s.channels_reused + s.channels_opened) + " of the channels were there");
-    const each = s.upstream_connects ? s.upstream_connect_seconds / s.upstream_connects : 0;
-    tile("t-saved", "", num(s.logins_reused), "connections" + (each ? ", " + age(each * s.logins_reused) + " of waiting at " + (1000 * each).toFixed(1) + " ms each" : ""));
+    const each = s.upstream_connect_seconds / s.upstream_connects;
+    tile("t-saved", "", num(s.logins_reused), "connections" + (each ? ", " + age(each * s.logins_reused) + " of waiting at " + (1000 * each).toFixed(1) + " ms each" : "") + "; about " + age(s.broker_cpu_saved_seconds) + " of the broker's CPU");
   };
 
   const wrong = [

@@ -162,12 +162,16 @@ func importCommand(use, ext string, read func(file string) (text string, notes [
 }
 
 func sampleConfigCommand() *cobra.Command {
-	return &cobra.Command{
+	var short bool
+	cmd := &cobra.Command{
 		Use:   "sample-config",
 		Short: "Print a settings file with every setting, commented at its default",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			text, err := config.Sample(nil)
+			text, err := config.ShortSample(), error(nil)
+			if !short {
+				text, err = config.Sample(nil)
+			}
 			if err != nil {
 				return err
 			}
@@ -175,6 +179,8 @@ func sampleConfigCommand() *cobra.Command {
 			return err
 		},
 	}
+	cmd.Flags().BoolVar(&short, "short", false, "Only those that most people change")
+	return cmd
 }
 
 func versionCommand() *cobra.Command {

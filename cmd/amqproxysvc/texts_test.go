@@ -197,6 +197,11 @@ func TestCheckAndImport(t *testing.T) {
 			t.Errorf("%q prints %q, want %q", args, got, want)
 		}
 	}
+	short := filepath.Join(dir, "short.toml")
+	writeFile(t, short, stdoutOf(t, "sample-config", "--short"))
+	if got, want := stdoutOf(t, "check-config", short), short+": ok, upstream amqp://localhost:5672, listening on 127.0.0.1:5673\n"; got != want {
+		t.Errorf("check-config prints %q, want %q", got, want)
+	}
 	ini := filepath.Join(dir, "amqproxy.ini")
 	writeFile(t, ini, "[main]\nupstream = amqp://broker\n[listen]\nport = 5674\n")
 	imported := filepath.Join(dir, "imported.toml")

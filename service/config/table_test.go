@@ -42,6 +42,7 @@ func TestGoldenTexts(t *testing.T) {
 		t.Fatal(err)
 	}
 	golden(t, filepath.Join("testdata", "sample.toml"), sample)
+	golden(t, filepath.Join("testdata", "short.toml"), ShortSample())
 	golden(t, "SETTINGS.md", Page())
 }
 
@@ -129,7 +130,7 @@ func TestSampleIsTheDefaults(t *testing.T) {
 		{"\nbroker_password_file = \"\"", "\nbroker_password_file = \"x\""}} {
 		switchedOn = strings.Replace(switchedOn, whole[0], whole[1], 1)
 	}
-	for name, text := range map[string]string{"as it is": sample, "all switched on": switchedOn} {
+	for name, text := range map[string]string{"as it is": sample, "all switched on": switchedOn, "in short": ShortSample()} {
 		path := filepath.Join(t.TempDir(), "s.toml")
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)

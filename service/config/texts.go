@@ -62,6 +62,31 @@ func Sample(set map[string]string) (string, error) {
 	return b.String(), nil
 }
 
+// first are the settings of the short sample: what most people change.
+var first = []string{"upstream.url", "listener.address", "listener.port", "pool.max_upstreams", "client.max_clients", "http.port", "log.level"}
+
+// ShortSample is a settings file with those that most people change, at their defaults.
+func ShortSample() string {
+	var b strings.Builder
+	b.WriteString(`# The settings of amqproxysvc that most people change, at their defaults. All of them:
+# amqproxysvc sample-config. What is wrong with a file: amqproxysvc check-config FILE.
+`)
+	section := ""
+	for _, name := range first {
+		d := Find(name)
+		if d.Section != section {
+			section = d.Section
+			b.WriteString("\n" + header(section) + "\n")
+		}
+		sentence, _, _ := strings.Cut(d.Help, ". ")
+		if d.Min == 0 && strings.Contains(d.Help, "0: no bound") {
+			sentence += ". 0: no bound"
+		}
+		fmt.Fprintf(&b, "%s%s = %s\n", comment(strings.TrimSuffix(sentence, ".")+"."), d.Key, d.DefaultText())
+	}
+	return b.String()
+}
+
 // note is the bounds and whether a reload is enough.
 func (d *Setting) note() string {
 	live := "(restart)"

@@ -308,3 +308,76 @@ func anchors(text string) map[string]bool {
 	}
 	return all
 }
+
+// A page too long to be seen at a glance names its sections at its head.
+func TestLongPagesHaveContents(t *testing.T) {
+	section := regexp.MustCompile(`(?m)^## .*\n`)
+	long := 0
+	for _, path := range documents(t) {
+		text := prose(document(t, path))
+		if strings.Count(document(t, path), "\n") < 150 || strings.HasSuffix(path, "CHANGELOG.md") {
+			continue
+		}
+		long++
+		_, contents, found := strings.Cut(text, "\nContents: ")
+		if !found {
+			t.Errorf("%s is long and has no line that begins with Contents:", path)
+			continue
+		}
+		contents, _, _ = strings.Cut(contents, "\n\n")
+		for _, heading := range section.FindAllString(text, -1) {
+			for name := range anchors(heading) {
+				if !strings.Contains(contents, "(#"+name+")") {
+					t.Errorf("%s: Contents lacks #%s", path, name)
+				}
+			}
+		}
+	}
+	if long < 5 {
+		t.Errorf("only %d long pages found", long)
+	}
+}
+
+// What the page on troubleshooting has people look for is said somewhere, in these words.
+func TestTroubleshootingNamesWhatIsSaid(t *testing.T) {
+	var source strings.Builder
+	for _, dir := range []string{".", top + "/proxy", top + "/service"} {
+		err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+			if err == nil && d.Name() == "proxytest" {
+				return fs.SkipDir
+			}
+			if err == nil && strings.HasSuffix(path, ".go") && !strings.HasSuffix(path, "_test.go") {
+				source.WriteString(strings.ReplaceAll(document(t, path), `\"`, `"`))
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	others := map[string]bool{ // brokers say it, or it is put together
+		"broker forced connection closure …": true, "NOT_FOUND - no exchange 'orders'": true, "unknown exchange type": true,
+		"… connection limit (…) is reached": true, "no connection to the broker is free: max_upstreams = …": true,
+		"client refused: it sent plain AMQP; this port speaks TLS": true, "exit code 78": true, "tcp_nodelay = true": true,
+	}
+	looked := 0
+	for _, m := range regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(prose(document(t, top+"/service/TROUBLESHOOTING.md")), -1) {
+		text := m[1]
+		if strings.Count(text, " ") < 2 || strings.HasPrefix(text, "ss ") {
+			continue
+		}
+		if others[text] {
+			delete(others, text)
+			continue
+		}
+		for _, piece := range regexp.MustCompile(`…|\.\.\.|= `).Split(text, -1) {
+			piece = strings.Trim(piece, " .")
+			if looked++; len(piece) > 2 && !strings.Contains(source.String(), piece) {
+				t.Errorf("TROUBLESHOOTING.md has %q, and nothing says %q", text, piece)
+			}
+		}
+	}
+	if looked < 30 || len(others) > 0 {
+		t.Errorf("%d texts found, and not %v", looked, others)
+	}
+}

@@ -67,6 +67,7 @@ func wineBed(b *bed) {
 	})
 	w.installing()
 	w.running()
+	w.looking()
 	w.reloading()
 	w.stopping()
 	w.failing()
@@ -282,26 +283,6 @@ func (w *winLife) running() {
 			s.fail("status --json tells %+v, %+v", r, r.Service)
 		}
 		s.contains(w.ok(s, "status"), "running, pid ", "clients    1", "127.0.0.1:"+strconv.Itoa(w.port), w.broker.Addr())
-	})
-	w.step("the admin channel answers over its pipe", func(s *step) {
-		c := s.start("hold", w.port)
-		defer c.stop() // it is cut, and says so
-		// Wine 8 gives the first caller the pipe's first instance, which go-winio has taken for
-		// itself so that the name is its own, and which nobody serves.
-		_, _ = w.run(s, winProg, "stats")
-		s.until("the client is listed", 10*time.Second, func() bool { return strings.Contains(w.ok(s, "clients"), "guest") })
-		s.contains(w.ok(s, "pools"), "REUSE", "guest")
-		for _, look := range []string{"upstreams", "stats", "advise", "status"} {
-			w.ok(s, look)
-		}
-		for _, change := range []string{"pause", "drain", "resume"} {
-			w.ok(s, change, "--vhost", "none")
-		}
-		s.contains(w.ok(s, "config"), winConfig(unit)+":")
-		s.contains(w.ok(s, "kick", "--user", "guest"), "1 client closed")
-		s.contains(w.ok(s, "reconnect"), "retired")
-		s.contains(w.exits(s, 3, "clients", "--name", "other"), "no proxy")
-		s.contains(w.log(s), "admin command")
 	})
 	w.step("a secret by protect (DPAPI): read on this machine, its words nowhere in the file", func(s *step) {
 		const secret, settings = `C:\ProgramData\amqproxysvc\shop.password`, `C:\ProgramData\amqproxysvc\protected.toml`

@@ -150,6 +150,22 @@ func (s *Server) authenticate(c *client, who login, props []byte) (*account, *am
 	}
 }
 
+// proven reports whether a login is no stranger's: the proxy has found it right, or the broker has before.
+func (s *Server) proven(who login) bool {
+	return who.stored() != nil || s.strangers.known(s.strangers.id(who))
+}
+
+// knownIn reports whether the broker has accepted the account in a vhost, now or before.
+func (s *Server) knownIn(a *account, vhost string) bool {
+	s.logins.mu.Lock()
+	p := a.pools[vhost]
+	s.logins.mu.Unlock()
+	if p != nil {
+		return p.known()
+	}
+	return s.strangers.known(s.strangers.id(a.login, vhost))
+}
+
 // strangersTurn waits until a stranger may ask the broker.
 func (s *Server) strangersTurn(c *client, gone <-chan struct{}, user string) (*turn, *amqp.Error) {
 	ctx, cancel := context.WithTimeout(s.ctx, s.cfg().WaitTimeout)

@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -105,6 +106,49 @@ func TestPlacesAreForClientsInTurn(t *testing.T) {
 			_ = (<-got).Hangup()
 		}
 		_ = silent.Hangup()
+	})
+}
+
+// Wrong passwords hold no place under max_clients while the broker makes up its mind: who was accepted before comes in
+// beside any number of them, and who is new as soon as he is found right.
+func TestGuessesHoldNoPlace(t *testing.T) {
+	withScript(t, 0, func(c *Config) { c.MaxClients = 2 }, func(r *rig) {
+		stays, _ := r.pair(proxytest.ClientConfig{User: "known", Password: "good"})
+		var guesses []*proxytest.Peer
+		for i := range 5 {
+			c := r.connect(proxytest.ClientConfig{User: fmt.Sprint("u", i), Password: "wrong"})
+			go func() { _ = c.Start() }()
+			p := r.sc.Accept()
+			p.Start() // and does not answer
+			guesses = append(guesses, p)
+		}
+		synctest.Wait()
+		if n := r.s.limits.clients.Used(); n != 1 {
+			t.Errorf("%d places are held beside five guesses, want the one of who is in", n)
+		}
+		came := time.Now()
+		c, err := r.login(proxytest.ClientConfig{User: "known", Password: "good"})
+		r.must(err)
+		if took := time.Since(came); took > 0 {
+			t.Errorf("who is known waited %v for a place", took)
+		}
+		_ = c.Close()
+		done := make(chan *proxytest.Client)
+		go func() {
+			c, err := r.login(proxytest.ClientConfig{User: "new", Password: "right"})
+			r.must(err)
+			done <- c
+		}()
+		r.sc.AcceptOpen()
+		c = <-done
+		if n := r.s.limits.clients.Used(); n != 2 {
+			t.Errorf("%d places are held, want those of the two who are in", n)
+		}
+		_ = c.Close()
+		_ = stays.Close()
+		for _, p := range guesses {
+			p.Send(proxytest.CloseBytes(0, amqp.AccessRefused, "ACCESS_REFUSED - Login was refused", 0))
+		}
 	})
 }
 

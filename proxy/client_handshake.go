@@ -286,9 +286,12 @@ func (c *client) startOk(f amqp.Frame, offered string) bool {
 		c.props = bytes.Clone(c.props)
 		props = c.props
 	}
-	if e := c.s.waitPlace(c); e != nil {
-		c.refuseLogin(e)
-		return false
+	stranger := c.s.cfg().MaxClients > 0 && !c.s.proven(who)
+	if !stranger { // who waits for a place has the broker asked nothing meanwhile
+		if e := c.s.waitPlace(c); e != nil {
+			c.refuseLogin(e)
+			return false
+		}
 	}
 	over := c.awaits()
 	account, e := c.s.authenticate(c, who, props)
@@ -308,6 +311,12 @@ func (c *client) startOk(f amqp.Frame, offered string) bool {
 		return false
 	}
 	c.keepProperties()
+	if stranger {
+		if e := c.s.waitPlace(c); e != nil {
+			c.refuseLogin(e)
+			return false
+		}
+	}
 	return true
 }
 
@@ -385,15 +394,18 @@ func (c *client) open(f amqp.Frame) bool {
 		return false
 	}
 	rules := c.s.quotas.rules.Load()
-	e := c.s.mayOpen(c.account.login, vhost)
+	e, later := c.s.mayOpen(c.account.login, vhost), false
 	if e == nil {
-		e = c.enter(vhost)
+		e, later = c.enter(vhost)
 	}
 	if e == nil {
 		c.pool = c.s.poolOf(c.account, vhost)
 		over := c.awaits()
 		e = c.admitted()
 		over()
+	}
+	if e == nil && later {
+		e = c.enterVHost(vhost)
 	}
 	if e == nil && c.fromElsewhere() { // as far as the broker of its vhost goes
 		c.log(slog.LevelInfo, "client refused: its user may come from loopback only", "setting", "client.loopback_users")

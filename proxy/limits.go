@@ -15,8 +15,8 @@ import (
 	"github.com/amqproxysvc/amqproxysvc/proxy/wait"
 )
 
-// limits are the server's. Strangers hold no place under max_clients: it is taken when a client
-// has said who it is, and waited for in turn.
+// limits are the server's. Strangers hold no place under max_clients, however long the broker takes to refuse them: it
+// is taken, and waited for in turn, when a client has said who it is and that is known to be right.
 type limits struct {
 	clients wait.Bound // max_clients
 	sockets int        // that clients and upstreams may have together; 0: no bound

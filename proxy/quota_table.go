@@ -227,12 +227,25 @@ func (c *client) keysOf(vhost string) [quotaKinds]string {
 }
 
 // enter counts a client that has proved who it is and names its vhost, where RabbitMQ looks at its own
-// limits, and has it wait where logins are too many. An error: it is refused, or has gone.
-func (c *client) enter(vhost string) *amqp.Error {
-	q := &c.s.quotas
-	if q.rules.Load() == nil {
-		return nil
+// limits, and has it wait where logins are too many. An error: it is refused, or has gone. Anybody may name
+// any vhost: in one where its login is not known it counts once the broker has let it in. later: it
+// shall come again then, with enterVHost.
+func (c *client) enter(vhost string) (e *amqp.Error, later bool) {
+	rules := c.s.quotas.rules.Load()
+	if rules == nil {
+		return nil, false
 	}
+	later = len(rules.by[byVHost]) > 0 && !c.s.knownIn(c.account, vhost)
+	return c.enterBy(vhost, func(kind int) bool { return !later || kind != byVHost }), later
+}
+
+// enterVHost is enter for who was not known in the vhost then.
+func (c *client) enterVHost(vhost string) *amqp.Error {
+	return c.enterBy(vhost, func(kind int) bool { return kind == byVHost })
+}
+
+func (c *client) enterBy(vhost string, which func(kind int) bool) *amqp.Error {
+	q := &c.s.quotas
 	names := c.keysOf(vhost)
 	q.mu.Lock()
 	rules := q.rules.Load()
@@ -240,9 +253,12 @@ func (c *client) enter(vhost string) *amqp.Error {
 		q.mu.Unlock()
 		return nil
 	}
-	mine := &clientQuotas{}
+	mine, next := &clientQuotas{}, &clientQuotas{}
+	if old := c.quotas.Load(); old != nil {
+		*mine = *old
+	}
 	for kind := range mine.of {
-		if len(rules.by[kind]) == 0 {
+		if len(rules.by[kind]) == 0 || !which(kind) {
 			continue
 		}
 		k := q.keyLocked(rules, kind, names[kind])
@@ -254,11 +270,11 @@ func (c *client) enter(vhost string) *amqp.Error {
 			q.mu.Unlock()
 			return tooManyFor(kind, c.user, vhost, "connection", r.bound(limitClients))
 		}
-		mine.of[kind] = k
+		mine.of[kind], next.of[kind] = k, k
 	}
 	q.countLocked(c, mine)
 	q.mu.Unlock()
-	return c.takeTurns(mine, vhost)
+	return c.takeTurns(next, vhost)
 }
 
 // countLocked counts a client in those quotas that it is not yet counted in.

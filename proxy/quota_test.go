@@ -179,6 +179,46 @@ func TestMaxClientsOfEach(t *testing.T) {
 	}
 }
 
+// Who names a vhost that he may not enter uses up none of its limits, however long the broker takes to say so; who
+// may, counts.
+func TestLimitsOfAVHostAreItsOwn(t *testing.T) {
+	withScript(t, 0, func(c *Config) {
+		c.Limits = []Limit{{By: ByVHost, Match: "shop", MaxClients: 2, ConnectRate: Rate{3, time.Second}}}
+	}, func(r *rig) {
+		own := proxytest.ClientConfig{User: "own", Password: "o", VHost: "shop"}
+		first, _ := r.pair(own)
+		foreign := make(chan error, 4)
+		var asked []*proxytest.Peer
+		for i := range cap(foreign) {
+			go func() {
+				_, err := r.login(proxytest.ClientConfig{User: fmt.Sprint("foreign", i), Password: "f", VHost: "shop"})
+				foreign <- err
+			}()
+			p := r.sc.Accept()
+			p.Start()
+			p.Send(amqp.AppendTune(nil, amqp.ConnectionTune, proxytest.DefaultTune))
+			p.Expect(amqp.ConnectionTuneOk)
+			p.Expect(amqp.ConnectionOpen)
+			asked = append(asked, p)
+		}
+		came := time.Now()
+		second := r.client(own)
+		if took := time.Since(came); took > 0 {
+			t.Errorf("who belongs there waited %v for those who do not", took)
+		}
+		_, err := r.login(own)
+		r.hears(err, amqp.NotAllowed, "connection limit (2) is reached")
+		for _, p := range asked[1:] {
+			p.Send(proxytest.CloseBytes(0, amqp.NotAllowed, "NOT_ALLOWED - access to vhost 'shop' refused for user 'f'", 0))
+			r.hears(<-foreign, amqp.NotAllowed, "access to vhost 'shop' refused")
+		}
+		asked[0].SendMethod(0, amqp.ConnectionOpenOk, "") // and this one may
+		r.hears(<-foreign, amqp.NotAllowed, "connection limit (2) is reached")
+		r.must(second.Close())
+		r.must(first.Close())
+	})
+}
+
 // An alarm refuses nobody.
 func TestLimitsAsAlarms(t *testing.T) {
 	fromLoopback(t, func(c *Config) {

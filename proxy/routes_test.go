@@ -1,12 +1,17 @@
 package proxy
 
 import (
+	"context"
+	"fmt"
+	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/broker"
 	"github.com/amqproxysvc/amqproxysvc/proxy/proxytest"
 )
 
@@ -190,6 +195,56 @@ func TestAUserOfARoutesBrokerAlone(t *testing.T) {
 		r.reload(func(c *Config) { c.Routes = nil })
 		_, err = r.login(only)
 		r.hears(err, amqp.AccessRefused, "using authentication mechanism PLAIN")
+	})
+}
+
+// Passwords that are wrong everywhere are asked at one broker after the other: while the second one is slow, no more of
+// them are at it than its lane has turns, and none of them holds a turn at the first, where who is new comes in at once.
+func TestGuessesAtASlowBroker(t *testing.T) {
+	var atGreen atomic.Int32
+	var slow chan struct{}
+	withNodes(t, bothBrokers, func(c *Config, n *nodes) {
+		blueGreen(Route{VHost: "shop", Broker: "green"})(c, n)
+		n.b["blue:5672"].SetUser("new", "n")
+		slow = make(chan struct{})
+		dial := c.Dial
+		c.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+			if address == "green:5672" {
+				atGreen.Add(1)
+				defer atGreen.Add(-1)
+				select {
+				case <-slow:
+				case <-ctx.Done():
+					return nil, ctx.Err()
+				}
+			}
+			return dial(ctx, network, address)
+		}
+	}, func(r *rig, n *nodes) {
+		const guesses = 2 * broker.StrangersAtATime
+		done := make(chan error, guesses)
+		for i := range guesses {
+			go func() {
+				_, err := r.login(proxytest.ClientConfig{User: fmt.Sprint("u", i), Password: "wrong"})
+				done <- err
+			}()
+		}
+		synctest.Wait()
+		if at := atGreen.Load(); at != broker.StrangersAtATime {
+			t.Errorf("%d are asked about at the slow broker at a time, want %d", at, broker.StrangersAtATime)
+		}
+		if refused := n.b["blue:5672"].Counts().Refused; refused != guesses {
+			t.Errorf("the first broker has judged %d of %d", refused, guesses)
+		}
+		began := time.Now()
+		r.must(r.client(proxytest.ClientConfig{User: "new", Password: "n"}).Close())
+		if took := time.Since(began); took > 0 {
+			t.Errorf("who is new waited %v for the slow broker", took)
+		}
+		close(slow)
+		for range guesses {
+			r.hears(<-done, amqp.AccessRefused, "using authentication mechanism PLAIN")
+		}
 	})
 }
 

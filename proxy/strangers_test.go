@@ -191,6 +191,42 @@ func TestAVHostIsLeftWithAClose(t *testing.T) {
 	})
 }
 
+// However many vhosts a user may enter, a broker that does not answer a goodbye sees no more connections beyond
+// max_upstreams than the lane has turns.
+func TestVHostsThatAreLeftSlowly(t *testing.T) {
+	vhosts := []string{"/"}
+	for i := range 2 * broker.VHostsAtATime {
+		vhosts = append(vhosts, fmt.Sprint("v", i))
+	}
+	var answers atomic.Bool
+	withBroker(t, proxytest.BrokerConfig{VHosts: vhosts, Intercept: func(_ *proxytest.BrokerConn, f amqp.Frame) bool {
+		return !answers.Load() && f.Type() == amqp.FrameMethod && f.Method() == amqp.ConnectionClose
+	}}, func(c *Config) { c.MaxUpstreams = 1 }, func(r *rig) {
+		stays := r.client(proxytest.ClientConfig{})
+		_, err := stays.DeclareQueue(1, "q", 0)
+		r.must(err)
+		done := make(chan error, len(vhosts)-1)
+		for _, v := range vhosts[1:] {
+			go func() {
+				c, err := r.login(proxytest.ClientConfig{VHost: v})
+				if err == nil {
+					err = c.Close()
+				}
+				done <- err
+			}()
+		}
+		synctest.Wait()
+		if n := r.b.Counts().Open; n > 1+broker.VHostsAtATime {
+			t.Errorf("the broker sees %d connections, want at most the one of max_upstreams and %d", n, broker.VHostsAtATime)
+		}
+		answers.Store(true)
+		r.must(stays.Close())
+		for range vhosts[1:] { // one place for all of them: some hear that none came free in time
+			<-done
+		}
+	})
+}
+
 // A user may name any number of vhosts that are not there: the broker is asked about one twice, about
 // many one after another and with a pause, nobody's connection is closed for them, and nobody waits.
 func TestVHostsThatAreNotThere(t *testing.T) {

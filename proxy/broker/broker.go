@@ -82,7 +82,7 @@ const (
 	// Strangers is for all others: they cannot hold up those who are known.
 	Strangers
 	// VHosts is for credentials that the broker has accepted, and a vhost in which it has not: a turn
-	// lasts until the vhost is open or the link closed.
+	// lasts until the link serves or is closed, however long the broker takes for its goodbye.
 	VHosts
 	lanes
 )
@@ -255,7 +255,7 @@ func (b *Broker) login(ctx context.Context, l Lane, c Credential, props []byte) 
 		return nil, err
 	}
 	k, err := b.logInNow(ctx, c, props)
-	if err == nil && l == VHosts { // what it is for comes yet
+	if err == nil && l == VHosts { // what it is for comes yet, see Open
 		k.turn = sync.OnceFunc(give)
 		return k, nil
 	}

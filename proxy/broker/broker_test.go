@@ -315,6 +315,50 @@ func TestVHostsAtATime(t *testing.T) {
 	})
 }
 
+// A vhost that was only looked at keeps its turn until the broker has answered the goodbye, or has had its time for it;
+// one that serves gives it back at once.
+func TestVHostsThatAreLeft(t *testing.T) {
+	withBroker(t, func(r *rig) {
+		turns := func() int {
+			synctest.Wait()
+			return len(r.b.turns[VHosts])
+		}
+		opened := func() *Link {
+			var k *Link
+			done := in(func() (err error) {
+				if k, err = r.b.Login(ctx, VHosts, Credential{User: "u", Secret: NewSecret("s3cret")}, props()); err != nil {
+					return err
+				}
+				return k.Open(ctx, "/")
+			})
+			r.sc.AcceptOpen()
+			if err := <-done; err != nil {
+				t.Fatal(err)
+			}
+			return k
+		}
+		left := opened()
+		done := in(func() error { left.Quit(ctx); return nil })
+		if n := turns(); n != 1 {
+			t.Errorf("%d turns are taken while the broker is told goodbye, want one", n)
+		}
+		<-done // it did not answer
+		if n := turns(); n != 0 {
+			t.Errorf("%d turns are taken when the link is closed", n)
+		}
+		serves := opened()
+		if n := turns(); n != 1 {
+			t.Errorf("%d turns are taken before it is known what the link is for, want one", n)
+		}
+		serves.Stand()
+		if n := turns(); n != 0 {
+			t.Errorf("%d turns are taken while the link serves", n)
+		}
+		serves.End(false)
+		serves.Close()
+	})
+}
+
 // Strangers wait for one another, and never hold up who is known.
 func TestLanes(t *testing.T) {
 	withBroker(t, func(r *rig) {

@@ -43,7 +43,7 @@ type Link struct {
 	ip     netip.Addr // of the other end, where that has one
 	began  time.Time
 	waited bool   // for a login or a vhost, without being read: it may have died meanwhile
-	turn   func() // gives back the turn that it has until its vhost is open; nil: it has none
+	turn   func() // gives back the turn that it has until it serves or is closed; nil: it has none
 	ended  sync.Once
 	left   sync.Once
 }
@@ -207,9 +207,9 @@ func (k *Link) logIn(ctx context.Context, c Credential, props []byte) error {
 	return nil
 }
 
-// Open is the second half: tune-ok and connection.open in one go. A verdict on the vhost is an *amqp.Error.
+// Open is the second half: tune-ok and connection.open in one go. A verdict on the vhost is an *amqp.Error. What is
+// open is then for Stand, Quit or Close, what is not for Close: the link's turn lasts until then.
 func (k *Link) Open(ctx context.Context, vhost string) error {
-	defer k.giveTurn()
 	cfg := k.b.conf.Load()
 	if k.waited {
 		k.began = time.Now()
@@ -289,7 +289,10 @@ func (k *Link) broke(ctx context.Context, err error) error {
 }
 
 // Stand counts the link as one that serves: the broker is known to be up while there is one.
-func (k *Link) Stand() { k.b.standing.Add(1) }
+func (k *Link) Stand() {
+	k.giveTurn()
+	k.b.standing.Add(1)
+}
 
 // End ends what Stand began. lost: the broker or the network ended it.
 func (k *Link) End(lost bool) {

@@ -35,6 +35,8 @@ const (
 	refusedFor = time.Second
 	// How many of each are remembered at most.
 	acceptedMost, refusedMost, sourcesMost = 1 << 15, 1 << 12, 1 << 14
+	// longestName, in octets, is what is remembered of a user's name as it is: a stranger's may have thousands.
+	longestName = 64
 )
 
 // loginID stands for a user, secret and vhost (or none) without holding the secret.
@@ -198,6 +200,10 @@ func hostOf(addr net.Addr) string {
 
 // enter waits for a stranger's turn, at most until ctx ends or gone is closed.
 func (s *strangers) enter(ctx context.Context, gone <-chan struct{}, host, user string) (*turn, error) {
+	if len(user) > longestName {
+		sum := sha256.Sum256([]byte(user))
+		user = string(sum[:])
+	}
 	t := &turn{s: s, where: [2]source{{host: host, user: user}, {host: host, any: true}}}
 	for _, src := range t.where {
 		s.mu.Lock()
@@ -272,19 +278,21 @@ func (s *strangers) failedLocked(src source) {
 }
 
 // tidyLocked forgets sources: those whose time is over, and if these are too few those that
-// wait for nothing. A client that tries many user names makes many.
+// wait for nothing, who has failed often last. A client that tries many user names makes many.
 func (s *strangers) tidyLocked() {
 	for src, f := range s.sources {
 		if f.inside == 0 && time.Since(f.since) > failuresFor {
 			delete(s.sources, src)
 		}
 	}
-	for src, f := range s.sources {
-		if len(s.sources) < sourcesMost/2 {
-			return
-		}
-		if f.inside == 0 && f.n < failuresFree {
-			delete(s.sources, src)
+	for _, often := range []bool{false, true} {
+		for src, f := range s.sources {
+			if len(s.sources) < sourcesMost/2 {
+				return
+			}
+			if f.inside == 0 && (often || f.n < failuresFree) {
+				delete(s.sources, src)
+			}
 		}
 	}
 }

@@ -191,6 +191,33 @@ func TestAVHostIsLeftWithAClose(t *testing.T) {
 	})
 }
 
+// What is remembered of those who fail is bounded, however often they fail and however long the names are that they think of.
+func TestFailuresAreBounded(t *testing.T) {
+	s := newStrangers()
+	tn, err := s.enter(t.Context(), nil, "host", strings.Repeat("n", 4000))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tn.leave(true)
+	for src := range s.sources {
+		if len(src.user) > longestName {
+			t.Errorf("a name of %d octets is kept whole", len(src.user))
+		}
+	}
+	for i := range 2 * sourcesMost {
+		tn := &turn{s: s, where: [2]source{{host: fmt.Sprint(i), user: "u"}, {host: fmt.Sprint(i), any: true}}}
+		tn.leave(true)
+		for _, src := range tn.where {
+			if f := s.sources[src]; f != nil {
+				f.n = hostFailuresFree // each of them too often
+			}
+		}
+		if n := len(s.sources); n > sourcesMost+1 {
+			t.Fatalf("%d sources are remembered, at most %d", n, sourcesMost)
+		}
+	}
+}
+
 // However many vhosts a user may enter, a broker that does not answer a goodbye sees no more connections beyond
 // max_upstreams than the lane has turns.
 func TestVHostsThatAreLeftSlowly(t *testing.T) {

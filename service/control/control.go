@@ -30,8 +30,13 @@ type Server struct {
 	done    chan struct{}
 }
 
-// maxConns bounds the connections held at a time: each is somebody's command.
-const maxConns = 32
+const (
+	// maxConns bounds the connections held at a time: each is somebody's command.
+	maxConns = 32
+	// forAdmins are kept beyond it for those who may change something: whoever may only look shuts
+	// nobody out who has to end it.
+	forAdmins = 8
+)
 
 // New binds the socket at a path and has the handler answer there. withPeer puts who asks
 // into each connection's context. The socket is bound when it returns.
@@ -78,7 +83,7 @@ func serving(ln net.Listener, handler http.Handler, withPeer func(context.Contex
 	}}
 	go func() {
 		defer close(s.done)
-		_ = s.http.Serve(&bounded{ln, make(chan struct{}, maxConns)})
+		_ = s.http.Serve(&bounded{ln, peerOf, make(chan struct{}, maxConns), make(chan struct{}, forAdmins)})
 	}()
 	return s
 }
@@ -102,7 +107,9 @@ func (s *Server) Close() {
 // bounded closes at once what comes beyond the bound, so that nobody waits unanswered.
 type bounded struct {
 	net.Listener
-	held chan struct{}
+	peer   func(net.Conn) (Peer, error)
+	held   chan struct{}
+	admins chan struct{} // held by administrators beyond held
 }
 
 func (b *bounded) Accept() (net.Conn, error) {
@@ -115,8 +122,15 @@ func (b *bounded) Accept() (net.Conn, error) {
 		case b.held <- struct{}{}:
 			return &boundConn{Conn: c, held: b.held, closed: make(chan struct{}, 1)}, nil
 		default:
-			_ = c.Close()
 		}
+		if p, err := b.peer(c); err == nil && p.Admin {
+			select {
+			case b.admins <- struct{}{}:
+				return &boundConn{Conn: c, held: b.admins, closed: make(chan struct{}, 1)}, nil
+			default:
+			}
+		}
+		_ = c.Close()
 	}
 }
 

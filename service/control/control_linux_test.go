@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -130,6 +131,56 @@ func TestPeers(t *testing.T) {
 	}
 }
 
+// Those who may only look leave places for those who may change something.
+func TestPlacesForAdmins(t *testing.T) {
+	inner, err := net.Listen("unix", filepath.Join(t.TempDir(), "s.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = inner.Close() }()
+	var admin atomic.Bool
+	peer := func(net.Conn) (Peer, error) { return Peer{Admin: admin.Load()}, nil }
+	ln := &bounded{inner, peer, make(chan struct{}, maxConns), make(chan struct{}, forAdmins)}
+	accepted := make(chan net.Conn)
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				close(accepted)
+				return
+			}
+			accepted <- c
+		}
+	}()
+	come := func() net.Conn {
+		c, err := net.Dial("unix", inner.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() })
+		return c
+	}
+	for range maxConns {
+		come()
+		<-accepted
+	}
+	if _, err := come().Read(make([]byte, 1)); err == nil {
+		t.Error("beyond the bound one who may only look is not sent away")
+	}
+	admin.Store(true)
+	var last net.Conn
+	for range forAdmins {
+		come()
+		last = <-accepted
+	}
+	if _, err := come().Read(make([]byte, 1)); err == nil {
+		t.Error("administrators have no bound")
+	}
+	_ = last.Close()
+	come()
+	<-accepted
+}
+
 // Who holds connections and says nothing takes a bounded number of them, and those beyond are
 // closed, not left to wait; a place that comes free serves the next.
 func TestConnectionsAreBounded(t *testing.T) {
@@ -138,7 +189,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 		t.Fatal(err)
 	}
 	var held []net.Conn
-	for range maxConns {
+	for range maxConns + forAdmins { // whoever runs the test is one
 		c, err := net.Dial("unix", at)
 		if err != nil {
 			t.Fatal(err)

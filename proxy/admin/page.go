@@ -10,8 +10,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io/fs"
-	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync"
 	"time"
@@ -104,35 +104,45 @@ func (p *page) guard(next http.HandlerFunc) http.HandlerFunc {
 }
 
 // allowed checks the password (RFC 7617; the user's name is not looked at), in constant time,
-// and no more wrong ones from one address than passwordTries a minute.
+// and no more wrong ones from one address (IPv6: /64) than passwordTries a minute.
 func (p *page) allowed(w http.ResponseWriter, req *http.Request) bool {
-	from, _, err := net.SplitHostPort(req.RemoteAddr)
-	if err != nil {
-		from = req.RemoteAddr
-	}
+	from := sourceOf(req.RemoteAddr)
+	_, said, given := req.BasicAuth()
+	a, b := sha256.Sum256([]byte(said)), sha256.Sum256([]byte(p.password))
+	right := given && subtle.ConstantTimeCompare(a[:], b[:]) == 1
 	p.mu.Lock()
 	if p.wrong == nil || time.Since(p.since) > time.Minute || len(p.wrong) > 10_000 {
 		p.wrong, p.since = map[string]int{}, time.Now()
 	}
 	tries := p.wrong[from]
+	if given && !right && tries < passwordTries { // looked at and counted in one: others are tried meanwhile
+		p.wrong[from]++
+	}
 	p.mu.Unlock()
-	if tries >= passwordTries {
+	switch {
+	case tries >= passwordTries:
 		answer(w, http.StatusTooManyRequests, "too many wrong passwords from this address, wait a minute")
 		return false
-	}
-	_, said, given := req.BasicAuth()
-	a, b := sha256.Sum256([]byte(said)), sha256.Sum256([]byte(p.password))
-	if given && subtle.ConstantTimeCompare(a[:], b[:]) == 1 {
+	case right:
 		return true
-	}
-	if given {
-		p.mu.Lock()
-		p.wrong[from]++
-		p.mu.Unlock()
 	}
 	w.Header().Set("WWW-Authenticate", `Basic realm="amqproxysvc", charset="UTF-8"`)
 	answer(w, http.StatusUnauthorized, "a password is asked for: that of http.password_file")
 	return false
+}
+
+// sourceOf is what of a client's address counts as one: whoever has an IPv6 address has a /64 of them.
+func sourceOf(remote string) string {
+	at, err := netip.ParseAddrPort(remote)
+	if err != nil {
+		return remote
+	}
+	ip := at.Addr().Unmap()
+	if ip.Is4() {
+		return ip.String()
+	}
+	network, _ := ip.Prefix(64) // it has as many bits
+	return network.String()
 }
 
 // stream tells one page until it goes.

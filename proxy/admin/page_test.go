@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -115,6 +116,23 @@ func TestPagePassword(t *testing.T) {
 	}
 	if w := looked(h, "/api/v1/clients", with("right", "192.0.2.2:1")); w.Code != http.StatusOK {
 		t.Errorf("another address pays for it: got %d", w.Code)
+	}
+	// Whoever has one IPv6 address has a whole network of them, and several tries at a time are as many.
+	var refused atomic.Int32
+	var wg sync.WaitGroup
+	for n := range 10 * passwordTries {
+		wg.Go(func() {
+			if w := looked(h, "/api/v1/clients", with("wrong", fmt.Sprintf("[2001:db8::%x]:1", n))); w.Code == http.StatusUnauthorized {
+				refused.Add(1)
+			}
+		})
+	}
+	wg.Wait()
+	if n := refused.Load(); n != passwordTries {
+		t.Errorf("%d passwords of one network were looked at, want %d", n, passwordTries)
+	}
+	if w := looked(h, "/api/v1/clients", with("right", "[2001:db8:0:1::1]:1")); w.Code != http.StatusOK {
+		t.Errorf("another network pays for it: got %d", w.Code)
 	}
 }
 

@@ -1,6 +1,6 @@
 # Everything that is done with this tree has a target here; `make help` lists them.
 # Variables: VERSION, FULL=1 (long counts), QUICK=1, BROKER=amqp://…, PEERS=name=host:port,
-# FUZZTIME, SOAKTIME, RUN (a pattern of test names), PKG (what test-unit tests),
+# FUZZTIME, SOAKTIME, ABUSETIME, RUN (a pattern of test names), PKG (what test-unit tests),
 # AMQPROXYSVC_TEST_CACHE.
 
 SHELL := /bin/bash
@@ -10,6 +10,7 @@ SHELL := /bin/bash
 VERSION ?= $(shell ./packaging/version 2>/dev/null || echo 0.0.0)
 FUZZTIME ?= 10000x
 SOAKTIME ?= 10m
+ABUSETIME ?= 10m
 RUN ?= .
 PKG ?= ./...
 
@@ -116,6 +117,10 @@ test-hostile: ## brokers and tenants that mean harm: what needs no quiet machine
 .PHONY: hostile
 hostile: ## strangers, tenants and brokers that mean harm, beside canaries (FULL=1: long counts)
 	HOSTILE=1 $(GOTEST) -timeout 120m -run '$(RUN)' ./proxy/proxytest/hostile
+
+.PHONY: abuse
+abuse: ## all that means harm at once, beside tenants, before a broker with faults, ABUSETIME long, with -race
+	HOSTILE=1 ABUSETIME=$(ABUSETIME) $(GOTEST) -timeout 0 -run '^TestAbuse$$' ./proxy/proxytest/hostile
 
 .PHONY: test-service
 test-service: ## the service under a booted systemd and under Wine

@@ -256,6 +256,7 @@ func (r *rig) under(length time.Duration, l limits, attack func(ctx context.Cont
 	standing.Add(6) // two of each singer
 	wg.Go(func() { loud = r.listen(ctx, standing.Done) })
 	standing.Wait()
+	ran, waited := r.onCores()
 	wg.Go(func() { attack(ctx) })
 	most := 0
 	wg.Go(func() {
@@ -266,7 +267,9 @@ func (r *rig) under(length time.Duration, l limits, attack func(ctx context.Cont
 	})
 	wg.Wait()
 	r.alive()
-	r.t.Logf("FIGURE %s: resident at most %d MiB", r.t.Name(), most>>20)
+	ranNow, waitedNow := r.onCores()
+	r.t.Logf("FIGURE %s: resident at most %d MiB; its threads ran for %v and waited for a core for %v", r.t.Name(), most>>20,
+		(ranNow - ran).Round(time.Millisecond), (waitedNow - waited).Round(time.Millisecond))
 	errs := []error{judge(r.t, quiet, loud, l)}
 	if l.most > 0 && most > r.base.rss+l.most {
 		errs = append(errs, fmt.Errorf("%d MiB were resident beside the attack, at most %d are promised (%d before and %d for it)",

@@ -8,14 +8,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
-	"slices"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
 	"github.com/amqproxysvc/amqproxysvc/proxy/proxytest"
 )
 
@@ -32,30 +29,24 @@ func TestCrowds(t *testing.T) {
 		settings string
 		bounds   int // the sum's part that does not depend on who is there
 		before   func(straight *proxytest.Client) error
-		one      func(ctx context.Context, addr string, i int)
+		member   string
 	}{
 		{
 			name:     "handshakes",
+			member:   "a handshake",
 			settings: fmt.Sprintf("max_handshakes = %d\nhandshake_timeout = \"60s\"\n", 2*n),
 			bounds:   2 * n * 16 << 10,
-			one: func(ctx context.Context, addr string, i int) {
-				from := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, byte(2+i%4))}} // an address has half of the places
-				if c, err := from.DialContext(ctx, "tcp", addr); err == nil {
-					b := append(slices.Clone(amqp.ProtocolHeader[:]), startOk("u9", "x", 7800)...)
-					c.Write(b[:len(b)-1])
-					hold(ctx, c)
-				}
-			},
 		},
 		{
 			name:     "slow readers",
+			member:   "a slow reader",
 			settings: "message_buffer = \"16MiB\"\nmax_message_size = \"8MiB\"\nclient_queues = \"64MiB\"\nclient_queue = \"2MiB\"\n",
 			bounds:   16*mib + 64*mib,
 			before: func(straight *proxytest.Client) error {
 				body := make([]byte, 100<<10) // of which the kernel's buffers take some
 				for i := range n {
 					q, err := straight.DeclareQueue(1, fmt.Sprint("slow-", i), 0)
-					for range count(6, 3) {
+					for range count(6, 2) {
 						if err == nil {
 							err = straight.Publish(1, "", q, body)
 						}
@@ -66,33 +57,12 @@ func TestCrowds(t *testing.T) {
 				}
 				return nil
 			},
-			one: func(ctx context.Context, addr string, i int) {
-				c, err := proxytest.Dial(proxytest.ClientConfig{Addr: addr, User: attacker, Password: users()[attacker], Timeout: patience, Dial: narrow})
-				if err != nil {
-					return
-				}
-				defer c.Abort()
-				defer context.AfterFunc(ctx, c.Abort)()
-				if c.OpenChannel(1) == nil && c.Qos(1, 10) == nil && c.SendMethod(1, amqp.BasicConsume, 0, fmt.Sprint("slow-", i), "", 0, nil) == nil {
-					<-ctx.Done() // it does not read, nor does it hear that it is ended
-				}
-			},
 		},
 		{
 			name:     "half publishes",
+			member:   "half a publish",
 			settings: "message_buffer = \"64MiB\"\nmax_message_size = \"16MiB\"\nclient_queues = \"16MiB\"\nclient_queue = \"2MiB\"\n",
 			bounds:   64*mib + 16*mib,
-			one: func(ctx context.Context, addr string, i int) {
-				c, err := login(addr, attacker)
-				if err != nil {
-					return
-				}
-				defer c.Abort()
-				defer context.AfterFunc(ctx, c.Abort)()
-				if c.Send(append(announce(1, 41000), proxytest.Body(1, make([]byte, 40000))...)) == nil {
-					hold(ctx, c.Conn()) // who is ended comes back
-				}
-			},
 		},
 	} {
 		t.Run(k.name, func(t *testing.T) {
@@ -112,15 +82,8 @@ func TestCrowds(t *testing.T) {
 			ctx, cancel := context.WithCancel(context.Background())
 			defer cancel()
 			var wg sync.WaitGroup
-			wg.Go(func() {
-				crowd(ctx, n, n, func(ctx context.Context, i int) {
-					for ctx.Err() == nil {
-						k.one(ctx, r.addr, i)
-						rest(ctx, 50*time.Millisecond)
-					}
-				})
-			})
-			resident, clients, upstreams, there := 0, 0.0, 0.0, 0
+			wg.Go(func() { apart{Kind: k.member, N: n, Side: n, Again: true}.run(ctx, t, r.addr) })
+			resident, clients, upstreams, ended, there := 0, 0.0, 0.0, 0.0, 0
 			look := func() error {
 				m, err := r.metrics()
 				if err != nil {
@@ -132,12 +95,18 @@ func TestCrowds(t *testing.T) {
 				}
 				resident = max(resident, u.rss)
 				clients, upstreams = max(clients, m["amqproxysvc_clients"]), max(upstreams, m["amqproxysvc_upstreams"])
+				ended = m["amqproxysvc_slow_client_closes_total"]
 				if there = max(there, u.descriptors-r.base.descriptors); there < n*9/10 { // some are ended, and on their way back
 					return fmt.Errorf("%d of %d are there", there, n)
 				}
+				if k.name == "slow readers" && ended == 0 {
+					return fmt.Errorf("%d are there, and not so much waits for them that one is ended", there)
+				}
 				return nil
 			}
-			r.eventually("the crowd is there", look)
+			if err := within(time.Duration(count(1, 5))*patience, look); err != nil {
+				t.Fatalf("the crowd does not come: %v", err)
+			}
 			inUse := 0
 			for range 5 {
 				live, _, err := r.heap(http.Client{Timeout: patience})
@@ -155,8 +124,8 @@ func TestCrowds(t *testing.T) {
 				clients = 0 // theirs is in the bounds
 			}
 			sum := program + k.bounds + int(clients)*forClient + int(upstreams)*forUpstream
-			t.Logf("FIGURE %s: %d there: %d MiB in use and %d resident, the sum is %d MiB (%v clients, %v upstreams)", t.Name(), there,
-				inUse/mib, resident/mib, sum/mib, clients, upstreams)
+			t.Logf("FIGURE %s: %d there: %d MiB in use and %d resident, the sum is %d MiB (%v clients, %v upstreams, %v slow ones ended)", t.Name(), there,
+				inUse/mib, resident/mib, sum/mib, clients, upstreams, ended)
 			var errs []error
 			if inUse > sum || resident > 2*sum {
 				errs = append(errs, fmt.Errorf("%d MiB are in use and %d resident, the sum is %d", inUse/mib, resident/mib, sum/mib))

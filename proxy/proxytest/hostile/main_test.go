@@ -46,6 +46,10 @@ func count(n, long int) int {
 }
 
 func TestMain(m *testing.M) {
+	if os.Getenv("HOSTILE_CROWD") != "" {
+		crowdApart()
+		return
+	}
 	if os.Getenv("HOSTILE") == "" {
 		fmt.Println("hostile: `make hostile` runs these")
 		os.Exit(0)
@@ -293,15 +297,19 @@ func (r *rig) heap(client http.Client) (live, system int, err error) {
 	return of["HeapAlloc"], of["HeapSys"] - of["HeapReleased"], nil
 }
 
-// saveHeap keeps a heap profile for `go tool pprof`.
-func (r *rig) saveHeap(path string) {
-	resp, err := http.Get("http://" + r.http + "/debug/pprof/heap?gc=1")
+// save keeps a profile for `go tool pprof` where HOSTILE_LOG names a place: its name with this ending.
+func (r *rig) save(profile, ending string) {
+	path := os.Getenv("HOSTILE_LOG")
+	if path == "" {
+		return
+	}
+	resp, err := http.Get("http://" + r.http + "/debug/pprof/" + profile)
 	if err != nil {
 		r.t.Log(err)
 		return
 	}
 	defer resp.Body.Close()
-	if err := os.WriteFile(path, []byte(readAll(resp.Body)), 0o600); err != nil {
+	if err := os.WriteFile(path+"-"+strings.ReplaceAll(r.t.Name(), "/", "-")+ending, []byte(readAll(resp.Body)), 0o600); err != nil {
 		r.t.Log(err)
 	}
 }
@@ -315,6 +323,18 @@ func rss(pid int) int {
 		}
 	}
 	return 0
+}
+
+// onCores is for how long the threads of the process ran, and for how long they could have and no core was free.
+func (r *rig) onCores() (ran, waited time.Duration) {
+	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", r.cmd.Process.Pid))
+	for _, f := range files {
+		var a, b time.Duration
+		text, _ := os.ReadFile(f)
+		fmt.Sscan(string(text), &a, &b)
+		ran, waited = ran+a, waited+b
+	}
+	return ran, waited
 }
 
 // rests waits until the idle upstreams of a quiet run have gone and keeps what is held.
@@ -351,9 +371,7 @@ func (r *rig) returns() error {
 		return nil
 	})
 	r.t.Logf("FIGURE %s: held before %+v, after %+v", r.t.Name(), r.base, u)
-	if path := os.Getenv("HOSTILE_LOG"); path != "" {
-		r.saveHeap(path + "-" + strings.ReplaceAll(r.t.Name(), "/", "-") + ".heap")
-	}
+	r.save("heap?gc=1", ".heap")
 	return err
 }
 

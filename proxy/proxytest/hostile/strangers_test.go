@@ -6,38 +6,15 @@ package hostile
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
-	"github.com/amqproxysvc/amqproxysvc/proxy/proxytest"
 )
-
-// crowd runs n of one kind side by side, some at a time, until the context ends.
-func crowd(ctx context.Context, n, side int, one func(ctx context.Context, i int)) {
-	var wg sync.WaitGroup
-	next := make(chan int)
-	for range side {
-		wg.Go(func() {
-			for i := range next {
-				one(ctx, i)
-			}
-		})
-	}
-	for i := 0; i < n && ctx.Err() == nil; i++ {
-		select {
-		case next <- i:
-		case <-ctx.Done():
-		}
-	}
-	close(next)
-	wg.Wait()
-}
 
 // hold keeps a connection until the other side or the context ends it.
 func hold(ctx context.Context, c net.Conn) {
@@ -74,70 +51,8 @@ func greeted(addr string) (net.Conn, error) {
 
 func TestStrangers(t *testing.T) {
 	n := count(400, 9000)
-	type kind struct {
-		name string
-		do   func(ctx context.Context, addr string, i int)
-	}
-	kinds := []kind{
-		{"silent", func(ctx context.Context, addr string, _ int) {
-			if c, err := dial(addr); err == nil {
-				hold(ctx, c)
-			}
-		}},
-		{"half a header", func(ctx context.Context, addr string, _ int) {
-			if c, err := dial(addr); err == nil {
-				c.Write([]byte("AMQP\x00"))
-				hold(ctx, c)
-			}
-		}},
-		{"a header and silence", func(ctx context.Context, addr string, _ int) {
-			if c, err := greeted(addr); err == nil {
-				hold(ctx, c)
-			}
-		}},
-		{"half a start-ok", func(ctx context.Context, addr string, _ int) {
-			if c, err := greeted(addr); err == nil {
-				b := startOk("u9", "x", 7800)
-				c.Write(b[:len(b)-1])
-				hold(ctx, c)
-			}
-		}},
-		{"start-ok byte by byte", func(ctx context.Context, addr string, _ int) {
-			c, err := greeted(addr)
-			if err != nil {
-				return
-			}
-			defer c.Close()
-			for _, b := range startOk("u9", "x", 100) {
-				if _, err := c.Write([]byte{b}); err != nil || ctx.Err() != nil {
-					return
-				}
-				rest(ctx, 300*time.Millisecond)
-			}
-		}},
-		{"a SASL response of 7 kB", func(ctx context.Context, addr string, _ int) {
-			if c, err := greeted(addr); err == nil {
-				c.Write(startOk("u9", strings.Repeat("s", 7000), 0))
-				hold(ctx, c)
-			}
-		}},
-		{"octets behind start-ok", func(ctx context.Context, addr string, i int) {
-			if c, err := greeted(addr); err == nil {
-				c.Write(append(startOk("u9", fmt.Sprint("x", i), 0), make([]byte, 60000)...))
-				hold(ctx, c)
-			}
-		}},
-		{"garbage", func(ctx context.Context, addr string, i int) {
-			if c, err := dial(addr); err == nil {
-				fmt.Fprintf(c, "GET /%d HTTP/1.1\r\nHost: x\r\n\r\n", i)
-				hold(ctx, c)
-			}
-		}},
-	}
 	// All of them in one crowd; by itself each takes FULL=1 or a pattern that names it.
-	all := kinds
-	kinds = append([]kind{{"of all kinds", func(ctx context.Context, addr string, i int) { all[i%len(all)].do(ctx, addr, i) }}}, kinds...)
-	for _, k := range kinds {
+	for _, k := range slices.Concat([]attack{{"of all kinds", nil}}, strangers) {
 		if !wanted(t, k.name, "of all kinds") {
 			continue
 		}
@@ -145,8 +60,7 @@ func TestStrangers(t *testing.T) {
 			r := start(t, setup{settings: "[client]\nhandshake_timeout = \"5s\"\n[pool]\nidle_timeout = \"1s\"\n"})
 			promise(t, r.under(time.Duration(count(6, 25))*time.Second, limits{ratio: 10}, func(ctx context.Context) {
 				for ctx.Err() == nil {
-					crowd(ctx, n, n, func(ctx context.Context, i int) { k.do(ctx, r.addr, i) })
-					rest(ctx, 50*time.Millisecond)
+					apart{Kind: k.name, N: n, Side: n}.run(ctx, t, r.addr)
 				}
 			}))
 		})
@@ -157,39 +71,20 @@ func TestStrangers(t *testing.T) {
 // login, not even who needs a fresh connection to the broker.
 func TestWrongPasswords(t *testing.T) {
 	n := count(1500, 12000)
-	for _, k := range []struct {
-		name string
-		do   func(addr string, i int)
-	}{
-		{"hanging up", func(addr string, i int) {
-			if c, err := greeted(addr); err == nil {
-				c.Write(startOk(victim, fmt.Sprint("h", i), 0))
-				c.Close()
-			}
-		}},
-		{"waiting", func(addr string, i int) {
-			if c, err := proxytest.Dial(proxytest.ClientConfig{Addr: addr, User: victim, Password: fmt.Sprint("w", i), Timeout: patience}); err == nil {
-				c.Abort()
-			}
-		}},
-		{"unknown users", func(addr string, i int) {
-			if c, err := proxytest.Dial(proxytest.ClientConfig{Addr: addr, User: fmt.Sprint("nobody", i), Password: "x", Timeout: patience}); err == nil {
-				c.Abort()
-			}
-		}},
-		{"unknown vhosts", func(addr string, i int) {
-			if c, err := proxytest.Dial(proxytest.ClientConfig{Addr: addr, User: attacker, Password: users()[attacker], VHost: fmt.Sprint("no", i), Timeout: patience}); err == nil {
-				c.Abort()
-			}
-		}},
-	} {
+	for _, k := range guessers {
 		if !wanted(t, k.name, "hanging up", "waiting") {
 			continue
 		}
 		t.Run(k.name, func(t *testing.T) {
-			r := start(t, setup{settings: "[pool]\nidle_timeout = \"1s\"\nauth_ttl = \"1s\"\n"})
+			settings := "[pool]\nidle_timeout = \"1s\"\nauth_ttl = \"1s\"\n"
+			if k.name != "unknown vhosts" { // which are tried by who may log in
+				settings += "[client]\nmax_clients = 50\n" // of which no stranger has one
+			}
+			r := start(t, setup{settings: settings})
 			promise(t, r.under(time.Duration(count(8, 30))*time.Second, limits{ratio: 10}, func(ctx context.Context) {
-				crowd(ctx, n, count(100, 400), func(_ context.Context, i int) { k.do(r.addr, i) })
+				began := time.Now()
+				came := apart{Kind: k.name, N: n, Side: count(100, 400)}.run(ctx, t, r.addr)
+				t.Logf("FIGURE %s: %d came in %v", t.Name(), came, time.Since(began).Round(time.Millisecond))
 			}))
 		})
 	}

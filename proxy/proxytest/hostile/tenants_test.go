@@ -25,19 +25,7 @@ func announce(channel uint16, size uint64) []byte {
 func TestTricklers(t *testing.T) {
 	r := start(t, setup{settings: "[client]\nmax_message_size = \"64MiB\"\nmessage_buffer = \"128MiB\"\n[pool]\nidle_timeout = \"1s\"\n"})
 	promise(t, r.under(time.Duration(count(10, 60))*time.Second, limits{ratio: 10, spared: []string{attacker}}, func(ctx context.Context) {
-		crowd(ctx, 1<<30, 12, func(ctx context.Context, _ int) {
-			c, err := login(r.addr, attacker)
-			if err != nil {
-				rest(ctx, 100*time.Millisecond)
-				return
-			}
-			defer c.Abort()
-			err = c.Send(announce(1, 64<<20))
-			for err == nil && ctx.Err() == nil {
-				err = c.Send(proxytest.Body(1, []byte{1}))
-				rest(ctx, 500*time.Millisecond)
-			}
-		})
+		crowd(ctx, 1<<30, 12, func(ctx context.Context, i int) { byName("tricklers")(ctx, r.addr, i) })
 	}))
 }
 
@@ -45,23 +33,9 @@ func TestTricklers(t *testing.T) {
 func TestHalfPublishes(t *testing.T) {
 	const room = 64 << 20
 	r := start(t, setup{settings: "[client]\nmax_message_size = \"16MiB\"\nmessage_buffer = \"64MiB\"\n[pool]\nidle_timeout = \"1s\"\n"})
-	clients, channels := count(10, 60), count(100, 300)
+	clients := count(10, 60)
 	promise(t, r.under(time.Duration(count(8, 40))*time.Second, limits{ratio: 10, spared: []string{attacker}, most: 2*room + clients<<20}, func(ctx context.Context) {
-		crowd(ctx, clients, clients, func(ctx context.Context, _ int) {
-			c, err := login(r.addr, attacker)
-			if err != nil {
-				return
-			}
-			defer c.Abort()
-			for ch := 2; ch <= channels && ctx.Err() == nil; ch++ {
-				id := uint16(ch)
-				b := append(proxytest.Method(id, amqp.ChannelOpen, ""), announce(id, 41000)...)
-				if c.Send(append(b, proxytest.Body(id, make([]byte, 40000))...)) != nil {
-					return
-				}
-			}
-			<-ctx.Done()
-		})
+		crowd(ctx, clients, clients, func(ctx context.Context, i int) { byName("half publishes")(ctx, r.addr, i) })
 	}))
 }
 
@@ -71,69 +45,20 @@ func TestSlowReaders(t *testing.T) {
 	n := count(40, 400)
 	r := start(t, setup{settings: "[client]\nclient_queue = \"1MiB\"\n[pool]\nidle_timeout = \"1s\"\n"})
 	promise(t, r.under(time.Duration(count(8, 40))*time.Second, limits{ratio: 10, spared: []string{attacker}, most: 2*n*queue + 64<<20}, func(ctx context.Context) {
-		crowd(ctx, n, n, func(ctx context.Context, i int) {
-			c, err := login(r.addr, attacker)
-			if err != nil {
-				return
-			}
-			defer c.Abort()
-			q, err := c.DeclareQueue(1, fmt.Sprint("slow", i), proxytest.AutoDelete)
-			for k := 0; k < 60 && err == nil; k++ {
-				err = c.Publish(1, "", q, make([]byte, 100<<10))
-			}
-			if err == nil {
-				err = c.Qos(1, 1000)
-			}
-			if err != nil {
-				return
-			}
-			c.SendMethod(1, amqp.BasicConsume, 0, q, "", 0, nil)
-			<-ctx.Done()
-		})
+		crowd(ctx, n, n, func(ctx context.Context, i int) { byName("slow readers")(ctx, r.addr, i) })
 	}))
 }
 
 // Requests whose answers nobody reads, and channels that come and go without waiting.
 func TestFloods(t *testing.T) {
-	for _, k := range []struct {
-		name  string
-		frame func(n int) []byte
-	}{
-		{"channels", func(n int) []byte {
-			id := uint16(2 + n%400)
-			b := append(proxytest.Method(id, amqp.ChannelOpen, ""), proxytest.PublishBytes(id, "", "nowhere", []byte("x"), 0)...)
-			return append(b, proxytest.Method(id, amqp.ChannelClose, 200, "", 0, 0)...)
-		}},
-		{"get", func(int) []byte { return proxytest.Method(1, amqp.BasicGet, 0, "flood", 1) }},
-		{"qos", func(n int) []byte { return proxytest.Method(1, amqp.BasicQos, 0, n%100, 0) }},
-		{"passive", func(int) []byte {
-			return proxytest.Method(1, amqp.QueueDeclare, 0, "flood", proxytest.Passive, nil)
-		}},
-		{"publish", func(int) []byte { return proxytest.PublishBytes(1, "", "nowhere", make([]byte, 1000), 0) }},
-	} {
+	for _, k := range floods {
 		if !wanted(t, k.name, "channels", "get") {
 			continue
 		}
 		t.Run(k.name, func(t *testing.T) {
 			r := start(t, setup{settings: "[pool]\nidle_timeout = \"1s\"\n"})
-			var b []byte
-			for n := range 400 {
-				b = append(b, k.frame(n)...)
-			}
 			promise(t, r.under(time.Duration(count(6, 20))*time.Second, limits{ratio: 20, spared: []string{attacker}, most: 256 << 20}, func(ctx context.Context) {
-				crowd(ctx, 4, 4, func(ctx context.Context, _ int) {
-					c, err := login(r.addr, attacker)
-					if err != nil {
-						return
-					}
-					defer c.Abort()
-					defer context.AfterFunc(ctx, c.Abort)()
-					if _, err := c.DeclareQueue(1, "flood", proxytest.Durable); err != nil {
-						return
-					}
-					for ctx.Err() == nil && c.Send(b) == nil {
-					}
-				})
+				crowd(ctx, 4, 4, func(ctx context.Context, i int) { k.one(ctx, r.addr, i) })
 			}))
 		})
 	}

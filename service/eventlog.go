@@ -12,6 +12,18 @@ import (
 // eventSink takes one event.
 type eventSink func(level slog.Level, id uint32, text string) error
 
+// mostEvent is how long the text of an event is at most, in octets. Windows takes 31,839 characters, and nothing at all of more.
+const mostEvent = 31_000
+
+// eventText is a text that Windows takes: it ends at a NUL there.
+func eventText(text string) string {
+	text = strings.ReplaceAll(text, "\x00", "?")
+	if len(text) > mostEvent {
+		text = strings.ToValidUTF8(text[:mostEvent], "") + "..."
+	}
+	return text
+}
+
 // eventHandler is a slog.Handler over an eventSink. It passes on what carries an event ID
 // and what is a warning or worse.
 type eventHandler struct {
@@ -68,5 +80,5 @@ func (h *eventHandler) Handle(_ context.Context, r slog.Record) error {
 		}
 		id = EventOther
 	}
-	return h.sink(r.Level, id, text.String())
+	return h.sink(r.Level, id, eventText(text.String()))
 }

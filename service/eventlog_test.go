@@ -3,6 +3,7 @@ package service
 import (
 	"errors"
 	"log/slog"
+	"strings"
 	"testing"
 )
 
@@ -21,11 +22,15 @@ func TestEventHandlerPassesWhatBelongsThere(t *testing.T) {
 	log.Info("nor is a client's coming")
 	log.Info("service started", "listening", "127.0.0.1:5673", Event(EventStarted))
 	log.With("client", 7).Warn("slow")
+	log.Warn("named", "name", "a\x00b")
+	log.Warn(strings.Repeat("\u20ac", 20_000))
 	log.WithGroup("tls").With("file", "a.pem").Error("unreadable", "error", errors.New("no such file"), Event(EventReloadFailed))
 
 	want := []event{
 		{slog.LevelInfo, EventStarted, "service started\r\nlistening: 127.0.0.1:5673"},
 		{slog.LevelWarn, EventOther, "slow\r\nclient: 7"},
+		{slog.LevelWarn, EventOther, "named\r\nname: a?b"},
+		{slog.LevelWarn, EventOther, strings.Repeat("\u20ac", mostEvent/3) + "..."},
 		{slog.LevelError, EventReloadFailed, "unreadable\r\ntls.file: a.pem\r\ntls.error: no such file"},
 	}
 	if len(got) != len(want) {

@@ -176,5 +176,5 @@ func (h *handler) report(id int, text string) {
 		return // nowhere left to say it; the exit code still tells
 	}
 	defer ignore(log.Close)
-	_ = log.Error(uint32(id), text)
+	_ = log.Error(uint32(id), eventText(text))
 }

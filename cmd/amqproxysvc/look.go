@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -15,6 +16,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -190,20 +192,22 @@ func (l *looker) run(cmd *cobra.Command, verb string, q url.Values, answer func(
 		if err := l.ask(ctx, http.MethodGet, verb, q, a); err != nil {
 			return err
 		}
-		var b strings.Builder
+		var b bytes.Buffer
 		if l.asJSON {
-			enc := json.NewEncoder(&b)
+			text := &bytes.Buffer{}
+			enc := json.NewEncoder(text)
 			if l.watch == 0 {
 				enc.SetIndent("", "  ")
 			}
 			_ = enc.Encode(a) // it has just been decoded
+			b.Write(jsonFor(runtime.GOOS, text.Bytes()))
 		} else if err := show(&b, width, a); err != nil {
 			return err
 		}
 		if l.watch > 0 && screen && !l.asJSON {
 			_, _ = io.WriteString(out, clearScreen)
 		}
-		if _, err := io.WriteString(out, b.String()); err != nil {
+		if _, err := out.Write(b.Bytes()); err != nil {
 			return err
 		}
 		if l.watch == 0 {

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"net/http"
 	"net/url"
+	"runtime"
 	"slices"
 	"strconv"
 	"time"
@@ -122,11 +123,11 @@ it is not installed. With --socket it is about the process that answers there, w
 				return err
 			}
 			if asJSON {
-				enc := json.NewEncoder(cmd.OutOrStdout())
-				enc.SetIndent("", "  ")
-				if err := enc.Encode(r); err != nil {
+				text, err := json.MarshalIndent(r, "", "  ")
+				if err != nil {
 					return err
 				}
+				say(cmd.OutOrStdout(), "%s", jsonFor(runtime.GOOS, text))
 			} else {
 				r.Print(cmd.OutOrStdout(), time.Now())
 			}

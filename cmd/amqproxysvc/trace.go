@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"runtime"
 	"strconv"
 	"time"
 
@@ -149,7 +150,7 @@ func (t *tracer) show(lines io.Reader, out io.Writer, file io.Writer) (frames in
 			pcap = newPcap(bufio.NewWriterSize(file, 64<<10), start.Client.Address, start.Proxy)
 			err = pcap.begin()
 		case t.asJSON:
-			_, err = out.Write(line)
+			_, err = out.Write(jsonFor(runtime.GOOS, line))
 		case first:
 			c := &start.Client
 			say(out, "client %d, user %s, vhost %s, from %s%s", c.ID, terminal.Printable(c.User), terminal.Printable(c.VHost), c.Address, named(c.Name))

@@ -163,6 +163,7 @@ func readPassword(cmd *cobra.Command, twice bool) (string, error) {
 			return "", fmt.Errorf("the password cannot be read: %w", err)
 		}
 		line = strings.TrimSuffix(strings.TrimSuffix(line, "\n"), "\r")
+		line = string(config.WithoutMark([]byte(line))) // PowerShell's pipes may begin with one
 		return line, passwordIs(line, len(line) > most-1)
 	}
 	ask := func(prompt string) (string, error) {

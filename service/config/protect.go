@@ -19,6 +19,7 @@ const MostProtected = 64 << 10
 
 // Protect writes a secret into a file, for this machine alone. A file that is there keeps its permissions.
 func Protect(file string, secret []byte) error {
+	secret = WithoutMark(secret)
 	if why := secretIs(secret); why != "" {
 		return errors.New(why)
 	}
@@ -46,12 +47,15 @@ func secretIs(secret []byte) string {
 	case len(secret) > MostProtected:
 		return "the secret is longer than 64 KiB"
 	case bytes.IndexByte(secret, 0) >= 0:
-		return "the secret has a NUL, which no password has"
+		return "the secret has a NUL, which no password has (is it UTF-16? wanted is UTF-8)"
 	case bytes.HasPrefix(secret, []byte(protectedBy)):
 		return "the secret is protected already"
 	}
 	return ""
 }
+
+// WithoutMark is a text without the byte order mark that tools of Windows put in front of UTF-8, and that nobody sees.
+func WithoutMark(text []byte) []byte { return bytes.TrimPrefix(text, []byte("\ufeff")) }
 
 // readSecretFile is what a file with a secret holds, be it protected or not.
 func readSecretFile(file string) ([]byte, error) {
@@ -59,6 +63,7 @@ func readSecretFile(file string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	data = WithoutMark(data)
 	text, sealed := bytes.CutPrefix(data, []byte(protectedBy))
 	if !sealed {
 		return data, nil

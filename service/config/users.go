@@ -238,7 +238,7 @@ func readSecrets(setting, file string) (lines []string, err error) {
 	case lines[0] == "":
 		return nil, fmt.Errorf("%s: %s: its first line is empty, it is the secret", setting, file)
 	case strings.ContainsRune(lines[0], 0):
-		return nil, fmt.Errorf("%s: %s: has a NUL in its first line, which no password has", setting, file)
+		return nil, fmt.Errorf("%s: %s: has a NUL in its first line, which no password has (is it UTF-16, as PowerShell's > writes it? wanted is UTF-8)", setting, file)
 	}
 	return lines, nil
 }

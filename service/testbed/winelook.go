@@ -41,9 +41,11 @@ func calls(client string) []call {
 		{"config", []string{"config"}, 0, []string{winConfig(unit) + ":"}},
 		{"status", []string{"status"}, 0, []string{"running, pid "}},
 		{"reload", []string{"reload"}, 0, nil},
-		{"pause", []string{"pause", "--vhost", "none"}, 0, nil},
-		{"", []string{"drain", "--vhost", "none"}, 0, nil},
-		{"resume", []string{"resume", "--vhost", "none"}, 0, nil},
+		{"pause", []string{"pause", "--vhost", "vhöst"}, 0, nil},
+		{"", []string{"stats"}, 0, []string{"vhost vhöst"}},          // UTF-8 for people
+		{"", []string{"stats", "--json"}, 0, []string{`vh\u00f6st`}}, // ASCII for programs
+		{"", []string{"drain", "--vhost", "vhöst"}, 0, nil},
+		{"resume", []string{"resume", "--vhost", "vhöst"}, 0, nil},
 		{"trace", []string{"trace", client, "--frames", "10", "--for", "20s"}, 0, []string{"client " + client + ", user guest"}},
 		{"upgrade", []string{"upgrade"}, 1, []string{"no upgrade on Windows", "restart"}},
 		{"reconnect", []string{"reconnect", "--user", "guest"}, 0, []string{"retired"}},

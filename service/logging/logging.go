@@ -105,6 +105,9 @@ func (l *Log) Apply(s config.Log) error {
 // Reopen closes and opens the file, so that another program may move it away.
 func (l *Log) Reopen() error { return l.file.reopen() }
 
+// Follow leaves the file's rotation to another process that writes to it, too. It cannot be taken back.
+func (l *Log) Follow() { l.file.follow() }
+
 // Close tells what was suppressed and closes the file.
 func (l *Log) Close() error {
 	l.limit.flush()

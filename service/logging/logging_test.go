@@ -225,6 +225,59 @@ func TestFileIsRotated(t *testing.T) {
 	}
 }
 
+// Before and after an upgrade two processes write to one file. One of them rotates it; no line of either
+// is lost, written over, or told twice.
+func TestTwoProcessesWriteToOneFile(t *testing.T) {
+	dir := t.TempDir()
+	s := config.Defaults().Log
+	s.Level = slog.LevelDebug // debug lines are not rate-limited
+	s.File, s.MaxSize, s.MaxBackups, s.Compress = filepath.Join(dir, "a.log"), 1<<20, 0, false
+	old := open(t, Options{Settings: s})
+	written := 0
+	line := func(l *Log) {
+		l.Logger().Debug(strings.Repeat("x", 2000), "n", written)
+		written++
+	}
+	for range 600 { // it has rotated once
+		line(old)
+	}
+	next := open(t, Options{Settings: s})
+	line(old)
+	old.Follow()
+	if err := next.Reopen(); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 1500 {
+		line([]*Log{old, next}[i%2])
+	}
+	for _, last := range []int{written - 2, written - 1} {
+		if !strings.Contains(read(t, s.File), fmt.Sprintf(" n=%d\n", last)) {
+			t.Errorf("line %d is not in the file, but in one put aside", last)
+		}
+	}
+	if err := old.Reopen(); err != nil { // as on SIGUSR1
+		t.Fatal(err)
+	}
+	line(old)
+	files, err := filepath.Glob(filepath.Join(dir, "*"))
+	if err != nil || len(files) < 3 {
+		t.Errorf("got %q, %v, want the file and two or more put aside", files, err)
+	}
+	var all strings.Builder
+	for _, f := range files {
+		all.WriteString(read(t, f))
+	}
+	for n := range written {
+		if got := strings.Count(all.String(), fmt.Sprintf(" n=%d\n", n)); got != 1 {
+			t.Fatalf("line %d of %d is there %d times", n, written, got)
+		}
+	}
+	// The one that rotates counts what it writes itself.
+	if got := strings.Count(read(t, s.File), "\n"); got == 0 || got > 2<<20/2000 {
+		t.Errorf("the file has %d lines", got)
+	}
+}
+
 func TestFileErrors(t *testing.T) {
 	dir := t.TempDir()
 	block := filepath.Join(dir, "file")

@@ -20,7 +20,12 @@ type Host interface {
 	Upgrade(ctx context.Context) (pid int, err error)
 	// State is what the state file would hold now.
 	State() State
+	// Before is the process from before an upgrade while it serves, nil: there is none.
+	Before() *Before
 }
+
+// ErrTakenOver is the error of what was asked of a process whose place another one took meanwhile.
+var ErrTakenOver = errors.New("a new process of the program has taken over meanwhile: ask that one")
 
 // Reloaded is what a reload came to.
 type Reloaded struct {
@@ -37,7 +42,7 @@ func (s *supervisor) Reload(ctx context.Context) (ReloadState, error) {
 	select {
 	case s.asked <- outcome:
 	case <-s.served:
-		return ReloadState{}, errStopping
+		return ReloadState{}, s.unserved()
 	case <-ctx.Done():
 		return ReloadState{}, ctx.Err()
 	}
@@ -52,9 +57,20 @@ func (s *supervisor) Reload(ctx context.Context) (ReloadState, error) {
 	case r := <-outcome: // it was done just before
 		return r, nil
 	default:
-		return ReloadState{}, errStopping
+		return ReloadState{}, s.unserved()
 	}
 }
+
+// unserved is why nothing more is done, once served is closed.
+func (s *supervisor) unserved() error {
+	if s.after != nil {
+		return ErrTakenOver
+	}
+	return errStopping
+}
+
+// Before is for any goroutine.
+func (s *supervisor) Before() *Before { return s.before.state() }
 
 // State is for any goroutine.
 func (s *supervisor) State() State {

@@ -143,10 +143,15 @@ func (l ReloadState) text() string {
 	switch {
 	case l.Error != "":
 		return "failed at " + at + ", the settings from before are in force: " + l.Error
-	case len(l.NeedRestart) > 0:
-		return "done at " + at + "; a restart is needed for: " + strings.Join(l.NeedRestart, ", ")
 	}
-	return "done at " + at
+	text := "done at " + at
+	if len(l.NeedRestart) > 0 {
+		text += "; a restart is needed for: " + strings.Join(l.NeedRestart, ", ")
+	}
+	if l.NoUpgrade != "" {
+		text += "; the program on the disk, another one, did not take over: " + l.NoUpgrade
+	}
+	return text
 }
 
 // signalName is the name of the commoner ones.

@@ -10,7 +10,7 @@ import (
 
 const reloadPoll = 50 * time.Millisecond
 
-// awaitReload polls until the service has reloaded once more than before.
+// awaitReload polls until the service has reloaded once more than before, or another process has taken over.
 func awaitReload(ctx context.Context, before State, read func() (State, error)) (ReloadState, error) {
 	done := 0
 	if before.Reload != nil {
@@ -24,6 +24,8 @@ func awaitReload(ctx context.Context, before State, read func() (State, error)) 
 				return *st.Reload, errors.New("reload failed, the settings from before stay in force: " + st.Reload.Error)
 			}
 			return *st.Reload, nil
+		} else if err == nil && st.PID != before.PID && st.Phase == PhaseServing { // it has read the settings at its start
+			return ReloadState{TakenOver: st.PID}, nil
 		}
 		select {
 		case <-ctx.Done():

@@ -90,6 +90,10 @@ type ReloadState struct {
 	Error       string    `json:"error,omitempty"`
 	Changed     []string  `json:"changed,omitempty"` // settings with another value than before
 	NeedRestart []string  `json:"need_restart,omitempty"`
+	// NoUpgrade is why the program on the disk, which is another one than runs, has not taken over.
+	NoUpgrade string `json:"no_upgrade,omitempty"`
+	// TakenOver is the process that has, 0: none.
+	TakenOver int `json:"taken_over,omitempty"`
 }
 
 func stateFileIn(dir string) string { return filepath.Join(dir, "status.json") }

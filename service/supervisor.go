@@ -237,6 +237,11 @@ func (s *supervisor) start() error {
 		return s.err
 	}
 	inPlace()
+	if s.before != nil { // which may have rotated it meanwhile
+		if err := eng.ReopenLog(); err != nil {
+			slog.Error("log file could not be reopened", "error", err, Event(EventLogReopenFailed))
+		}
+	}
 	s.eng, s.byUnit = eng, byUnit
 	kept := 0
 	for i, l := range inherited {
@@ -269,6 +274,7 @@ func (s *supervisor) inPlace() func() {
 		s.before.ready()
 		s.notify, s.state.path = notify, path
 		s.state.hold()
+		go s.before.listen(s.requestReload)
 	}
 }
 
@@ -290,13 +296,14 @@ func (s *supervisor) serve() {
 		s.notify(daemon.SdNotifyWatchdog)
 	}
 
-	// At most one reload and one check run at a time; their ends come back here.
+	// At most one reload or upgrade and one check run at a time; their ends come back here.
 	var reloaded chan ReloadState
 	var checked chan error
-	failures, again := 0, false
+	failures, again, signalled := 0, false, false
 	var waiting, next []chan<- ReloadState // for the outcome of the reload at work, and of the one after it
 	var upgrading chan upgraded
-	var upgrader chan<- upgraded // who asked
+	var upgraders []chan<- upgraded // who wait for the upgrade at work, or the next
+	var half *ReloadState           // done but for the upgrade that is its second half
 	defer func() {
 		close(s.served)
 		cancel()
@@ -309,11 +316,33 @@ func (s *supervisor) serve() {
 		}
 	}()
 
-	startReload := func() {
-		waiting, next = next, nil
-		reloaded = make(chan ReloadState, 1)
-		s.tell(PhaseReloading, daemon.SdNotifyReloading+"\n"+daemon.SdNotifyMonotonicUsec())
-		go func(c chan<- ReloadState) { c <- s.doReload(ctx) }(reloaded)
+	startUpgrade := func() {
+		upgrading = make(chan upgraded, 1)
+		go func(c chan<- upgraded) {
+			child, err := s.startSuccessor(ctx)
+			c <- upgraded{child, err}
+		}(upgrading)
+	}
+	// begin does what was asked while something else was at work.
+	begin := func() {
+		switch {
+		case reloaded != nil || upgrading != nil:
+		case again:
+			again, signalled = false, false
+			waiting, next = next, nil
+			reloaded = make(chan ReloadState, 1)
+			s.tell(PhaseReloading, daemon.SdNotifyReloading+"\n"+daemon.SdNotifyMonotonicUsec())
+			go func(c chan<- ReloadState) { c <- s.doReload(ctx) }(reloaded)
+		case len(upgraders) > 0:
+			startUpgrade()
+		}
+	}
+	finish := func(r ReloadState) {
+		s.finishReload(r)
+		for _, outcome := range waiting {
+			outcome <- *s.lastReload
+		}
+		waiting = nil
 	}
 	for {
 		select {
@@ -323,50 +352,58 @@ func (s *supervisor) serve() {
 			s.engineEnded()
 			return
 		case <-s.reload:
-			if again = reloaded != nil || upgrading != nil; !again {
-				startReload()
-			}
+			again, signalled = true, true
+			begin()
 		case outcome := <-s.asked:
 			next = append(next, outcome)
-			if again = reloaded != nil || upgrading != nil; !again {
-				startReload()
-			}
+			again = true
+			begin()
 		case outcome := <-s.upgrades:
-			switch {
-			case reloaded != nil:
-				outcome <- upgraded{err: errors.New("a reload is under way: ask again")}
-			case upgrading != nil:
-				outcome <- upgraded{err: errors.New("an upgrade is under way already")}
-			default:
-				upgrader, upgrading = outcome, make(chan upgraded, 1)
-				go func(c chan<- upgraded) {
-					child, err := s.startSuccessor(ctx)
-					c <- upgraded{child, err}
-				}(upgrading)
-			}
+			upgraders = append(upgraders, outcome)
+			begin()
 		case u := <-upgrading:
 			upgrading = nil
 			if u.err == nil {
-				s.handOver(u.child)
-				upgrader <- u
+				u.err = s.handOver(u.child)
+			}
+			for _, outcome := range upgraders {
+				outcome <- u
+			}
+			upgraders = nil
+			if u.err == nil {
+				if half != nil {
+					half.TakenOver, half.NeedRestart = u.child.pid, nil
+					for _, outcome := range waiting {
+						outcome <- *half
+					}
+				}
+				if signalled { // of who waits for an outcome each asks again
+					sendLine(s.after.conn, "reload")
+				}
 				return
 			}
 			slog.Error("upgrade failed, this process serves on as before", "error", u.err, Event(EventUpgradeFailed))
-			upgrader <- u
-			if again {
-				again = false
-				startReload()
+			if half != nil {
+				half.NoUpgrade = u.err.Error()
+				finish(*half)
+				half = nil
 			}
+			begin()
 		case r := <-reloaded:
 			reloaded = nil
-			s.finishReload(r)
-			for _, outcome := range waiting {
-				outcome <- *s.lastReload
+			switch why, upgrade := s.upgradesOnReload(); {
+			case r.Error != "" || why == "" && !upgrade:
+			case upgrade:
+				slog.Info("configuration reloaded; the program on the disk is another one than this, and is to take over", "changed", strings.Join(r.Changed, ", "))
+				half = &r
+				startUpgrade()
+				continue
+			default:
+				slog.Info("the program on the disk is another one than this, and a reload does not start it here", "reason", why)
+				r.NoUpgrade = why
 			}
-			if again {
-				again = false
-				startReload()
-			}
+			finish(r)
+			begin()
 		case <-s.reopen:
 			if err := s.eng.ReopenLog(); err != nil {
 				slog.Error("log file could not be reopened", "error", err, Event(EventLogReopenFailed))
@@ -374,7 +411,7 @@ func (s *supervisor) serve() {
 				slog.Info("log file reopened", Event(EventLogReopened))
 			}
 		case <-status.C:
-			if reloaded == nil {
+			if reloaded == nil && half == nil {
 				s.tell(PhaseServing, "")
 			}
 		case <-checkEvery:

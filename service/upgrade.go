@@ -19,8 +19,18 @@ import (
 	"time"
 )
 
-// upgradeWait bounds the start of the new process, and its wait for the word to go.
-const upgradeWait = time.Minute
+const (
+	// upgradeWait bounds the start of the new process, and its wait for the word to go.
+	upgradeWait = time.Minute
+	// goWait bounds its answer to that word.
+	goWait = 10 * time.Second
+)
+
+// notHere says why no upgrade can be had where this process runs, whatever is on the disk: it is errors.ErrUnsupported.
+type notHere string
+
+func (n notHere) Error() string        { return string(n) }
+func (n notHere) Is(target error) bool { return target == errors.ErrUnsupported }
 
 // Upgradable is an Engine whose sockets another process's can take over.
 type Upgradable interface {
@@ -36,12 +46,17 @@ type Upgradable interface {
 
 // Before is the process from before an upgrade, while it serves its clients.
 type Before struct {
-	PID     int `json:"pid"`
-	Clients int `json:"clients"`
+	PID     int       `json:"pid"`
+	Clients int       `json:"clients"`
+	Until   time.Time `json:"until,omitzero"` // when upgrade_drain is over
 }
 
 func (b *Before) text() string {
-	return fmt.Sprintf("process %d, of before the upgrade, serves %s to the end", b.PID, Plural(b.Clients, "client"))
+	text := fmt.Sprintf("process %d, of before the upgrade, serves %s to the end", b.PID, Plural(b.Clients, "client"))
+	if !b.Until.IsZero() {
+		text += ", at most until " + b.Until.Local().Format(time.DateTime)
+	}
+	return text
 }
 
 // successor is the new process as the old one knows it.
@@ -59,6 +74,7 @@ type predecessor struct {
 	files   []*os.File              // of listeners, named as systemd's are
 	sockets map[string]net.Listener // the others
 	clients atomic.Int32
+	until   atomic.Int64 // in seconds since 1970; 0: it has not said
 	gone    chan struct{}
 	heard   bool // it was told that this process is ready, or why not
 }
@@ -75,7 +91,7 @@ func (s *supervisor) Upgrade(ctx context.Context) (pid int, err error) {
 	select {
 	case s.upgrades <- outcome:
 	case <-s.served:
-		return 0, errStopping
+		return 0, s.unserved()
 	case <-ctx.Done():
 		return 0, ctx.Err()
 	}
@@ -94,7 +110,7 @@ func (s *supervisor) Upgrade(ctx context.Context) (pid int, err error) {
 		}
 		return 0, u.err
 	default:
-		return 0, errStopping
+		return 0, s.unserved()
 	}
 }
 
@@ -102,9 +118,7 @@ func (s *supervisor) Upgrade(ctx context.Context) (pid int, err error) {
 func (c *successor) awaitReady(ctx context.Context, within time.Duration) error {
 	stop := context.AfterFunc(ctx, func() { _ = c.conn.SetReadDeadline(time.Now()) })
 	defer stop()
-	_ = c.conn.SetReadDeadline(time.Now().Add(within))
-	line, err := readLine(c.conn)
-	_ = c.conn.SetReadDeadline(time.Time{})
+	line, err := c.answer(within)
 	reason, failed := strings.CutPrefix(line, "failed ")
 	switch {
 	case ctx.Err() != nil:
@@ -119,6 +133,14 @@ func (c *successor) awaitReady(ctx context.Context, within time.Duration) error 
 		return fmt.Errorf("the new process answers %.60q", line)
 	}
 	return nil
+}
+
+// answer is the new process's next line.
+func (c *successor) answer(within time.Duration) (string, error) {
+	_ = c.conn.SetReadDeadline(time.Now().Add(within))
+	line, err := readLine(c.conn)
+	_ = c.conn.SetReadDeadline(time.Time{})
+	return line, err
 }
 
 // readLine reads no byte beyond the line.
@@ -154,25 +176,41 @@ func sendLine(conn net.Conn, format string, args ...any) {
 	_, _ = fmt.Fprintf(conn, format+"\n", args...)
 }
 
-// handOver makes the new process the service's. systemd takes its words only from the main
-// process: this one's last is who that is, and the new one's first come after.
-func (s *supervisor) handOver(c *successor) {
-	s.notify("MAINPID=" + strconv.Itoa(c.pid))
-	s.notify = func(string) {}
+// handOver makes the new process the service's. systemd takes its words only from the main process: this
+// one's last is who that is, and the new one's first come after. Until the new one has answered, this one
+// goes on where it does not: systemd does not take a process that has gone for the main one.
+func (s *supervisor) handOver(c *successor) error {
+	path := s.state.path
 	s.state.leave()
+	s.notify("MAINPID=" + strconv.Itoa(c.pid))
 	sendLine(c.conn, "go")
+	if line, err := c.answer(goWait); err != nil || line != "here" {
+		c.kill()
+		s.notify("MAINPID=" + strconv.Itoa(os.Getpid()))
+		s.state.path = path
+		s.state.hold()
+		s.lastText = ""
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return fmt.Errorf("the new process was ready, and did not take over within %v", goWait)
+		}
+		return errors.New("the new process ended before it had taken over")
+	}
+	s.notify = func(string) {}
 	s.after = c
 	go c.listen(s.requestStop)
 	slog.Info("a new process of the program has taken over; clients that are connected stay with this one to their end",
 		"new_pid", c.pid, "pid", os.Getpid(), "clients", s.eng.Status().Clients, Event(EventUpgraded))
+	return nil
 }
 
 // linger serves the clients of this process to their end, after an upgrade.
 func (s *supervisor) linger() {
 	up := s.eng.(Upgradable) // else there was no upgrade
 	up.Leave()
-	most := time.NewTimer(up.UpgradeDrain())
+	drain := up.UpgradeDrain()
+	most := time.NewTimer(drain)
 	defer most.Stop()
+	sendLine(s.after.conn, "until %d", time.Now().Add(drain).Unix())
 	tick := time.NewTicker(statusInterval)
 	defer tick.Stop()
 	told := -1
@@ -210,10 +248,11 @@ func (p *predecessor) ready() {
 	_ = p.conn.SetReadDeadline(time.Now().Add(upgradeWait))
 	line, err := p.lines.ReadString('\n')
 	_ = p.conn.SetReadDeadline(time.Time{})
-	if err != nil || line != "go\n" {
+	if err == nil && line == "go\n" {
+		sendLine(p.conn, "here")
+	} else {
 		slog.Warn("the process from before the upgrade did not say that it leaves", "old_pid", p.pid, "error", err)
 	}
-	go p.listen()
 }
 
 // fail tells the old process why this one does not serve.
@@ -224,7 +263,8 @@ func (p *predecessor) fail(err error) {
 	}
 }
 
-func (p *predecessor) listen() {
+// listen hears it tell its clients, and ask for a reload that came to it too late, until it ends.
+func (p *predecessor) listen(reload func()) {
 	defer close(p.gone)
 	for {
 		line, err := p.lines.ReadString('\n')
@@ -233,10 +273,15 @@ func (p *predecessor) listen() {
 			slog.Info("the process from before the upgrade has ended", "old_pid", p.pid)
 			return
 		}
-		if text, ok := strings.CutPrefix(strings.TrimSpace(line), "clients "); ok {
-			if n, err := strconv.ParseInt(text, 10, 32); err == nil {
-				p.clients.Store(int32(n))
-			}
+		word, text, _ := strings.Cut(strings.TrimSpace(line), " ")
+		n, _ := strconv.ParseInt(text, 10, 64)
+		switch word {
+		case "clients":
+			p.clients.Store(int32(n))
+		case "until":
+			p.until.Store(n)
+		case "reload":
+			reload()
 		}
 	}
 }
@@ -258,7 +303,11 @@ func (p *predecessor) state() *Before {
 	if p.hasGone() {
 		return nil
 	}
-	return &Before{p.pid, int(p.clients.Load())}
+	b := &Before{PID: p.pid, Clients: int(p.clients.Load())}
+	if until := p.until.Load(); until != 0 {
+		b.Until = time.Unix(until, 0)
+	}
+	return b
 }
 
 // stop asks it to stop, too; asked again later, at once.

@@ -33,11 +33,11 @@ func (s *supervisor) startSuccessor(ctx context.Context) (_ *successor, err erro
 	up, ok := s.eng.(Upgradable)
 	switch {
 	case !ok:
-		return nil, errors.New("it cannot be handed over")
+		return nil, notHere("it cannot be handed over")
 	case os.Getpid() == 1:
-		return nil, errors.New("this is a container's first process, with which the container ends: replace the container")
+		return nil, notHere("this is a container's first process, with which the container ends: replace the container")
 	case os.Getenv("NOTIFY_SOCKET") == "" && ownTerminal() >= 0:
-		return nil, errors.New("this process belongs to a terminal, which would be left with nothing in it: end it and start it anew")
+		return nil, notHere("this process belongs to a terminal, which would be left with nothing in it: end it and start it anew")
 	}
 	path, err := os.Executable() // as it was started, also when another file is there now
 	if err != nil {
@@ -106,6 +106,31 @@ func (s *supervisor) startSuccessor(ctx context.Context) (_ *successor, err erro
 		return nil, err
 	}
 	return c, nil
+}
+
+// upgradesOnReload reports whether a reload is to have the program on the disk take over: it is another one than
+// this, and nobody but systemd, which is told, goes by this process's number. Else it says why not, or "": there
+// is no other program.
+func (s *supervisor) upgradesOnReload() (why string, yes bool) {
+	path, err := os.Executable()
+	if err != nil || !replaced(path) {
+		return "", false
+	}
+	if _, ok := s.eng.(Upgradable); !ok || os.Getenv("NOTIFY_SOCKET") == "" {
+		return "a reload starts another process only under systemd, which is told its number: restart this one", false
+	}
+	return "", true
+}
+
+// replaced reports whether another file is where the program was started from. While it runs, no other file has
+// its inode, and nobody can write to it.
+func replaced(path string) bool {
+	runs, err := os.Stat("/proc/self/exe")
+	if err != nil {
+		return false
+	}
+	there, err := os.Stat(path)
+	return err == nil && there.Mode().IsRegular() && !os.SameFile(runs, there)
 }
 
 // handoverEnviron is the new process's: what systemd said to this one alone is not in it.

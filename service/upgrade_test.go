@@ -1,8 +1,13 @@
 package service
 
 import (
+	"bufio"
 	"context"
+	"errors"
 	"net"
+	"os"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -41,5 +46,85 @@ func TestUpgradeIsRefused(t *testing.T) {
 	}
 	if _, err := s.Upgrade(t.Context()); err != errStopping {
 		t.Errorf("after the stop: %v", err)
+	}
+}
+
+// A new process that says it is ready, and no more, is not left alone with the clients.
+func TestANewProcessThatDoesNotTakeOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, ends := range []bool{false, true} {
+			ours, its := net.Pipe()
+			s, told := testSupervisor(newFakeEngine())
+			s.eng = newFakeEngine()
+			s.state.path = stateFileIn(t.TempDir())
+			killed := false
+			c := &successor{pid: 4711, conn: ours, kill: func() { killed = true; _ = ours.Close() }}
+			go func() {
+				if line, err := readLine(its); line != "go" || err != nil {
+					t.Errorf("it is told %q, %v", line, err)
+				}
+				if ends {
+					_ = its.Close()
+				}
+			}()
+			err := s.handOver(c)
+			want := "did not take over within 10s"
+			if ends {
+				want = "ended before it had taken over"
+			}
+			if err == nil || !strings.Contains(err.Error(), want) || !killed {
+				t.Errorf("%v, killed %v; want %q", err, killed, want)
+			}
+			wantOrder(t, told.take(), "MAINPID=4711", "MAINPID="+strconv.Itoa(os.Getpid()))
+			if s.tell(PhaseServing, "READY=1\n"); told.count("READY=1") != 1 {
+				t.Error("systemd hears nothing more")
+			}
+			if _, err := ReadState(s.state.path); err != nil || s.after != nil {
+				t.Errorf("its state is told no more: %v, %+v", err, s.after)
+			}
+			_ = its.Close()
+		}
+	})
+}
+
+// What is asked of the old process too late is told that it is, and a reload by signal is passed on.
+func TestAskedWhileTheNewProcessTakesOver(t *testing.T) {
+	s, _ := testSupervisor(newFakeEngine())
+	s.after = &successor{pid: 4711}
+	close(s.served)
+	if _, err := s.Reload(t.Context()); !errors.Is(err, ErrTakenOver) {
+		t.Errorf("a reload: %v", err)
+	}
+	if _, err := s.Upgrade(t.Context()); !errors.Is(err, ErrTakenOver) {
+		t.Errorf("an upgrade: %v", err)
+	}
+	ours, its := net.Pipe()
+	p := &predecessor{pid: 42, lines: bufio.NewReader(ours), gone: make(chan struct{})}
+	reloads := make(chan struct{}, 1)
+	go p.listen(func() { reloads <- struct{}{} })
+	for _, line := range []string{"until 1900000000", "a later version's word", "clients 3", "reload"} {
+		sendLine(its, "%s", line)
+	}
+	<-reloads
+	if b := p.state(); b == nil || b.PID != 42 || b.Clients != 3 || b.Until.Unix() != 1_900_000_000 || !strings.Contains(b.text(), "3 clients to the end, at most until 2030-03-1") {
+		t.Errorf("it knows %+v", b)
+	}
+	_ = its.Close()
+	<-p.gone
+	if b := p.state(); b != nil {
+		t.Errorf("at its end: %+v", b)
+	}
+}
+
+// wantOrder wants lines that begin so, one after the other.
+func wantOrder(t *testing.T, got []string, want ...string) {
+	t.Helper()
+	rest := got
+	for _, w := range want {
+		i := slices.IndexFunc(rest, func(l string) bool { return strings.HasPrefix(l, w) })
+		if i < 0 {
+			t.Fatalf("systemd heard %q, want %q in this order", got, want)
+		}
+		rest = rest[i+1:]
 	}
 }

@@ -157,7 +157,7 @@ func (e *engine) ReloadNow(ctx context.Context) (admin.Reload, error) {
 	if err == nil && r.Error != "" {
 		err = errors.New("reload failed, the settings from before stay in force: " + r.Error)
 	}
-	return admin.Reload{Changed: r.Changed, NeedRestart: r.NeedRestart}, err
+	return admin.Reload{Changed: r.Changed, NeedRestart: r.NeedRestart, TakenOver: r.TakenOver, NoUpgrade: r.NoUpgrade}, leftTo(err)
 }
 
 // State is what the state file tells of the service.

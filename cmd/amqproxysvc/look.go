@@ -123,7 +123,12 @@ func (a *asker) request(ctx context.Context, method, verb string, q url.Values) 
 	if err != nil {
 		return nil, at, err
 	}
+	req.Close = method == http.MethodPost // asked once
 	res, err = a.client.Do(req)
+	if errors.Is(err, io.EOF) && (method == http.MethodGet || verb == "reload") {
+		// A process that leaves the socket to the next, after an upgrade, closes whom it has not answered; twice does no harm.
+		res, err = a.client.Do(req)
+	}
 	if err != nil {
 		return nil, at, notReached(at, err)
 	}
@@ -454,6 +459,13 @@ func showStats(w io.Writer, s *admin.Stats) error {
 		line("route", "%s", r)
 	}
 	line("clients", "%d now, %d waiting (the longest %s), %d since the start", s.Clients, s.Waiting, terminal.Age(duration(s.LongestWait)), s.ClientsTotal)
+	if u := s.BeforeUpgrade; u != nil {
+		text := fmt.Sprintf("process %d, of before it, serves %s more to the end", u.PID, service.Plural(u.Clients, "client"))
+		if !u.Until.IsZero() {
+			text += ", at most for " + terminal.Age(time.Until(u.Until))
+		}
+		line("upgrade", "%s", text)
+	}
 	line("logins", "%d, %s on a connection that was there; %d refused, %d failed", s.LoginsOK, percent(s.Reused, s.LoginsOK), s.LoginsRefused, s.LoginsFailed)
 	if s.Reused > 0 {
 		waiting := ""

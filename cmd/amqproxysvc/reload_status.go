@@ -42,7 +42,7 @@ changed. The process is asked over its admin channel; where that cannot be, the 
 			if pid == 0 || a.socket != "" {
 				done, err := askReload(ctx, a, int(pid))
 				if err == nil {
-					printReloaded(cmd, done.Changed, done.NeedRestart)
+					printReloaded(cmd, done)
 					return nil
 				}
 				if named || !otherWay(ctx, err) {
@@ -51,14 +51,14 @@ changed. The process is asked over its admin channel; where that cannot be, the 
 			}
 			if pid != 0 {
 				r, err := service.ReloadProcess(ctx, int(pid), "")
-				printReloaded(cmd, r.Changed, r.NeedRestart)
+				printReloaded(cmd, reloadOf(r))
 				return err
 			}
 			if err := service.Control(ctx, a.name, "reload"); err != nil {
 				return notInstalled(err)
 			}
 			if r, err := service.Query(ctx, a.name); err == nil && r.Service != nil && r.Service.Reload != nil {
-				printReloaded(cmd, r.Service.Reload.Changed, r.Service.Reload.NeedRestart)
+				printReloaded(cmd, reloadOf(*r.Service.Reload))
 			}
 			return nil
 		},
@@ -75,7 +75,7 @@ func askReload(ctx context.Context, a *asker, pid int) (done admin.Reload, err e
 	if pid != 0 {
 		q.Set("pid", strconv.Itoa(pid))
 	}
-	res, at, err := a.request(ctx, http.MethodPost, "reload", q)
+	res, at, err := a.requestLast(ctx, "reload", q)
 	switch {
 	case ctx.Err() != nil:
 		return done, errors.New("the reload is not done yet, see the service's log for its outcome")
@@ -84,6 +84,23 @@ func askReload(ctx context.Context, a *asker, pid int) (done admin.Reload, err e
 	}
 	defer res.Body.Close()
 	return done, decodeAnswer(res.Body, at, &done)
+}
+
+// requestLast asks again where another process of the program has taken over meanwhile.
+func (a *asker) requestLast(ctx context.Context, verb string, q url.Values) (res *http.Response, at string, err error) {
+	for {
+		res, at, err = a.request(ctx, http.MethodPost, verb, q)
+		if r := (*refusal)(nil); !errors.As(err, &r) || r.status != http.StatusConflict {
+			return res, at, err
+		}
+		q.Del("pid")
+		a.client.CloseIdleConnections() // to the one that leaves
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+			return nil, at, err
+		}
+	}
 }
 
 // otherWay reports whether the service manager may succeed where the admin channel did not: there is none, it
@@ -95,14 +112,24 @@ func otherWay(ctx context.Context, err error) bool {
 	return ctx.Err() == nil
 }
 
-func printReloaded(cmd *cobra.Command, changed, needRestart []string) {
-	for _, setting := range changed {
-		if !slices.Contains(needRestart, setting) {
+func reloadOf(r service.ReloadState) admin.Reload {
+	return admin.Reload{Changed: r.Changed, NeedRestart: r.NeedRestart, TakenOver: r.TakenOver, NoUpgrade: r.NoUpgrade}
+}
+
+func printReloaded(cmd *cobra.Command, r admin.Reload) {
+	for _, setting := range r.Changed {
+		if !slices.Contains(r.NeedRestart, setting) {
 			say(cmd.OutOrStdout(), "%s was changed, and holds from now on", setting)
 		}
 	}
-	for _, setting := range needRestart {
+	for _, setting := range r.NeedRestart {
 		say(cmd.OutOrStdout(), "%s was changed, but takes effect only after a restart", setting)
+	}
+	switch {
+	case r.TakenOver != 0:
+		say(cmd.OutOrStdout(), "the program on the disk is another one than ran: its process %d has taken over, the one before serves its clients to their end", r.TakenOver)
+	case r.NoUpgrade != "":
+		say(cmd.OutOrStdout(), "the program on the disk is another one than runs, and did not take over: %s", r.NoUpgrade)
 	}
 }
 

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/http"
 	"time"
@@ -13,6 +14,9 @@ import (
 	"github.com/amqproxysvc/amqproxysvc/proxy/admin"
 	"github.com/amqproxysvc/amqproxysvc/service"
 )
+
+// exitRestart is the exit code of an upgrade where only a restart can be: the LSB's for what is not there.
+const exitRestart = 3
 
 // What sockets are for, before where they are.
 const (
@@ -67,6 +71,7 @@ func (e *engine) UpgradeDrain() time.Duration {
 // Leave stops accepting, on all sockets. Who asked for the upgrade has his answer before the admin channel goes.
 func (e *engine) Leave() {
 	e.handover.left = true
+	e.log.Follow() // the other process rotates the file from now on
 	e.server.StopAccepting()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
@@ -87,17 +92,29 @@ func (e *engine) Leave() {
 }
 
 // UpgradeNow has what carries the engine do it.
-func (e *engine) UpgradeNow(ctx context.Context) (pid int, err error) { return e.host.Upgrade(ctx) }
+func (e *engine) UpgradeNow(ctx context.Context) (pid int, err error) {
+	pid, err = e.host.Upgrade(ctx)
+	return pid, leftTo(err)
+}
 
-// DrainingClients are those of the process of before an upgrade.
-func (e *engine) DrainingClients() int {
+// leftTo is the admin channel's word for it where another process is the one to ask.
+func leftTo(err error) error {
+	if errors.Is(err, service.ErrTakenOver) {
+		return admin.Elsewhere{Err: err}
+	}
+	return err
+}
+
+// BeforeUpgrade is the process of before an upgrade while it serves, nil: there is none.
+func (e *engine) BeforeUpgrade() *admin.Before {
 	if e.host == nil {
-		return 0
+		return nil
 	}
-	if b := e.host.State().Before; b != nil {
-		return b.Clients
+	b := e.host.Before()
+	if b == nil {
+		return nil
 	}
-	return 0
+	return &admin.Before{PID: b.PID, Clients: b.Clients, Until: b.Until}
 }
 
 func upgradeCommand() *cobra.Command {
@@ -109,13 +126,14 @@ func upgradeCommand() *cobra.Command {
 		Long: `Has the running process start the program that is now where it was started from, with its listening sockets. New
 clients are the new process's; those connected stay with the old one to their end, for upgrade_drain at most, and are
 told nothing. When the new process does not start, its settings are wrong say, that is told and nothing has changed.
-On Windows, in a container and in a terminal a restart is the way.`,
+The exit code is 3 where a restart is the way: on Windows, in a container and in a terminal, of a program that is too
+old to know this, and where no admin channel answers.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
 			defer cancel()
-			var done admin.Upgrade
-			if err := a.ask(ctx, http.MethodPost, "upgrade", nil, &done); err != nil {
+			done, err := askUpgrade(ctx, a)
+			if err != nil {
 				return err
 			}
 			say(cmd.OutOrStdout(), "process %d has taken over from process %d, which serves its clients to their end", done.PID, done.OldPID)
@@ -125,4 +143,24 @@ On Windows, in a container and in a terminal a restart is the way.`,
 	a.flags(cmd)
 	timeoutFlag(cmd, &timeout, "How long to wait for the outcome")
 	return cmd
+}
+
+// askUpgrade waits as long as ctx lasts: a start takes its time on a machine that does much else.
+func askUpgrade(ctx context.Context, a *asker) (done admin.Upgrade, err error) {
+	res, at, err := a.requestLast(ctx, "upgrade", nil)
+	if err != nil {
+		var r *refusal
+		switch {
+		case ctx.Err() != nil:
+			return done, errors.New("the upgrade is not done yet, see the service's log for its outcome")
+		case !errors.As(err, &r):
+		case r.status == http.StatusNotFound: // an earlier version, which does not know the verb
+			return done, &service.ExitError{Code: exitRestart, Err: errors.New("the program that runs is an earlier version, which hands nothing over: restart it")}
+		case r.status == http.StatusNotImplemented:
+			return done, &service.ExitError{Code: exitRestart, Err: err}
+		}
+		return done, err
+	}
+	defer res.Body.Close()
+	return done, decodeAnswer(res.Body, at, &done)
 }

@@ -1,20 +1,24 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
 	"github.com/amqproxysvc/amqproxysvc/service"
+	"github.com/amqproxysvc/amqproxysvc/service/control"
 )
 
 // upgrading is a program that runs from a file that can be replaced.
@@ -26,7 +30,7 @@ type upgrading struct {
 	listening, http        string
 }
 
-func startUpgrading(t *testing.T) *upgrading {
+func startUpgrading(t *testing.T, env ...string) *upgrading {
 	dir := t.TempDir()
 	u := &upgrading{t: t, out: newOutput(), program: filepath.Join(dir, "program"), config: filepath.Join(dir, "a.toml"), admin: filepath.Join(dir, "a.sock")}
 	free, err := net.Listen("tcp", "127.0.0.1:0")
@@ -38,7 +42,7 @@ func startUpgrading(t *testing.T) *upgrading {
 	u.put("")
 	u.configure("drain_timeout = 0")
 	u.cmd = exec.Command(u.program, "run", "--config", u.config)
-	u.cmd.Env = append(os.Environ(), asProgram+"=fake")
+	u.cmd.Env = append(append(os.Environ(), asProgram+"=fake"), env...)
 	// A file, not a pipe: the new process has it too, and outlives the old one.
 	log, err := os.Create(filepath.Join(dir, "log"))
 	if err != nil {
@@ -106,22 +110,36 @@ func (u *upgrading) until(what string, is func() bool) {
 	}
 }
 
-// upgrade gives the new process's number.
-func (u *upgrading) upgrade() (pid int, err error) {
-	u.t.Helper()
-	cmd := upgradeCommand()
+// ask runs a command, over the admin channel.
+func (u *upgrading) ask(cmd *cobra.Command) (string, error) {
 	var said strings.Builder
 	cmd.SetOut(&said)
 	cmd.SetErr(&said)
 	cmd.SetArgs([]string{"--socket", u.admin})
 	cmd.SilenceErrors, cmd.SilenceUsage = true, true
-	if err := cmd.ExecuteContext(u.t.Context()); err != nil {
+	err := cmd.ExecuteContext(u.t.Context())
+	return said.String(), err
+}
+
+// ends has a process killed at the test's end, which is the parent of those that systemd would be.
+func (u *upgrading) ends(pid int) {
+	u.t.Cleanup(func() {
+		_ = unix.Kill(pid, unix.SIGKILL)
+		_, _ = unix.Wait4(pid, nil, 0, nil)
+	})
+}
+
+// upgrade gives the new process's number.
+func (u *upgrading) upgrade() (pid int, err error) {
+	u.t.Helper()
+	said, err := u.ask(upgradeCommand())
+	if err != nil {
 		return 0, err
 	}
-	if _, err := fmt.Sscanf(said.String(), "process %d has taken over", &pid); err != nil {
-		u.t.Fatalf("it says %q", said.String())
+	if _, err := fmt.Sscanf(said, "process %d has taken over", &pid); err != nil {
+		u.t.Fatalf("it says %q", said)
 	}
-	u.t.Cleanup(func() { _ = unix.Kill(pid, unix.SIGKILL) })
+	u.ends(pid)
 	return pid, nil
 }
 
@@ -219,6 +237,10 @@ func TestUpgradeThatFails(t *testing.T) {
 	}
 	u.put("#!/bin/sh\nexit 3\n")
 	fails("ended before it was ready")
+	u.put("#!/bin/sh\necho ready >&3\nexit 3\n")
+	fails("ended before it had taken over")
+	u.put("#!/bin/sh\necho ready >&3\nread go <&3\nexit 3\n")
+	fails("ended before it had taken over")
 	if err := os.Remove(u.program); err != nil {
 		t.Fatal(err)
 	}
@@ -281,4 +303,182 @@ func TestUpgradeEndsOfTheOldProcess(t *testing.T) {
 			t.Error("the client is still there")
 		}
 	})
+}
+
+// notifySocket stands in for systemd's: told is what came there.
+func notifySocket(t *testing.T) (env string, told func() string) {
+	at := filepath.Join(t.TempDir(), "notify")
+	sock, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: at, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = sock.Close() })
+	all := newOutput()
+	go func() {
+		for buf := make([]byte, 8192); ; {
+			n, err := sock.Read(buf)
+			if err != nil {
+				return
+			}
+			fmt.Fprintf(all, "%s\n", buf[:n])
+		}
+	}()
+	return "NOTIFY_SOCKET=" + at, all.String
+}
+
+// Under systemd a reload has another program take over, and applies the settings where that fails.
+func TestReloadUpgrades(t *testing.T) {
+	env, told := notifySocket(t)
+	u := startUpgrading(t, env)
+	first := u.cmd.Process.Pid
+	held := u.hold()
+	reload := func(want string) {
+		t.Helper()
+		if said, err := u.ask(reloadCommand()); err != nil || !strings.Contains(said, want) || want == "" && said != "" {
+			t.Fatalf("a reload says %q, %v; want %q", said, err, want)
+		}
+	}
+	reload("")
+	u.put("#!/bin/sh\nexit 3\n")
+	u.configure("drain_timeout = 1")
+	reload("drain_timeout was changed, and holds from now on\nthe program on the disk is another one than runs, and did not take over: the new process ended before it was ready")
+	if st := u.state(); st.PID != first || st.Reload == nil || st.Reload.NoUpgrade == "" || st.Phase != service.PhaseServing {
+		t.Fatalf("the state is %+v", st)
+	}
+	u.configure("nonsense = 1")
+	u.put("")
+	if _, err := u.ask(reloadCommand()); err == nil || !strings.Contains(err.Error(), "nonsense") {
+		t.Fatalf("of nonsense: %v", err)
+	}
+	if st := u.state(); st.PID != first {
+		t.Fatalf("a broken file upgrades: %+v", st)
+	}
+	u.configure("drain_timeout = 0")
+	before := len(told())
+	reload("has taken over, the one before serves its clients to their end")
+	var st service.State
+	u.until("the new process answers", func() bool { st = u.state(); return st.PID != first })
+	u.ends(st.PID)
+	u.until("the old process tells its clients, and until when", func() bool {
+		st := u.state()
+		return st.Before != nil && st.Before.PID == first && st.Before.Clients == 1 && !st.Before.Until.IsZero()
+	})
+	u.serves(st.PID)
+	if !open(held) {
+		t.Fatal("the client was cut")
+	}
+	if said, err := u.ask(statsCommand()); err != nil || !strings.Contains(said, fmt.Sprintf("process %d, of before it, serves 1 client more to the end, at most for ", first)) {
+		t.Errorf("stats: %s, %v", said, err)
+	}
+	words := strings.Split(told()[before:], "\n")
+	for _, want := range []string{"RELOADING=1", fmt.Sprintf("MAINPID=%d", st.PID), "READY=1"} {
+		i := slices.Index(words, want)
+		if i < 0 {
+			t.Fatalf("systemd heard\n%s\nwant %s where it is missing", told()[before:], want)
+		}
+		words = words[i+1:]
+	}
+	reload("") // the new one runs what is there
+	_ = held.Close()
+	ended(t, u.cmd, 0)
+}
+
+// Another manager goes by the process's number: a reload leaves it.
+func TestReloadUpgradesUnderSystemdAlone(t *testing.T) {
+	u := startUpgrading(t)
+	u.put("")
+	said, err := u.ask(reloadCommand())
+	if err != nil || !strings.Contains(said, "did not take over: a reload starts another process only under systemd") {
+		t.Fatalf("%q, %v", said, err)
+	}
+	u.serves(u.cmd.Process.Pid)
+}
+
+// The old process is killed while the new one starts: that one serves, by itself.
+func TestTheOldProcessIsKilledAmidTheUpgrade(t *testing.T) {
+	u := startUpgrading(t)
+	first := u.cmd.Process.Pid
+	asked := make(chan error, 1)
+	go func() { _, err := u.ask(upgradeCommand()); asked <- err }()
+	child := 0
+	u.until("the new process has been started", func() bool {
+		children, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", first))
+		for _, file := range children {
+			text, _ := os.ReadFile(file)
+			if _, err := fmt.Sscan(string(text), &child); err != nil {
+				continue
+			}
+			environ, _ := os.ReadFile(fmt.Sprintf("/proc/%d/environ", child)) // Go tries the system's calls with another child
+			if strings.Contains(string(environ), "AMQPROXYSVC_HANDOVER=") {
+				return true
+			}
+		}
+		return false
+	})
+	_ = u.cmd.Process.Kill()
+	u.t.Cleanup(func() { _ = unix.Kill(child, unix.SIGKILL) })
+	<-asked // told nothing, or that it was done just before
+	u.until("the new process answers", func() bool {
+		a := &asker{}
+		a.socket = u.admin
+		st, err := askState(t.Context(), a)
+		a.client.CloseIdleConnections()
+		return err == nil && st.PID == child && st.Before == nil
+	})
+	u.serves(child)
+}
+
+// Reloads and upgrades at the same time are done one after the other, and each that asks hears that it was done.
+func TestReloadsBesideUpgrades(t *testing.T) {
+	u := startUpgrading(t)
+	done := make(chan struct{})
+	failed := make(chan error, 1)
+	go func() {
+		defer close(failed)
+		for {
+			select {
+			case <-done:
+				return
+			default:
+				if _, err := u.ask(reloadCommand()); err != nil {
+					failed <- err
+					return
+				}
+			}
+		}
+	}()
+	last := 0
+	for range 3 {
+		pid, err := u.upgrade()
+		if err != nil || pid == last {
+			t.Errorf("process %d after %d, %v", pid, last, err)
+		}
+		last = pid
+	}
+	close(done)
+	if err := <-failed; err != nil {
+		t.Errorf("a reload beside them: %v", err)
+	}
+	u.serves(last)
+}
+
+// Where a restart is the way is told by the exit code, for scripts.
+func TestUpgradeExitCodes(t *testing.T) {
+	for status, want := range map[int]int{http.StatusNotFound: 3, http.StatusNotImplemented: 3, http.StatusBadRequest: 1, http.StatusForbidden: 1} {
+		at := adminSocket(t)
+		s, err := control.New(at, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(status)
+			_, _ = w.Write([]byte(`{"schema":1,"error":"because"}`))
+		}), func(ctx context.Context, _ control.Peer) context.Context { return ctx })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if code, _, errs := tells(t, "upgrade", "--socket", at); code != want || errs == "" {
+			t.Errorf("status %d: exit code %d, want %d: %s", status, code, want, errs)
+		}
+		s.Close()
+		if code, _, errs := tells(t, "upgrade", "--socket", at); code != 3 {
+			t.Errorf("nobody answers: exit code %d: %s", code, errs)
+		}
+	}
 }

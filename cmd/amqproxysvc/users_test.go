@@ -192,6 +192,7 @@ func (b *lockedBuffer) String() string {
 type carrier struct{ e *engine }
 
 func (carrier) Upgrade(context.Context) (int, error) { return 0, nil }
+func (carrier) Before() *service.Before              { return nil }
 func (c carrier) State() service.State {
 	st := c.e.Status()
 	return service.State{Listening: st.Listening, Upstream: st.Upstream, Broker: &st.Broker}

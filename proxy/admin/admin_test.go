@@ -33,6 +33,10 @@ type fake struct {
 
 func (f *fake) Stats() proxy.Stats { return f.stats }
 
+func (f *fake) BeforeUpgrade() *Before {
+	return &Before{PID: 7, Clients: 3, Until: time.Unix(1_900_000_000, 0)}
+}
+
 func (f *fake) Ready(ctx context.Context) error {
 	f.asked.Add(1)
 	if f.ready == nil {

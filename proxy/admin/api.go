@@ -196,6 +196,8 @@ type Stats struct {
 
 	Listeners []Listener   `json:"listeners"`
 	Errors    []ErrorCount `json:"errors"` // that clients were told since the start
+
+	BeforeUpgrade *Before `json:"before_upgrade,omitempty"` // counted in none of the above
 }
 
 // Target is one address of a broker.
@@ -319,7 +321,23 @@ type Reload struct {
 	Schema      int      `json:"schema"`
 	Changed     []string `json:"changed"`      // settings with another value than before
 	NeedRestart []string `json:"need_restart"` // those with another value than at the start, which holds after a restart
+	// TakenOver is the process that serves new clients now: the program on the disk was another one than the one
+	// that ran. NoUpgrade is why it has not taken over.
+	TakenOver int    `json:"taken_over,omitempty"`
+	NoUpgrade string `json:"no_upgrade,omitempty"`
 }
+
+// Before is the process of before an upgrade, while it serves its clients to their end.
+type Before struct {
+	PID     int       `json:"pid"`
+	Clients int       `json:"clients"`
+	Until   time.Time `json:"until,omitzero"` // then they have drain_timeout
+}
+
+// Elsewhere is an error of ReloadNow and UpgradeNow: another process has taken over, and is the one to ask.
+type Elsewhere struct{ Err error }
+
+func (e Elsewhere) Error() string { return e.Err.Error() }
 
 // Done is the answer to what changes something.
 type Done struct {

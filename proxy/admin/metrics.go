@@ -164,35 +164,38 @@ const (
 	keysHelp    = "Users, vhosts, addresses and listeners that are remembered for limits by these."
 	upgradeName = "amqproxysvc_upgrade_draining_clients"
 	upgradeHelp = "Clients that the process from before an upgrade serves to their end."
+	untilName   = "amqproxysvc_upgrade_drain_end_timestamp_seconds"
+	untilHelp   = "When upgrade_drain is over for them, in seconds since 1970; not there without such a process."
 	infoName    = "amqproxysvc_build_info"
 	infoHelp    = "Always 1; the labels say which program runs."
 )
 
 // collector reads the counters once per scrape.
 type collector struct {
-	source    Source
-	version   string
-	plain     []*prometheus.Desc
-	labelled  []*prometheus.Desc
-	pools     []*prometheus.Desc
-	brokerUp  *prometheus.Desc // not described: the registry has one of that name
-	targets   []*prometheus.Desc
-	outs      *prometheus.Desc
-	shakes    *prometheus.Desc
-	expiry    *prometheus.Desc
-	tokens    *prometheus.Desc
-	headers   *prometheus.Desc
-	latency   *prometheus.Desc
-	waits     *prometheus.Desc
-	frames    *prometheus.Desc
-	listeners *prometheus.Desc
-	accepted  *prometheus.Desc
-	errors    *prometheus.Desc
-	advice    *prometheus.Desc
-	limited   *prometheus.Desc
-	limitKeys *prometheus.Desc
-	upgrade   *prometheus.Desc
-	buildInfo *prometheus.Desc
+	source     Source
+	version    string
+	plain      []*prometheus.Desc
+	labelled   []*prometheus.Desc
+	pools      []*prometheus.Desc
+	brokerUp   *prometheus.Desc // not described: the registry has one of that name
+	targets    []*prometheus.Desc
+	outs       *prometheus.Desc
+	shakes     *prometheus.Desc
+	expiry     *prometheus.Desc
+	tokens     *prometheus.Desc
+	headers    *prometheus.Desc
+	latency    *prometheus.Desc
+	waits      *prometheus.Desc
+	frames     *prometheus.Desc
+	listeners  *prometheus.Desc
+	accepted   *prometheus.Desc
+	errors     *prometheus.Desc
+	advice     *prometheus.Desc
+	limited    *prometheus.Desc
+	limitKeys  *prometheus.Desc
+	upgrade    *prometheus.Desc
+	upgradeEnd *prometheus.Desc
+	buildInfo  *prometheus.Desc
 }
 
 func newCollector(source Source, version string) *collector {
@@ -225,6 +228,7 @@ func newCollector(source Source, version string) *collector {
 	c.limited = prometheus.NewDesc(limitedName, limitedHelp, []string{"limit", "by", "action"}, nil)
 	c.limitKeys = prometheus.NewDesc(keysName, keysHelp, []string{"by"}, nil)
 	c.upgrade = prometheus.NewDesc(upgradeName, upgradeHelp, nil, nil)
+	c.upgradeEnd = prometheus.NewDesc(untilName, untilHelp, nil, nil)
 	c.buildInfo = prometheus.NewDesc(infoName, infoHelp, []string{"version", "goversion"}, nil)
 	return c
 }
@@ -234,7 +238,7 @@ func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range append(c.targets[:len(c.targets):len(c.targets)], c.outs) {
 		ch <- d
 	}
-	for _, group := range [][]*prometheus.Desc{c.plain, c.labelled, c.pools, {c.shakes, c.expiry, c.tokens, c.headers, c.latency, c.advice, c.waits, c.frames, c.listeners, c.accepted, c.errors, c.limited, c.limitKeys, c.upgrade, c.buildInfo}} {
+	for _, group := range [][]*prometheus.Desc{c.plain, c.labelled, c.pools, {c.shakes, c.expiry, c.tokens, c.headers, c.latency, c.advice, c.waits, c.frames, c.listeners, c.accepted, c.errors, c.limited, c.limitKeys, c.upgrade, c.upgradeEnd, c.buildInfo}} {
 		for _, d := range group {
 			ch <- d
 		}
@@ -302,11 +306,16 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 			ch <- prometheus.MustNewConstMetric(c.limitKeys, prometheus.GaugeValue, float64(n), string(proxy.LimitBys[i]))
 		}
 	}
-	draining := 0
-	if s, ok := c.source.(interface{ DrainingClients() int }); ok {
-		draining = s.DrainingClients()
+	draining := Before{}
+	if s, ok := c.source.(interface{ BeforeUpgrade() *Before }); ok {
+		if b := s.BeforeUpgrade(); b != nil {
+			draining = *b
+		}
 	}
-	ch <- prometheus.MustNewConstMetric(c.upgrade, prometheus.GaugeValue, float64(draining))
+	ch <- prometheus.MustNewConstMetric(c.upgrade, prometheus.GaugeValue, float64(draining.Clients))
+	if !draining.Until.IsZero() {
+		ch <- prometheus.MustNewConstMetric(c.upgradeEnd, prometheus.GaugeValue, float64(draining.Until.Unix()))
+	}
 	ch <- prometheus.MustNewConstMetric(c.buildInfo, prometheus.GaugeValue, 1, c.version, runtime.Version())
 }
 
@@ -423,5 +432,5 @@ func Names() (names []string) {
 		names = append(names, m.name)
 	}
 	names = append(names, outsName)
-	return append(names, shakesName, expiryName, tokensName, headersName, latencyName, waitsName, framesName, lnsName, accName, errName, adviceName, limitedName, keysName, upgradeName, infoName)
+	return append(names, shakesName, expiryName, tokensName, headersName, latencyName, waitsName, framesName, lnsName, accName, errName, adviceName, limitedName, keysName, upgradeName, untilName, infoName)
 }

@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -70,6 +71,8 @@ type Lister interface {
 	ReloadNow(ctx context.Context) (Reload, error)
 	// UpgradeNow has a new process of the program take over, and gives its number.
 	UpgradeNow(ctx context.Context) (pid int, err error)
+	// BeforeUpgrade is the process from before an upgrade while it serves, nil: there is none.
+	BeforeUpgrade() *Before
 	// State is what the state file of the service holds.
 	State() any
 }
@@ -263,7 +266,11 @@ func (v *verbs) pools(q url.Values) (any, error) {
 	return a, nil
 }
 
-func (v *verbs) stats(url.Values) (any, error) { return statsOf(v.engine.Stats(), v.version), nil }
+func (v *verbs) stats(url.Values) (any, error) {
+	a := statsOf(v.engine.Stats(), v.version)
+	a.BeforeUpgrade = v.engine.BeforeUpgrade()
+	return a, nil
+}
 
 func (v *verbs) advise(q url.Values) (any, error) {
 	a := Advise{Schema: Schema, Advice: []Advice{}}
@@ -303,7 +310,8 @@ func (v *verbs) reload(w http.ResponseWriter, req *http.Request, q url.Values) e
 	if err != nil {
 		return err
 	}
-	if own := os.Getpid(); pid != 0 && pid != uint64(own) {
+	// Who took this process's predecessor for the one to ask is right here.
+	if own, before := os.Getpid(), v.engine.BeforeUpgrade(); pid != 0 && pid != uint64(own) && (before == nil || pid != uint64(before.PID)) {
 		return fmt.Errorf("this is process %d, not %d", own, pid)
 	}
 	control := http.NewResponseController(w)
@@ -312,10 +320,19 @@ func (v *verbs) reload(w http.ResponseWriter, req *http.Request, q url.Values) e
 	done, err := v.engine.ReloadNow(req.Context())
 	_ = control.SetWriteDeadline(time.Now().Add(10 * time.Second)) // who reads nothing is left
 	if err != nil {
-		return err
+		return elsewhere(w, err)
 	}
 	done.Schema, done.Changed, done.NeedRestart = Schema, append([]string{}, done.Changed...), append([]string{}, done.NeedRestart...) // [], not null
 	write(w, http.StatusOK, done)
+	return nil
+}
+
+// elsewhere answers where another process is the one to ask; else the error is the caller's.
+func elsewhere(w http.ResponseWriter, err error) error {
+	if !errors.As(err, &Elsewhere{}) {
+		return err
+	}
+	fail(w, http.StatusConflict, err.Error())
 	return nil
 }
 
@@ -333,7 +350,14 @@ func (v *verbs) upgrade(w http.ResponseWriter, req *http.Request, _ url.Values) 
 	_ = control.SetWriteDeadline(time.Time{})
 	pid, err := v.engine.UpgradeNow(req.Context())
 	_ = control.SetWriteDeadline(time.Now().Add(10 * time.Second))
-	if err != nil {
+	switch {
+	case err == nil:
+	case errors.As(err, &Elsewhere{}):
+		return elsewhere(w, err)
+	case errors.Is(err, errors.ErrUnsupported):
+		fail(w, http.StatusNotImplemented, fmt.Sprintf("no upgrade, process %d serves on as before: %v", os.Getpid(), err))
+		return nil
+	default:
 		return fmt.Errorf("no upgrade, process %d serves on as before: %w", os.Getpid(), err)
 	}
 	write(w, http.StatusOK, Upgrade{Schema, pid, os.Getpid()})

@@ -29,6 +29,8 @@ type listed struct {
 	paused              []any
 	reloads             int
 	reloadErr           error
+	upgradeErr          error
+	before              *Before
 }
 
 func (l *listed) ListClients() []proxy.ClientInfo {
@@ -115,7 +117,9 @@ func (l *listed) ReloadNow(context.Context) (Reload, error) {
 	return Reload{Changed: []string{"max_clients"}}, l.reloadErr
 }
 
-func (l *listed) UpgradeNow(context.Context) (int, error) { return 4711, nil }
+func (l *listed) UpgradeNow(context.Context) (int, error) { return 4711, l.upgradeErr }
+
+func (l *listed) BeforeUpgrade() *Before { return l.before }
 
 func (l *listed) State() any { return map[string]int{"pid": 42} }
 
@@ -245,6 +249,19 @@ func TestVerbs(t *testing.T) {
 	l.reloadErr = errors.New("nonsense in a.toml")
 	if code, body := asks(h, "POST", "/v1/reload", changes); code != 400 || !strings.Contains(body, "nonsense in a.toml") {
 		t.Errorf("of a reload that fails: %d %s", code, body)
+	}
+	for code, err := range map[int]error{409: Elsewhere{errors.New("process 7 has taken over")}, 501: fmt.Errorf("of a terminal: %w", errors.ErrUnsupported), 400: errors.New("the new process ended")} {
+		l.upgradeErr = err
+		if got, body := asks(h, "POST", "/v1/upgrade", changes); got != code || !strings.Contains(body, err.Error()) {
+			t.Errorf("of an upgrade with %q: %d %s, want %d", err, got, body, code)
+		}
+	}
+	l.reloadErr, l.before = nil, &Before{PID: 7, Clients: 3, Until: time.Unix(1_900_000_000, 0).UTC()}
+	if code, body := asks(h, "POST", "/v1/reload?pid=7", changes); code != 200 {
+		t.Errorf("of a reload of the process from before the upgrade: %d %s", code, body)
+	}
+	if _, body := asks(h, "GET", "/v1/stats", looks); !strings.Contains(body, `"before_upgrade":{"pid":7,"clients":3,"until":"2030-03-17T17:46:40Z"}`) {
+		t.Errorf("stats of an upgrade: %s", body)
 	}
 	if got, want := len(l.kicked), 6; got != want {
 		t.Errorf("kicked %v, want three times", l.kicked)

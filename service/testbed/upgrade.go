@@ -77,6 +77,52 @@ func (l *life) upgrading() {
 		active(s)
 		s.contains(l.sh(s, prog, "reload")+l.journal(s, mark), "has taken over", "from before the upgrade has ended")
 	})
+	l.step("a new process that ends once it is ready: systemd keeps the old one", func(s *step) {
+		c := l.stays(s)
+		old := l.pid(s)
+		l.replace(s, []byte("#!/bin/sh\necho ready >&3\nexit 3\n"))
+		words := l.fails(s, 1, "/root/amqproxysvc", "upgrade")
+		s.contains(words, "serves on as before", "ended before it had taken over")
+		if now := l.pid(s); now != old || !l.lives(old) {
+			s.fail("systemd's main process is %d, and was %d", now, old)
+		}
+		l.replace(s, binary)
+		active(s)
+		old, now := l.upgrade(s)
+		c.stop()
+		<-c.done
+		s.until("the old process ends with its last client", 10*time.Second, func() bool { return !l.lives(old) })
+		if l.pid(s) != now {
+			s.fail("the service was restarted")
+		}
+		s.note("%s", words)
+	})
+	l.step("a reload starts the program on the disk where it is another one, and serves on where that crashes", func(s *step) {
+		mark := time.Now()
+		c := l.stays(s)
+		old := l.pid(s)
+		l.replace(s, []byte("#!/bin/sh\nexit 3\n"))
+		l.sh(s, "systemctl", "reload", unit)
+		if now := l.pid(s); now != old {
+			s.fail("systemd's main process is %d, and was %d", now, old)
+		}
+		s.contains(l.sh(s, "/root/amqproxysvc", "status"), "did not take over: ")
+		l.replace(s, binary)
+		l.sh(s, "systemctl", "reload", unit)
+		now := l.pid(s)
+		if now == old || !l.lives(old) {
+			s.fail("systemd's main process is %d, and was %d", now, old)
+		}
+		active(s)
+		l.sh(s, "systemctl", "reload", unit) // the same program
+		if l.pid(s) != now {
+			s.fail("a reload with the same program started another process")
+		}
+		s.contains(l.journal(s, mark), "is to take over", "has taken over")
+		c.stop()
+		<-c.done
+		s.until("the old process ends with its last client", 10*time.Second, func() bool { return !l.lives(old) })
+	})
 	l.step("after an upgrade a restart refuses no connect", func(s *step) {
 		mark := time.Now()
 		churn := s.start("churn", l.port)

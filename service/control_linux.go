@@ -118,6 +118,9 @@ func Query(ctx context.Context, name string) (Report, error) {
 		return r, fmt.Errorf("systemctl show %s: %w", name, err)
 	}
 	r.fromSystemd(parseProperties(string(out)))
+	if r.State == StateStarting && r.PID != 0 && r.Restarts > 0 && r.Reason == "" {
+		r.Reason = "its last words: " + lastWords(ctx, name)
+	}
 	r.ownWord(DefaultStateFile(name))
 	return r, nil
 }

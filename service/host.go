@@ -32,6 +32,8 @@ type Reloaded struct {
 	// Changed are the settings that have another value than before, those that NeedRestart
 	// included, which take effect after one.
 	Changed, NeedRestart []string
+	// Warnings are of what is unwise in the settings or not used.
+	Warnings []string
 }
 
 var errStopping = errors.New("the service is stopping")

@@ -90,9 +90,8 @@ func (r Report) Print(w io.Writer, now time.Time) {
 	if r.State == StateNotInstalled {
 		return
 	}
-	// While systemd waits before the first restart, none is counted yet.
-	ended := r.ExitCode+r.Signal != 0
-	if r.State == StateFailed || r.State == StateStopped && ended || r.State == StateStarting && (ended || r.Restarts > 0) {
+	// While a process starts, systemd no longer has what the one before ended with.
+	if ended := r.ExitCode+r.Signal != 0; r.State == StateFailed || ended && (r.State == StateStopped || r.State == StateStarting) {
 		if r.Signal != 0 {
 			line("killed", "by signal %d%s", r.Signal, signalName(r.Signal))
 		} else {

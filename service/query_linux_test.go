@@ -25,6 +25,8 @@ func TestReportFromSystemd(t *testing.T) {
 		{"LoadState=loaded\nActiveState=failed\nExecMainCode=1\nExecMainStatus=1\nNRestarts=59\nResult=start-limit-hit\nStatusText=not started: port", StateFailed, 3, []string{"systemd has given up: amqproxysvc start"}},
 		{"LoadState=loaded\nActiveState=activating\nSubState=auto-restart\nExecMainStatus=1\nNRestarts=3\nStatusText=not started: port\nResult=exit-code",
 			StateStarting, 3, []string{"exit code  1", "reason     port", "restarts   3"}},
+		{"LoadState=loaded\nActiveState=activating\nSubState=start\nMainPID=7\nExecMainStatus=0\nNRestarts=3\nStatusText=\nResult=success",
+			StateStarting, 3, []string{"x: starting, pid 7\n  at boot    no\n  restarts   3"}}, // and no exit code 0
 		{"LoadState=loaded\nActiveState=deactivating\nMainPID=42", StateStopping, 3, []string{"stopping, pid 42"}},
 		{"LoadState=loaded\nActiveState=inactive\nMainPID=0\nExecMainStatus=0", StateStopped, 3, []string{"x: stopped"}},
 		{"LoadState=not-found\nActiveState=inactive\nStateChangeTimestamp=", StateNotInstalled, 4, []string{"x: not installed"}},

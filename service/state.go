@@ -94,6 +94,8 @@ type ReloadState struct {
 	NoUpgrade string `json:"no_upgrade,omitempty"`
 	// TakenOver is the process that has, 0: none.
 	TakenOver int `json:"taken_over,omitempty"`
+	// Warnings are of what is unwise in the settings or not used.
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 func stateFileIn(dir string) string { return filepath.Join(dir, "status.json") }

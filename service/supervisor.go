@@ -454,7 +454,7 @@ func waitFor[T any](c <-chan T) {
 
 func (s *supervisor) doReload(ctx context.Context) ReloadState {
 	done, err := s.eng.Reload(ctx)
-	r := ReloadState{At: time.Now(), Changed: done.Changed, NeedRestart: done.NeedRestart}
+	r := ReloadState{At: time.Now(), Changed: done.Changed, NeedRestart: done.NeedRestart, Warnings: done.Warnings}
 	if err != nil {
 		r.Error = err.Error()
 	}

@@ -219,28 +219,28 @@ func (r reworded) Error() string { return r.text }
 func (r reworded) Unwrap() error { return r.err }
 
 // reload loads the settings again and applies what can be.
-func (e *engine) reload() (needRestart []string, err error) {
+func (e *engine) reload() (needRestart, warnings []string, err error) {
 	e.certificates.mu.Lock()
 	defer e.certificates.mu.Unlock()
 	settings, warnings, err := config.Load(e.src)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	seen := stamps(&settings)
 	cfg, err := settings.ProxyConfig(programVersion(), e.log.Logger())
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	e.mu.Lock()
 	old := e.settings
 	e.mu.Unlock()
 	// The log first: it can be put back, the engine cannot.
 	if err := e.log.Apply(settings.Log); err != nil {
-		return nil, service.ConfigError(err)
+		return nil, nil, service.ConfigError(err)
 	}
 	needRestart, err = e.server.Reload(cfg)
 	if err != nil {
-		return nil, errors.Join(err, e.log.Apply(old.Log))
+		return nil, nil, errors.Join(err, e.log.Apply(old.Log))
 	}
 	if settings.HTTP.Address != e.adminSet.Address {
 		needRestart = append(needRestart, "http.address")
@@ -271,10 +271,11 @@ func (e *engine) reload() (needRestart []string, err error) {
 	if e.admin != nil {
 		e.admin.Forget() // what was known of the broker before
 	}
-	for _, w := range append(warnings, settings.Warnings()...) {
+	warnings = append(warnings, settings.Warnings()...)
+	for _, w := range warnings {
 		slog.Warn(w)
 	}
-	return needRestart, nil
+	return needRestart, warnings, nil
 }
 
 // Drain ends everything: clients are still accepted for drain_delay, then those that are there

@@ -115,7 +115,7 @@ func (e *engine) Settings() []admin.Setting {
 // Reload reads the settings anew, and says which are others than before.
 func (e *engine) Reload(context.Context) (service.Reloaded, error) {
 	before, users := e.Settings(), e.hashes()
-	need, err := e.reload()
+	need, warnings, err := e.reload()
 	if err != nil {
 		return service.Reloaded{}, err
 	}
@@ -123,7 +123,7 @@ func (e *engine) Reload(context.Context) (service.Reloaded, error) {
 	if !slices.Equal(users, e.hashes()) { // which are shown to nobody
 		names = append(names, "user.password_hash")
 	}
-	return service.Reloaded{Changed: names, NeedRestart: need}, nil
+	return service.Reloaded{Changed: names, NeedRestart: need, Warnings: warnings}, nil
 }
 
 // hashes are those of the users' passwords.
@@ -157,7 +157,7 @@ func (e *engine) ReloadNow(ctx context.Context) (admin.Reload, error) {
 	if err == nil && r.Error != "" {
 		err = errors.New("reload failed, the settings from before stay in force: " + r.Error)
 	}
-	return admin.Reload{Changed: r.Changed, NeedRestart: r.NeedRestart, TakenOver: r.TakenOver, NoUpgrade: r.NoUpgrade}, leftTo(err)
+	return admin.Reload{Changed: r.Changed, NeedRestart: r.NeedRestart, Warnings: r.Warnings, TakenOver: r.TakenOver, NoUpgrade: r.NoUpgrade}, leftTo(err)
 }
 
 // State is what the state file tells of the service.

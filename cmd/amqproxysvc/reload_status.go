@@ -42,6 +42,9 @@ changed. The process is asked over its admin channel; where that cannot be, the 
 			if pid == 0 || a.socket != "" {
 				done, err := askReload(ctx, a, int(pid))
 				if err == nil {
+					if pid != 0 { // in the service's log, to which this output goes, they are already
+						done.Warnings = nil
+					}
 					printReloaded(cmd, done)
 					return nil
 				}
@@ -51,6 +54,7 @@ changed. The process is asked over its admin channel; where that cannot be, the 
 			}
 			if pid != 0 {
 				r, err := service.ReloadProcess(ctx, int(pid), "")
+				r.Warnings = nil // as above
 				printReloaded(cmd, reloadOf(r))
 				return err
 			}
@@ -113,10 +117,13 @@ func otherWay(ctx context.Context, err error) bool {
 }
 
 func reloadOf(r service.ReloadState) admin.Reload {
-	return admin.Reload{Changed: r.Changed, NeedRestart: r.NeedRestart, TakenOver: r.TakenOver, NoUpgrade: r.NoUpgrade}
+	return admin.Reload{Changed: r.Changed, NeedRestart: r.NeedRestart, Warnings: r.Warnings, TakenOver: r.TakenOver, NoUpgrade: r.NoUpgrade}
 }
 
 func printReloaded(cmd *cobra.Command, r admin.Reload) {
+	for _, w := range r.Warnings {
+		say(cmd.ErrOrStderr(), "warning: %s", w)
+	}
 	for _, setting := range r.Changed {
 		if !slices.Contains(r.NeedRestart, setting) {
 			say(cmd.OutOrStdout(), "%s was changed, and holds from now on", setting)

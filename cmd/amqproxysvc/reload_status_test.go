@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -83,6 +84,18 @@ func TestReloadAndStatusOverTheAdminChannel(t *testing.T) {
 	if err := json.Unmarshal([]byte(ask(0, "status", "--json")), &r); err != nil || r.Manager != "none" || r.State != service.StateRunning ||
 		r.Service == nil || r.Service.Reload == nil || r.Service.Reload.Count != 4 || len(r.Service.Reload.Changed) != 2 {
 		t.Errorf("status --json: %+v, %v", r, err)
+	}
+	// What is not used is told to who reloads, and by ExecReload, whose output the log is, not once more.
+	writeFile(t, file, "[upstream]\nurl = \"amqp://someone@broker\"\n"+ports)
+	for _, by := range [][]string{{}, {"--pid", strconv.Itoa(os.Getpid())}} {
+		var errs bytes.Buffer
+		root := newRootCommand()
+		root.SetOut(io.Discard)
+		root.SetErr(&errs)
+		root.SetArgs(append([]string{"reload", "--socket", socket}, by...))
+		if err := root.Execute(); err != nil || strings.Contains(errs.String(), "warning: "+file+":2: upstream.url: user") != (len(by) == 0) {
+			t.Errorf("reload %q of a user in the URL: %v, %q", by, err, errs.String())
+		}
 	}
 }
 

@@ -325,6 +325,8 @@ type Reload struct {
 	// that ran. NoUpgrade is why it has not taken over.
 	TakenOver int    `json:"taken_over,omitempty"`
 	NoUpgrade string `json:"no_upgrade,omitempty"`
+	// Warnings are of what is unwise in the settings or not used.
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 // Before is the process of before an upgrade, while it serves its clients to their end.

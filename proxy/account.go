@@ -305,15 +305,15 @@ func (u *upstream) drop() {
 	u.berth.leave()
 }
 
-// takeSpare takes the spare connection of the pool's account, with a place in the pool, if it was
-// opened with the given client-properties, nil meaning the proxy's own, and for nobody.
+// takeSpare takes the spare connection of the pool's account, with a place in the pool where that is known at the broker, if
+// it was opened with the given client-properties, nil meaning the proxy's own, and for nobody.
 func (s *Server) takeSpare(p *pool, props []byte, from *net.TCPAddr) *upstream {
 	a := p.account
 	l := &s.logins
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	u, to := a.spare, p.to()
-	if u == nil || u.to.way != to.way || !u.berth.join(p) {
+	if u == nil || u.to.way != to.way || p.known() && !u.berth.join(p) {
 		return nil
 	}
 	a.spare, u.to = nil, to

@@ -32,6 +32,11 @@ func (p *pool) openSpare(props []byte, from *net.TCPAddr) (*upstream, *amqp.Erro
 	}
 	err := p.s.saidOfVHost(p, u.to, u.open(p.s.ctx))
 	if err == nil {
+		if u.berth.p == nil && !u.berth.join(p) { // it is accepted now, and has to wait for a place
+			p.s.leaveVHost(p, u)
+			u.berth.leave()
+			return nil, nil
+		}
 		return u, nil
 	}
 	u.drop()

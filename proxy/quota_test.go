@@ -219,6 +219,48 @@ func TestLimitsOfAVHostAreItsOwn(t *testing.T) {
 	})
 }
 
+// Nor does he hold a place among its connections to the broker until the broker has let him in: neither with the one on
+// which his password was found right, nor with another.
+func TestPlacesOfAVHostAreItsOwn(t *testing.T) {
+	for _, spare := range []bool{true, false} {
+		t.Run(fmt.Sprint("with a spare one: ", spare), func(t *testing.T) {
+			withScript(t, 0, func(c *Config) {
+				c.Limits = []Limit{{By: ByVHost, Match: "shop", MaxUpstreams: 1}}
+				c.IdleTimeout = time.Second
+			}, func(r *rig) {
+				own := proxytest.ClientConfig{User: "own", Password: "o", VHost: "shop"}
+				c, p := r.pair(own)
+				r.must(c.Close())
+				p.Expect(amqp.ConnectionClose) // it is idle
+				p.SendMethod(0, amqp.ConnectionCloseOk)
+				p.Close()
+				synctest.Wait()
+				if !spare { // he is in another vhost, and so has none
+					r.pair(proxytest.ClientConfig{User: "foreign", Password: "f", VHost: "his"})
+				}
+				foreign := make(chan error, 1)
+				go func() {
+					_, err := r.login(proxytest.ClientConfig{User: "foreign", Password: "f", VHost: "shop"})
+					foreign <- err
+				}()
+				asked := r.sc.Accept()
+				asked.Start()
+				asked.Send(amqp.AppendTune(nil, amqp.ConnectionTune, proxytest.DefaultTune))
+				asked.Expect(amqp.ConnectionTuneOk)
+				asked.Expect(amqp.ConnectionOpen)
+				came := time.Now()
+				c, _ = r.pair(own)
+				if took := time.Since(came); took > 0 {
+					t.Errorf("who belongs there waited %v for a place", took)
+				}
+				asked.Send(proxytest.CloseBytes(0, amqp.NotAllowed, "NOT_ALLOWED - access to vhost 'shop' refused for user 'foreign'", 0))
+				r.hears(<-foreign, amqp.NotAllowed, "access to vhost 'shop' refused")
+				r.must(c.Close())
+			})
+		})
+	}
+}
+
 // An alarm refuses nobody.
 func TestLimitsAsAlarms(t *testing.T) {
 	fromLoopback(t, func(c *Config) {

@@ -182,32 +182,32 @@ func (p *pool) tells(u *upstream) {
 }
 
 // tryVHost opens a vhost in which the broker has not accepted the login yet: it may not be there at
-// all. Where no place is free it evicts nobody and waits for nothing, and is one connection more for
+// all, or be others' alone. So it counts at no bound, and evicts nobody, until it is accepted: one connection more for
 // a moment. Nil and nil: the broker accepts it, or is at a limit of its own; there is a place to be waited for.
 func (s *Server) tryVHost(p *pool, props []byte, from *net.TCPAddr) (*upstream, *amqp.Error) {
-	b := s.gate.try()
-	if b != nil && !b.join(p) {
-		b.leave()
-		b = nil
-	}
 	u, err := s.dialOpen(broker.VHosts, p, props, from)
-	switch {
-	case err == nil && b != nil:
-		u.berth, u.account = b, p.account
-		p.tells(u)
-		return u, nil
-	case err == nil:
-		s.spawn(func() { u.link.Quit(s.ctx) })
-		s.strangers.accept(p.loginID())
-		return nil, nil
+	if err != nil {
+		if p.heard(err).ruling == full {
+			return nil, nil
+		}
+		return nil, err
 	}
-	if b != nil {
+	if b := s.gate.try(); b != nil {
+		if b.join(p) {
+			u.berth, u.account = b, p.account
+			p.tells(u)
+			return u, nil
+		}
 		b.leave()
 	}
-	if p.heard(err).ruling == full {
-		return nil, nil
-	}
-	return nil, err
+	s.leaveVHost(p, u)
+	return nil, nil
+}
+
+// leaveVHost ends a connection on which the broker has accepted the login in a vhost, and for which there is no place.
+func (s *Server) leaveVHost(p *pool, u *upstream) {
+	s.strangers.accept(p.loginID())
+	s.spawn(func() { u.link.Quit(s.ctx) })
 }
 
 // dialOpen is dial and open.

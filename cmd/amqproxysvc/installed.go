@@ -41,6 +41,11 @@ func checkInstalled(in service.Installed, src config.Source, stdout, stderr io.W
 
 func examineInstalled(in service.Installed, src config.Source) (settings config.Settings, warnings, problems []string) {
 	settings, warnings, problems = examine(src)
+	if f, err := os.Open(src.File); errors.Is(err, fs.ErrPermission) {
+		return settings, warnings, []string{src.File + ": cannot be read by this user: use sudo"}
+	} else if err == nil {
+		_ = f.Close()
+	}
 	for _, file := range in.EnvFiles {
 		if f, err := os.Open(file); errors.Is(err, fs.ErrPermission) {
 			warnings = append(warnings, file+": cannot be read, what it sets is not checked: try it with sudo")

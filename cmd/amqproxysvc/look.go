@@ -502,19 +502,27 @@ FILE:LINE, the environment or the command line. With --all those at their defaul
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return l.run(cmd, "config", nil, func() any { return &admin.Config{} }, func(w io.Writer, width int, a any) error {
-				var rows [][]string
-				for _, s := range a.(*admin.Config).Settings {
-					if all || s.Origin != "default" {
-						rows = append(rows, []string{s.Name, s.Value, s.Origin})
-					}
-				}
-				return terminal.Table(w, width, []terminal.Column{{Head: "SETTING"}, {Head: "VALUE", Least: 10}, {Head: "FROM", Least: 10}}, rows)
+				return settingsTable(w, width, a.(*admin.Config).Settings, all)
 			})
 		},
 	}
 	l.flags(cmd)
 	cmd.Flags().BoolVar(&all, "all", false, "Those at their defaults too")
 	return cmd
+}
+
+func settingsTable(w io.Writer, width int, settings []admin.Setting, all bool) error {
+	var rows [][]string
+	for _, s := range settings {
+		if all || s.Origin != "default" {
+			rows = append(rows, []string{s.Name, s.Value, s.Origin})
+		}
+	}
+	if len(rows) == 0 {
+		_, err := fmt.Fprintln(w, "every setting is at its default; --all shows them")
+		return err
+	}
+	return terminal.Table(w, width, []terminal.Column{{Head: "SETTING"}, {Head: "VALUE", Least: 10}, {Head: "FROM", Least: 10}}, rows)
 }
 
 func kickCommand() *cobra.Command {

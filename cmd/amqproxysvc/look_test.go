@@ -290,3 +290,15 @@ func TestDecodeClients(t *testing.T) {
 		}
 	}
 }
+
+func TestSettingsAtTheirDefaults(t *testing.T) {
+	at := []admin.Setting{{Name: "log.level", Value: `"info"`, Origin: "default"}}
+	var out bytes.Buffer
+	if err := settingsTable(&out, 80, at, false); err != nil || out.String() != "every setting is at its default; --all shows them\n" {
+		t.Errorf("%v, %q", err, out.String())
+	}
+	out.Reset()
+	if err := settingsTable(&out, 80, at, true); err != nil || !strings.Contains(out.String(), "log.level") {
+		t.Errorf("%v, %q", err, out.String())
+	}
+}

@@ -259,6 +259,7 @@ func (l *life) running() {
 		for _, who := range [][]string{member, stranger} {
 			s.contains(l.fails(s, 1, append(who, "reload")...), "reload needs root")
 		}
+		s.contains(l.fails(s, 78, append(stranger, "check-config")...), config+": cannot be read by this user: use sudo")
 		l.sh(s, prog, "pause", "--vhost", "none")
 		l.sh(s, prog, "drain", "--vhost", "none")
 		l.sh(s, prog, "resume", "--vhost", "none")

@@ -34,7 +34,7 @@ func TestCrowds(t *testing.T) {
 		{
 			name:     "handshakes",
 			member:   "a handshake",
-			settings: fmt.Sprintf("max_handshakes = %d\nhandshake_timeout = \"60s\"\n", 2*n),
+			settings: "handshake_timeout = \"60s\"\n",
 			bounds:   2 * n * 16 << 10,
 		},
 		{
@@ -66,7 +66,7 @@ func TestCrowds(t *testing.T) {
 		},
 	} {
 		t.Run(k.name, func(t *testing.T) {
-			r := start(t, setup{settings: "[client]\n" + k.settings + "[pool]\nidle_timeout = \"1s\"\n"})
+			r := start(t, setup{settings: fmt.Sprintf("[client]\nmax_handshakes = %d\n", 2*n) + k.settings + "[pool]\nidle_timeout = \"1s\"\n"})
 			r.rests()
 			r.crowd = n
 			if k.before != nil {

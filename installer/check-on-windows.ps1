@@ -71,6 +71,9 @@ Point 'event log: started, with its text and not "description cannot be found"' 
     if ($e.Message -notmatch 'started') { throw $e.Message }
     $true
 }
+Point 'event source: the messages are the program''s own' {
+    Wanted (Get-ItemProperty "HKLM:\SYSTEM\CurrentControlSet\Services\EventLog\Application\$name").EventMessageFile $exe
+}
 Point 'PATH holds the program directory, once' { Wanted ([Environment]::GetEnvironmentVariable('Path', 'Machine').Split(';') | Where-Object { $_.TrimEnd('\') -eq (Split-Path $exe) }).Count 1 }
 Point 'Add/Remove entry with icon' {
     $k = Get-ItemProperty 'HKLM:\Software\Microsoft\Windows\CurrentVersion\Uninstall\*' | Where-Object DisplayName -eq $name

@@ -21,9 +21,6 @@ UPDATE `File` SET `Version` = '@PRODUCT@.0' WHERE `File` = 'amqproxysvc.exe'
 UPDATE `File` SET `Language` = '1033' WHERE `File` = 'amqproxysvc.exe'
 DELETE FROM `MsiFileHash` WHERE `File_` = 'amqproxysvc.exe'
 
-# REG_EXPAND_SZ is written #%; wixl forgets it.
-UPDATE `Registry` SET `Value` = '#%%SystemRoot%\System32\EventCreate.exe' WHERE `Name` = 'EventMessageFile'
-
 # The older version goes right after InstallInitialize: within the transaction, so that a
 # failing upgrade brings it back, and before the new files and the new service come.
 UPDATE `InstallExecuteSequence` SET `Sequence` = 1501 WHERE `Action` = 'RemoveExistingProducts'

@@ -1,10 +1,12 @@
 // The stable table of event IDs: what the Windows event log shows as "Event ID" and what
-// a monitoring rule may hang on. Numbers are never reused. 1..1000 is what the message
-// file EventCreate.exe, which every Windows has, can show.
+// a monitoring rule may hang on. Numbers are never reused. The Event Viewer finds what to show for
+// them in the program itself, by an object that is made of this file.
 
 package service
 
 import "log/slog"
+
+//go:generate go -C ../packaging/tools run ./messages
 
 // EventKey is the attribute of a log record that carries its event ID.
 const EventKey = "event_id"

@@ -235,6 +235,7 @@ func (o *InstallOptions) configure(s *mgr.Service, account string) error {
 	for _, delay := range want.Recovery {
 		actions = append(actions, mgr.RecoveryAction{Type: mgr.ServiceRestart, Delay: delay})
 	}
+	o.warn("the program as the event log's message file", ownMessages(o.Name, o.Executable))
 	o.warn("the restart after failures", s.SetRecoveryActions(actions, uint32(want.RecoveryReset/time.Second)))
 	o.warn("the restart after an exit with an error", s.SetRecoveryActionsOnNonCrashFailures(want.RecoverOnError))
 	return nil

@@ -11,6 +11,7 @@ tool (
 
 require (
 	github.com/google/go-containerregistry v0.20.6
+	github.com/tc-hib/winres v0.2.1
 	github.com/yuin/goldmark v1.7.13
 )
 
@@ -82,7 +83,6 @@ require (
 	github.com/spf13/cobra v1.10.2 // indirect
 	github.com/spf13/pflag v1.0.10 // indirect
 	github.com/tc-hib/go-winres v0.3.3 // indirect
-	github.com/tc-hib/winres v0.2.1 // indirect
 	github.com/ulikunitz/xz v0.5.15 // indirect
 	github.com/urfave/cli/v2 v2.25.7 // indirect
 	github.com/vbatts/tar-split v0.12.1 // indirect

@@ -146,12 +146,12 @@ func (w *winLife) prepare(s *step) {
 	// Any program makes Wine fill the prefix first. (wineboot would do it a second time, and
 	// leave two service control managers.)
 	first := w.command(w.ctx, "wine", "cmd", "/c", "exit")
-	// What services report to the SCM goes to a file: Wine's SCM keeps no checkpoints.
+	// What services report to the SCM and the event log goes to a file: Wine keeps neither checkpoints nor events.
 	trace, err := os.Create(filepath.Join(w.work, "scm.log"))
 	s.check(err)
 	defer trace.Close()
 	first.Stderr = trace
-	first.Env = append(first.Env, "WINEDEBUG=-all,+service")
+	first.Env = append(first.Env, "WINEDEBUG=-all,+service,+eventlog,fixme+advapi")
 	s.check(first.Run())
 	for from, to := range map[string]string{
 		dll:                                     `C:\windows\system32\bcryptprimitives.dll`,
@@ -200,6 +200,26 @@ func (w *winLife) reports(s *step) (points []int) {
 		points = append(points, int(point))
 	}
 	return points
+}
+
+// told fails unless the event log was told an event of that number, and those words the last time.
+func (w *winLife) told(s *step, id int, words string) {
+	b, err := os.ReadFile(filepath.Join(w.work, "scm.log"))
+	s.check(err)
+	var text strings.Builder
+	found := false
+	for line := range strings.Lines(string(b)) {
+		_, args, event := strings.Cut(line, ":ReportEventW ")
+		switch {
+		case event && strings.Contains(args, "stub"): // handle, type, category, number: a new one
+			if found = strings.Contains(args, fmt.Sprintf(",0x%08x,", id)); found {
+				text.Reset()
+			}
+		case event && found:
+			text.WriteString(args)
+		}
+	}
+	s.contains(text.String(), words)
 }
 
 func (w *winLife) change(s *step, f func(text string) string) (restore func()) {
@@ -252,9 +272,18 @@ func (w *winLife) installing() {
 		s.contains(w.sc(s), "STOPPED")
 		s.contains(w.exits(s, 3, "status"), "stopped", "at boot    yes")
 	})
-	w.step("the event log source is registered", func(s *step) {
+	w.step("the event log source is registered, and the program has the texts of its events", func(s *step) {
 		out, _ := w.run(s, "reg", "query", `HKLM\SYSTEM\CurrentControlSet\Services\EventLog\Application\`+unit)
-		s.contains(out, "EventCreate.exe", "TypesSupported")
+		s.contains(out, "EventMessageFile    REG_SZ    "+winProg+"\n", "TypesSupported")
+		for _, id := range []int{service.EventStarted, service.EventUpgradeFailed, service.EventOther} { // the first, one of the midst, the last
+			const text = "what happened, in its own words"
+			if shown, _ := w.run(s, `C:\probe.exe`, unit, strconv.Itoa(id), text); shown != text+"\n" {
+				s.fail("event %d is shown as %q", id, shown)
+			}
+		}
+		if shown, code := w.run(s, `C:\probe.exe`, unit, "999", "x"); code == 0 {
+			s.fail("an event that is none is shown as %q", shown)
+		}
 	})
 	w.step("install again: refused without --force", func(s *step) {
 		s.contains(w.exits(s, 1, "install"), "installed already", "--force")
@@ -269,6 +298,7 @@ func (w *winLife) running() {
 			s.fail("it says that it runs, and nobody listens on %d", w.port)
 		}
 		s.contains(w.sc(s), "RUNNING")
+		w.told(s, service.EventStarted, "service started")
 	})
 	w.step("PHP traffic through the service", func(s *step) { s.traffic(w.port, 200) })
 	w.step("status, for people and as JSON", func(s *step) {
@@ -414,6 +444,7 @@ func (w *winLife) failing() {
 		s.contains(words, "78 (wrong configuration)", "drain_timeout")
 		s.contains(w.exits(s, 3, "status"), "failed", "78 (wrong configuration)", "drain_timeout")
 		s.contains(w.sc(s), "WIN32_EXIT_CODE    : 1066", "SERVICE_EXIT_CODE  : 78")
+		w.told(s, service.EventConfigWrong, "drain_timeout")
 		s.note("%s", strings.TrimSpace(words))
 	})
 	w.step("port taken: exit code 1 and the reason", func(s *step) {
@@ -423,6 +454,7 @@ func (w *winLife) failing() {
 		words := w.exits(s, 1, "start")
 		s.contains(words, "another program uses this address")
 		s.contains(w.sc(s), "SERVICE_EXIT_CODE  : 1 ")
+		w.told(s, service.EventStartFailed, "another program uses this address")
 		taken.Close()
 		w.ok(s, "start")
 		s.traffic(w.port, 5)

@@ -53,9 +53,11 @@ INSERT INTO `InstallExecuteSequence` (`Action`, `Condition`, `Sequence`) VALUES 
 # The program sets its service up itself: 18 (a file of this MSI) + 1024 (deferred) + 2048
 # (as SYSTEM) + 8192 (its command line in no log), between InstallServices (5800) and
 # StartServices (5900). + 256: when the installation is rolled back, + 512: when it is through.
-INSERT INTO `CustomAction` (`Action`, `Type`, `Source`, `Target`) VALUES ('ConfigureRollback', 3346, 'amqproxysvc.exe', 'msi-configure --rollback --config "[CONFIGFILE]"')
-INSERT INTO `CustomAction` (`Action`, `Type`, `Source`, `Target`) VALUES ('Configure', 11282, 'amqproxysvc.exe', 'msi-configure --config "[CONFIGFILE]" --upstream "[UPSTREAM]" --listen "[LISTEN]" [KeepFlag]')
-INSERT INTO `CustomAction` (`Action`, `Type`, `Source`, `Target`) VALUES ('ConfigureCommit', 3602, 'amqproxysvc.exe', 'msi-configure --commit --config "[CONFIGFILE]"')
+# The space behind each value, which the program takes away: a backslash at a value's end would
+# make the quotation mark behind it part of the value, and what follows too.
+INSERT INTO `CustomAction` (`Action`, `Type`, `Source`, `Target`) VALUES ('ConfigureRollback', 3346, 'amqproxysvc.exe', 'msi-configure --rollback --config "[CONFIGFILE] "')
+INSERT INTO `CustomAction` (`Action`, `Type`, `Source`, `Target`) VALUES ('Configure', 11282, 'amqproxysvc.exe', 'msi-configure --config "[CONFIGFILE] " --upstream "[UPSTREAM] " --listen "[LISTEN] " [KeepFlag]')
+INSERT INTO `CustomAction` (`Action`, `Type`, `Source`, `Target`) VALUES ('ConfigureCommit', 3602, 'amqproxysvc.exe', 'msi-configure --commit --config "[CONFIGFILE] "')
 # On an upgrade or repair the configuration that is there has the last word, whatever the
 # command line says; on a first installation the two must not contradict each other.
 INSERT INTO `CustomAction` (`Action`, `Type`, `Source`, `Target`) VALUES ('KeepConfig', 51, 'KeepFlag', '--keep')
@@ -66,5 +68,5 @@ INSERT INTO `InstallExecuteSequence` (`Action`, `Condition`, `Sequence`) VALUES 
 
 # An upgrade that fails brings the old service back as the tables have it; this, before
 # StopServices (1900) and so undone after all the rest, gives it its own settings again.
-INSERT INTO `CustomAction` (`Action`, `Type`, `Source`, `Target`) VALUES ('RestoreConfigured', 3346, 'amqproxysvc.exe', 'msi-configure --config "[CONFIGFILE]" --keep')
+INSERT INTO `CustomAction` (`Action`, `Type`, `Source`, `Target`) VALUES ('RestoreConfigured', 3346, 'amqproxysvc.exe', 'msi-configure --config "[CONFIGFILE] " --keep')
 INSERT INTO `InstallExecuteSequence` (`Action`, `Condition`, `Sequence`) VALUES ('RestoreConfigured', 'REMOVE="ALL"', 1890)

@@ -11,6 +11,8 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/windows"
@@ -60,8 +62,15 @@ func msiConfigureCommand() *cobra.Command {
 }
 
 func (o *msiOptions) run(ctx context.Context, cmd *cobra.Command) error {
+	// The MSI has a space behind each value, see database.sql.
+	for _, value := range []*string{&o.config, &o.upstream, &o.listen} {
+		*value = strings.TrimSpace(*value)
+	}
 	if o.config == "" {
 		o.config = service.DefaultConfig(o.name)
+	}
+	if !filepath.IsAbs(o.config) { // setup has no directory of its own that a name could be in
+		return fmt.Errorf("CONFIGFILE is %q, wanted is a full path", o.config)
 	}
 	// There while the file beside it is new and not yet wanted for good.
 	isNew := o.config + ".new-by-setup"

@@ -90,7 +90,7 @@ func (l *life) upgrading() {
 		active(s)
 		old, now := l.upgrade(s)
 		c.stop()
-		<-c.done
+		_ = <-c.done // it was cut, and says so
 		s.until("the old process ends with its last client", 10*time.Second, func() bool { return !l.lives(old) })
 		if l.pid(s) != now {
 			s.fail("the service was restarted")
@@ -120,7 +120,7 @@ func (l *life) upgrading() {
 		}
 		s.contains(l.journal(s, mark), "is to take over", "has taken over")
 		c.stop()
-		<-c.done
+		_ = <-c.done // it was cut, and says so
 		s.until("the old process ends with its last client", 10*time.Second, func() bool { return !l.lives(old) })
 	})
 	l.step("after an upgrade a restart refuses no connect", func(s *step) {

@@ -122,3 +122,32 @@ client_end() {
     note "$1: $(tr '\n' ' ' <"$f.out")"
     ! grep -q '^broken\|Fatal\|^after' "$f.out" || [ "$1" = stay ]
 }
+
+# client_leaves NAME: a client that stays goes by itself; until then it was served.
+client_leaves() {
+    local pid out=$MINE/client-$1.out
+    pid=$(cat "$MINE/client-$1.pid")
+    kill -0 "$pid" 2>/dev/null || { echo "the client $1 was cut:"; cat "$out"; return 1; }
+    pkill -KILL -P "$pid" php || true
+    timeout 60 tail --pid="$pid" -f /dev/null
+    note "$1: served throughout"
+}
+
+# load_start NAME N PORT: N PHP clients (load.php; "loop" loops, others consume), and waits until all
+# are at work; load_end NAME lets them finish.
+load_start() {
+    local mode=consume i up=$MINE/load-$1.up
+    [ "$1" != loop ] || mode=loop
+    rm -f "$MINE/load-$1".*
+    : >"$up"
+    for i in $(seq "$2"); do
+        timeout 400 php "$HERE/load.php" $mode "$3" "$MINE/load-$1.end" "$up" >"$MINE/load-$1.$i.out" 2>"$MINE/load-$1.$i.err" &
+        echo $! >>"$MINE/load-$1.pids"
+    done
+    within 240 eval "[ \$(stat -c %s '$up') = $2 ]"
+}
+load_end() {
+    touch "$MINE/load-$1.end"
+    local pid
+    while read -r pid; do timeout 120 tail --pid="$pid" -f /dev/null; done <"$MINE/load-$1.pids"
+}

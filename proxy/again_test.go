@@ -150,8 +150,8 @@ func TestMoreBehindAFirstMethodThatIsLost(t *testing.T) {
 					delete(n.at, "a:5672")
 					n.mu.Unlock()
 					go n.b["a:5672"].Cut()
-					if err := then(r, c); err != nil { // it was there before the end was noticed
-						r.hears(err, amqp.ConnectionForced, "lost")
+					if err := then(r, c); err != nil { // it was there before the end was noticed, by a read or a write
+						r.hears(err, amqp.ConnectionForced, "CONNECTION_FORCED - the ")
 					}
 					_ = c.Hangup()
 				})

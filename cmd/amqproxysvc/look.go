@@ -37,6 +37,7 @@ const adminTimeout = 10 * time.Second
 type asker struct {
 	name, socket string
 	client       *http.Client
+	again        bool // it asks again and again: the connection is kept meanwhile
 }
 
 func (a *asker) flags(cmd *cobra.Command) {
@@ -123,7 +124,7 @@ func (a *asker) request(ctx context.Context, method, verb string, q url.Values) 
 	if err != nil {
 		return nil, at, err
 	}
-	req.Close = method == http.MethodPost // asked once
+	req.Close = !a.again
 	res, err = a.client.Do(req)
 	if errors.Is(err, io.EOF) && (method == http.MethodGet || verb == "reload") {
 		// A process that leaves the socket to the next, after an upgrade, closes whom it has not answered; twice does no harm.
@@ -192,6 +193,7 @@ func (l *looker) run(cmd *cobra.Command, verb string, q url.Values, answer func(
 		screen = width > 0
 	}
 	ctx := cmd.Context()
+	l.again = l.watch > 0
 	for {
 		a := answer()
 		if err := l.ask(ctx, http.MethodGet, verb, q, a); err != nil {

@@ -116,6 +116,11 @@ func TestLookCommands(t *testing.T) {
 	if _, out, _ := tells(t, "stats", "--socket", socket); !strings.Contains(out, "broker") || strings.Count(out, "\n") != 7 {
 		t.Errorf("stats tells\n%s", out)
 	}
+	for n := range 60 { // more than the channel holds connections: a command leaves none
+		if code, _, errs := tells(t, "stats", "--socket", socket); code != 0 {
+			t.Fatalf("stats, the %dth time: %d %s", n, code, errs)
+		}
+	}
 	var saved strings.Builder
 	if err := showStats(&saved, &admin.Stats{BrokerUp: true, Reused: 1000, Connects: 4, ConnectSeconds: 1, BrokerCPUSaved: 1.8}); err != nil ||
 		!strings.Contains(saved.String(), "1000 connections, 4m of waiting at 250.0 ms each; about 1s of the broker's CPU\n") {

@@ -98,7 +98,6 @@ func (a *asker) requestLast(ctx context.Context, verb string, q url.Values) (res
 			return res, at, err
 		}
 		q.Del("pid")
-		a.client.CloseIdleConnections() // to the one that leaves
 		select {
 		case <-time.After(20 * time.Millisecond):
 		case <-ctx.Done():

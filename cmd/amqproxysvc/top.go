@@ -26,7 +26,7 @@ import (
 const topEvery = 2 * time.Second
 
 func topCommand() *cobra.Command {
-	a := &asker{}
+	a := &asker{again: true}
 	cmd := &cobra.Command{
 		Use:   "top",
 		Short: "Show pools and clients by what they do, redrawn until q is pressed",

@@ -148,7 +148,6 @@ func (u *upgrading) state() service.State {
 	a := &asker{}
 	a.socket = u.admin
 	st, err := askState(u.t.Context(), a)
-	a.client.CloseIdleConnections() // the channel holds 32 at a time, and this is asked over and over
 	if err != nil {
 		u.t.Fatal(err)
 	}
@@ -422,7 +421,6 @@ func TestTheOldProcessIsKilledAmidTheUpgrade(t *testing.T) {
 		a := &asker{}
 		a.socket = u.admin
 		st, err := askState(t.Context(), a)
-		a.client.CloseIdleConnections()
 		return err == nil && st.PID == child && st.Before == nil
 	})
 	u.serves(child)

@@ -37,7 +37,7 @@ while (true) {
 
 // phpSigned logs in as ApsaraMQ has it, with another password each time.
 const phpSigned = `
-[, , $name, $port, $pause] = $argv;
+[, $name, $port, $pause] = $argv;
 while (true) {
     $ms = (string) (int) (microtime(true) * 1000);
     $password = base64_encode(strtoupper(hash_hmac('sha1', 'secret', $ms)) . ':' . $ms);

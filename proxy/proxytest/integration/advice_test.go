@@ -1,8 +1,10 @@
-package integration
-
 // What amqproxysvc advises against, done by pika and by php-amqp: each habit fires its rule and no
 // other, and an application that behaves well hears nothing. Takes twelve minutes, for some rules
 // judge by ten: FULL=1.
+
+//go:build linux
+
+package integration
 
 import (
 	"encoding/json"
@@ -13,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -87,6 +90,7 @@ func TestAdvised(t *testing.T) {
 	stopped, ended := make(chan struct{}), make(chan string, 20)
 	run := func(name string, args ...string) {
 		cmd := exec.Command(name, args...)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // they never end by themselves
 		cmd.Stderr = &testLog{t: t, name: strings.Join(args[len(args)-2:], " ")}
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)

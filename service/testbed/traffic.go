@@ -88,6 +88,14 @@ func (s *step) end(c *client) string {
 	return strings.TrimSpace(c.out.String())
 }
 
+// leaves ends a client amid its work.
+func (s *step) leaves(c *client) {
+	c.stop()
+	if err := <-c.done; err == nil {
+		s.fail("the client %s had ended by itself: %s", c.mode, c.out.String())
+	}
+}
+
 func (s *step) endAll(all []*client) {
 	for _, c := range all { // all at once: who ends gets back what it published, beside nobody who publishes still
 		if c.mode != "stay" {

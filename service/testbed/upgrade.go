@@ -89,8 +89,7 @@ func (l *life) upgrading() {
 		l.replace(s, binary)
 		active(s)
 		old, now := l.upgrade(s)
-		c.stop()
-		_ = <-c.done // it was cut, and says so
+		s.leaves(c)
 		s.until("the old process ends with its last client", 10*time.Second, func() bool { return !l.lives(old) })
 		if l.pid(s) != now {
 			s.fail("the service was restarted")
@@ -119,8 +118,7 @@ func (l *life) upgrading() {
 			s.fail("a reload with the same program started another process")
 		}
 		s.contains(l.journal(s, mark), "is to take over", "has taken over")
-		c.stop()
-		_ = <-c.done // it was cut, and says so
+		s.leaves(c)
 		s.until("the old process ends with its last client", 10*time.Second, func() bool { return !l.lives(old) })
 	})
 	l.step("after an upgrade a restart refuses no connect", func(s *step) {

@@ -47,7 +47,7 @@ func calls(client string) []call {
 		{"", []string{"drain", "--vhost", "vhöst"}, 0, nil},
 		{"resume", []string{"resume", "--vhost", "vhöst"}, 0, nil},
 		{"trace", []string{"trace", client, "--frames", "10", "--for", "20s"}, 0, []string{"client " + client + ", user guest"}},
-		{"upgrade", []string{"upgrade"}, 1, []string{"no upgrade on Windows", "restart"}},
+		{"upgrade", []string{"upgrade"}, 3, []string{"no upgrade on Windows", "restart"}},
 		{"reconnect", []string{"reconnect", "--user", "guest"}, 0, []string{"retired"}},
 		{"kick", []string{"kick", client}, 0, []string{"1 client closed"}},
 		{"", []string{"kick", client}, 1, []string{client}},

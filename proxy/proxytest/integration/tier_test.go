@@ -29,12 +29,18 @@ import (
 // crowdEnv makes the test's program a crowd of clients: FROM TO N.
 const crowdEnv = "TIER_CROWD"
 
+// ipBindAddressNoPort is IP_BIND_ADDRESS_NO_PORT of linux/in.h, which package syscall lacks.
+const ipBindAddressNoPort = 24
+
 // crowdMember is one of them.
 type crowdMember struct{ c *proxytest.Client }
 
 func (m *crowdMember) login(from, to string) error {
 	var err error
-	dial := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
+	dial := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}, Control: func(_, _ string, c syscall.RawConn) (err error) {
+		// The port is chosen when it is known where to: else the kernel looks for one that nobody has at all, for most of the time.
+		return errors.Join(c.Control(func(fd uintptr) { err = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_IP, ipBindAddressNoPort, 1) }), err)
+	}}
 	m.c, err = proxytest.Dial(proxytest.ClientConfig{Addr: to, Dial: dial.DialContext, Timeout: patience})
 	return err
 }
@@ -200,7 +206,7 @@ func startTier(t *testing.T, balancers int, proxies []*process) string {
 	}
 	addr := fmt.Sprintf("127.0.0.1:%d", ports[0])
 	var conf strings.Builder
-	fmt.Fprintf(&conf, "global\n maxconn %d\n nbthread 1\ndefaults\n mode tcp\n timeout connect 5s\n timeout client 1h\n timeout server 1h\n"+
+	fmt.Fprintf(&conf, "global\n maxconn %d\n nbthread 1\ndefaults\n mode tcp\n option redispatch 1\n timeout connect 5s\n timeout client 1h\n timeout server 1h\n"+
 		"listen amqp\n bind %s\n balance leastconn\n option httpchk GET /readyz\n default-server send-proxy-v2 check inter 200ms rise 1\n", count(1000, 9900), addr)
 	for i, p := range proxies {
 		fmt.Fprintf(&conf, " server p%d %s port %s\n", i, p.addr, portOf(p.http))

@@ -176,25 +176,21 @@ func sendLine(conn net.Conn, format string, args ...any) {
 	_, _ = fmt.Fprintf(conn, format+"\n", args...)
 }
 
-// handOver makes the new process the service's. systemd takes its words only from the main process: this
-// one's last is who that is, and the new one's first come after. Until the new one has answered, this one
-// goes on where it does not: systemd does not take a process that has gone for the main one.
+// handOver makes the new process the service's, once it has answered: from MAINPID on systemd hears nobody
+// but it, and kills the whole service where it ends. That is this process's last word to systemd, and "yours"
+// tells the new one that its own come after it.
 func (s *supervisor) handOver(c *successor) error {
-	path := s.state.path
-	s.state.leave()
-	s.notify("MAINPID=" + strconv.Itoa(c.pid))
 	sendLine(c.conn, "go")
 	if line, err := c.answer(goWait); err != nil || line != "here" {
 		c.kill()
-		s.notify("MAINPID=" + strconv.Itoa(os.Getpid()))
-		s.state.path = path
-		s.state.hold()
-		s.lastText = ""
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			return fmt.Errorf("the new process was ready, and did not take over within %v", goWait)
 		}
 		return errors.New("the new process ended before it had taken over")
 	}
+	s.state.leave()
+	s.notify("MAINPID=" + strconv.Itoa(c.pid))
+	sendLine(c.conn, "yours")
 	s.notify = func(string) {}
 	s.after = c
 	go c.listen(s.requestStop)
@@ -244,14 +240,15 @@ func (s *supervisor) linger() {
 // ready tells the old process that this one serves, and returns when it has given up its place, or has ended.
 func (p *predecessor) ready() {
 	p.heard = true
-	sendLine(p.conn, "ready")
 	_ = p.conn.SetReadDeadline(time.Now().Add(upgradeWait))
-	line, err := p.lines.ReadString('\n')
-	_ = p.conn.SetReadDeadline(time.Time{})
-	if err == nil && line == "go\n" {
-		sendLine(p.conn, "here")
-	} else {
-		slog.Warn("the process from before the upgrade did not say that it leaves", "old_pid", p.pid, "error", err)
+	defer func() { _ = p.conn.SetReadDeadline(time.Time{}) }()
+	say, hear := []string{"ready", "here"}, []string{"go", "yours"}
+	for i := range say {
+		sendLine(p.conn, "%s", say[i])
+		if line, err := p.lines.ReadString('\n'); err != nil || line != hear[i]+"\n" {
+			slog.Warn("the process from before the upgrade did not say that it leaves", "old_pid", p.pid, "error", err)
+			return
+		}
 	}
 }
 

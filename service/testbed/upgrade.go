@@ -77,14 +77,18 @@ func (l *life) upgrading() {
 		active(s)
 		s.contains(l.sh(s, prog, "reload")+l.journal(s, mark), "has taken over", "from before the upgrade has ended")
 	})
-	l.step("a new process that ends once it is ready: systemd keeps the old one", func(s *step) {
+	l.step("a new process that ends or hangs once it is ready: systemd keeps the old one", func(s *step) {
 		c := l.stays(s)
 		old := l.pid(s)
-		l.replace(s, []byte("#!/bin/sh\necho ready >&3\nexit 3\n"))
-		words := l.fails(s, 1, "/root/amqproxysvc", "upgrade")
-		s.contains(words, "serves on as before", "ended before it had taken over")
-		if now := l.pid(s); now != old || !l.lives(old) {
-			s.fail("systemd's main process is %d, and was %d", now, old)
+		var words string
+		for then, why := range map[string]string{"exit 3": "ended before it had taken over", "exec sleep 60": "did not take over within 10s"} {
+			l.replace(s, []byte("#!/bin/sh\necho ready >&3\n"+then+"\n"))
+			words = l.fails(s, 1, "/root/amqproxysvc", "upgrade")
+			s.contains(words, "serves on as before", why)
+			if now := l.pid(s); now != old || !l.lives(old) {
+				s.fail("systemd's main process is %d, and was %d", now, old)
+			}
+			s.traffic(l.port, 5)
 		}
 		l.replace(s, binary)
 		active(s)

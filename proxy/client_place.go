@@ -98,10 +98,11 @@ func (c *client) bind(ch *channel, l lane) *binding {
 		if u.late.Load() >= closesLate || u.closingN.Load() >= closesMost {
 			c.awaitQuietCloses(u) // another upstream's are not in its way
 		}
+		seat := c.awaitSeat(ch, u)
 		if c.run.u != nil && (c.e0 > c.s0 || c.run.u != u) {
 			c.flushRun()
 		}
-		b, prefix, failed := u.bind(ch, at, c.run.prefix)
+		b, prefix, failed := u.bind(ch, at, seat, c.run.prefix)
 		if failed != nil {
 			at.leave()
 			switch {

@@ -61,6 +61,128 @@ func TestChannelIsReused(t *testing.T) {
 	})
 }
 
+// While as many channels are behind barriers as are kept, who comes waits for one of them, first come first served: nothing
+// is opened beside them. Who waits has one of its own when a channel does not come back, and when the broker takes long.
+func TestChannelsBehindBarriersAreWaitedFor(t *testing.T) {
+	two := func(c *Config) { c.ReuseChannels, c.IdleChannels = true, 2 }
+	// behind leaves two channels behind barriers.
+	behind := func(r *rig) (p *proxytest.Peer, ids [2]uint16) {
+		var cs [2]*proxytest.Client
+		cs[0], p = r.pair(proxytest.ClientConfig{})
+		cs[1] = r.client(proxytest.ClientConfig{})
+		for i, c := range cs {
+			r.must(c.Publish(1, "", "q", nil))
+			ids[i] = p.OpenChannel()
+			p.ExpectContent(amqp.BasicPublish)
+		}
+		for i, c := range cs {
+			r.must(c.CloseChannel(1))
+			p.ExpectOn(ids[i], amqp.BasicQos)
+			r.must(c.Close())
+		}
+		return p, ids
+	}
+	publish := func(r *rig) *proxytest.Client {
+		c := r.client(proxytest.ClientConfig{})
+		r.must(c.Publish(1, "", "q", nil))
+		return c
+	}
+	t.Run("served in turn", func(t *testing.T) {
+		withScript(t, 0, two, func(r *rig) {
+			p, ids := behind(r)
+			publish(r)
+			synctest.Wait()
+			publish(r)
+			p.ExpectNothing(seatWait / 2)
+			for _, i := range []int{1, 0} {
+				p.SendMethod(ids[i], amqp.BasicQosOk)
+				if m, _, _ := p.ExpectContent(amqp.BasicPublish); m.Channel() != ids[i] {
+					t.Errorf("published on channel %d, want %d", m.Channel(), ids[i])
+				}
+			}
+			st := r.s.Stats()
+			if st.ChannelsOpened != 2 || st.ChannelsReused != 2 || st.HeldBehindCloses != 2 || st.HeldTime != seatWait {
+				t.Errorf("opened %d, reused %d, held %d for %v; want 2, 2, 2, %v", st.ChannelsOpened, st.ChannelsReused, st.HeldBehindCloses, st.HeldTime, seatWait)
+			}
+		})
+	})
+	t.Run("the broker takes long", func(t *testing.T) {
+		withScript(t, 0, two, func(r *rig) {
+			p, ids := behind(r)
+			began := time.Now()
+			publish(r)
+			if id := p.OpenChannel(); id == ids[0] || id == ids[1] || time.Since(began) != seatWait {
+				t.Errorf("channel %d after %v, want one of its own after %v", id, time.Since(began), seatWait)
+			}
+			p.ExpectContent(amqp.BasicPublish)
+			p.SendMethod(ids[0], amqp.BasicQosOk)
+			publish(r)
+			if m, _, _ := p.ExpectContent(amqp.BasicPublish); m.Channel() != ids[0] {
+				t.Errorf("published on channel %d, want %d", m.Channel(), ids[0])
+			}
+		})
+	})
+	t.Run("a late error", func(t *testing.T) {
+		withScript(t, 0, two, func(r *rig) {
+			p, ids := behind(r)
+			publish(r)
+			synctest.Wait()
+			p.Send(amqp.AppendClose(nil, ids[0], amqp.Errorf(amqp.NotFound, amqp.BasicPublish, "no exchange 'missing'")))
+			p.ExpectOn(ids[0], amqp.ChannelCloseOk)
+			if id := p.OpenChannel(); id == ids[1] {
+				t.Errorf("it has channel %d", id)
+			}
+			p.ExpectContent(amqp.BasicPublish)
+		})
+	})
+	t.Run("the client leaves", func(t *testing.T) {
+		withScript(t, 0, two, func(r *rig) {
+			p, ids := behind(r)
+			c := publish(r)
+			synctest.Wait()
+			_ = c.Hangup()
+			publish(r)
+			synctest.Wait()
+			p.SendMethod(ids[0], amqp.BasicQosOk)
+			p.ExpectContent(amqp.BasicPublish) // who has left has published, too
+			p.ExpectOn(ids[0], amqp.BasicQos)
+			p.SendMethod(ids[1], amqp.BasicQosOk)
+			if m, _, _ := p.ExpectContent(amqp.BasicPublish); m.Channel() != ids[1] {
+				t.Errorf("published on channel %d, want %d", m.Channel(), ids[1])
+			}
+			synctest.Wait()
+			if st := r.s.Stats(); st.ChannelsOpened != 2 || st.ChannelsReused != 2 {
+				t.Errorf("opened %d, reused %d; want 2, 2", st.ChannelsOpened, st.ChannelsReused)
+			}
+		})
+	})
+	t.Run("the upstream ends", func(t *testing.T) {
+		withScript(t, 0, two, func(r *rig) {
+			p, _ := behind(r)
+			publish(r)
+			synctest.Wait()
+			p.Cut()
+			next := r.sc.AcceptOpen()
+			next.OpenChannel()
+			next.ExpectContent(amqp.BasicPublish)
+		})
+	})
+	t.Run("confirms", func(t *testing.T) {
+		withScript(t, 0, two, func(r *rig) {
+			p, ids := behind(r)
+			c := r.client(proxytest.ClientConfig{})
+			r.must(c.Send(proxytest.Method(1, amqp.ConfirmSelect, 0)))
+			r.must(c.Publish(1, "", "q", nil))
+			p.ExpectNothing(seatWait / 2)
+			p.SendMethod(ids[1], amqp.BasicQosOk)
+			p.ExpectOn(ids[1], amqp.ConfirmSelect)
+			if m, _, _ := p.ExpectContent(amqp.BasicPublish); m.Channel() != ids[1] {
+				t.Errorf("published on channel %d, want %d", m.Channel(), ids[1])
+			}
+		})
+	})
+}
+
 // The broker refuses what was published before the barrier: the channel is gone, nobody but the
 // log hears of it, and the next client's messages go elsewhere.
 func TestErrorInsteadOfTheBarrier(t *testing.T) {

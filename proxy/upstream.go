@@ -66,6 +66,7 @@ type upstream struct {
 	keptN    atomic.Int32           // len(kept)
 	keptIDs  atomic.Int32           // ids of kept seats, and of those that are being closed
 	keptFree atomic.Int32           // kept seats that any client can have
+	provingN atomic.Int32           // seats behind a barrier that any client could have then
 	awaits   atomic.Int32           // clients' readers in awaitBroker
 	blamed   atomic.Bool            // why it ends is in the log, with its owner's name
 	cut      atomic.Bool            // the broker or the network has ended the socket
@@ -81,6 +82,7 @@ type upstream struct {
 	table         atomic.Pointer[[]atomic.Pointer[binding]]
 	kept          []keptSeat // seats that belong to nobody, the one left last at the end
 	keptClosing   int        // seats that were kept and wait for close-ok
+	seatLine      wait.Line[*seatWanted]
 	blockedReason string
 	blockedTold   map[*client]struct{}
 	failed        error         // why it ended
@@ -145,14 +147,21 @@ func (u *upstream) setLocked(id uint16, b *binding) {
 	(*t)[id].Store(b)
 }
 
-// bind gives a channel an id here, at its place. The prelude that opens the channel is appended to prefix.
-func (u *upstream) bind(ch *channel, at place, prefix []byte) (*binding, []byte, error) {
+// bind gives a channel an id here, at its place: that of a seat it waited for, if it has one. The prelude that opens
+// the channel is appended to prefix.
+func (u *upstream) bind(ch *channel, at place, waited *keptSeat, prefix []byte) (*binding, []byte, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.failed != nil || u.closing {
 		return nil, prefix, errUpstreamGone
 	}
-	k, reused := u.takeKeptLocked(ch)
+	var k keptSeat
+	reused := waited != nil
+	if reused {
+		k = *waited
+	} else {
+		k, reused = u.takeKeptLocked(ch)
+	}
 	if !reused {
 		id, ok := u.ids.take()
 		if !ok {
@@ -341,6 +350,9 @@ func (u *upstream) endLocked(b *binding, by ledger.Cause) ledger.Act {
 			u.closingN.Add(-1)
 		}
 	}
+	if (was == ledger.SeatProving) != (next == ledger.SeatProving) {
+		u.countProvingLocked(b, next)
+	}
 	if act.Has(ledger.Silent) {
 		b.silent = true
 	}
@@ -434,6 +446,8 @@ func (u *upstream) fail(e *amqp.Error, lost bool) {
 			told = append(told, c)
 			u.ownerTold = true
 		} // else it gets another one when it needs it, see renewSession
+	}
+	for u.seatLine.ServeFirstLocked() {
 	}
 	waiting := u.blockedTold
 	u.blockedTold = nil

@@ -13,9 +13,11 @@ package proxy
 import (
 	"encoding/binary"
 	"slices"
+	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
 	"github.com/amqproxysvc/amqproxysvc/proxy/ledger"
+	"github.com/amqproxysvc/amqproxysvc/proxy/wait"
 )
 
 // keptSeat is a channel that is open at the broker and belongs to nobody.
@@ -88,7 +90,96 @@ func (u *upstream) keepLocked(b *binding) {
 		s.base += l.Publish
 	}
 	u.endLocked(b, ledger.ByProven)
-	u.setKeptLocked(append(u.kept, keptSeat{s, b.id}))
+	k := keptSeat{s, b.id}
+	if !u.giveSeatLocked(k) {
+		u.setKeptLocked(append(u.kept, k))
+	}
+}
+
+// countProvingLocked counts a seat that is behind a barrier from now on, or no longer: next is what it is now. For one
+// that is not kept after it the first that waits opens another.
+func (u *upstream) countProvingLocked(b *binding, next ledger.Seat) {
+	if b.ch.ledger.Confirms {
+		return
+	}
+	switch next {
+	case ledger.SeatProving:
+		u.provingN.Add(1)
+		return
+	case ledger.SeatKept:
+	default:
+		u.seatLine.ServeFirstLocked()
+	}
+	u.provingN.Add(-1)
+}
+
+// seatWanted is what a channel waits for in the seatLine.
+type seatWanted struct {
+	confirms bool
+	seat     *keptSeat // nil: it has none, and opens its own
+}
+
+// seatWait bounds the wait for a seat: a broker that takes longer does not keep up, or is blocked.
+const seatWait = lateAfter
+
+// giveSeatLocked gives a seat to the first that waits for one. False: nobody who can use it does.
+func (u *upstream) giveSeatLocked(k keptSeat) (given bool) {
+	u.seatLine.ServeLocked(func(w *wait.Place[*seatWanted]) wait.Verdict {
+		switch {
+		case given:
+			return wait.Stop
+		case k.confirms && !w.Want.confirms:
+			return wait.Skip
+		}
+		w.Want.seat, given = &k, true
+		return wait.Serve
+	})
+	return given
+}
+
+// seatsDueLocked reports whether a seat will come free that is to be waited for: as many are behind barriers as are
+// kept. Clients that come and go faster than the broker takes what they leave would open a channel each otherwise, and
+// as many would be closed, at ten times the broker's work, from which it falls back further.
+func (u *upstream) seatsDueLocked() bool {
+	most := u.mostKept()
+	return most > 0 && int(u.provingN.Load()) >= most && u.failed == nil && !u.closing && !u.s.limited.Load() && u.owner.Load() == nil
+}
+
+// awaitSeat waits for a seat that comes free in a moment, behind those who came before. Nil: there is one, or one
+// is to be opened.
+func (c *client) awaitSeat(ch *channel, u *upstream) *keptSeat {
+	if u.keptFree.Load() > 0 || u.provingN.Load() == 0 { // the usual ways, without the lock
+		return nil
+	}
+	w := &seatWanted{confirms: ch.ledger.Confirms}
+	due := func() bool { return (len(u.kept) == 0 || u.keptFree.Load() == 0 && !w.confirms) && u.seatsDueLocked() }
+	u.mu.Lock()
+	waits := due()
+	u.mu.Unlock()
+	if !waits {
+		return nil
+	}
+	c.settle() // what others wait for may be in the run
+	u.mu.Lock()
+	if !due() {
+		u.mu.Unlock()
+		return nil
+	}
+	in := u.seatLine.JoinLocked(w)
+	u.mu.Unlock()
+	timer := time.NewTimer(seatWait)
+	defer timer.Stop()
+	select {
+	case <-in.Served():
+	case <-timer.C:
+	case <-c.gone:
+	}
+	u.mu.Lock()
+	u.seatLine.LeaveLocked(in)
+	u.mu.Unlock()
+	c.env.n.heldBehindCloses.Add(1)
+	c.env.n.heldTime.Add(int64(time.Since(in.Since)))
+	return w.seat
 }
 
 func (u *upstream) setKeptLocked(kept []keptSeat) {

@@ -4,22 +4,26 @@
 package proxy
 
 import (
+	"net"
 	"strings"
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/broker"
 )
 
-// makeRoom closes a connection that is idle, or waits for its vhost to be named, and counts at the
-// limit which refused one for p. It waits until the broker has let it go. False: there is none.
-func (s *Server) makeRoom(p *pool, e *amqp.Error) bool {
+// dialInRoom closes a connection that is idle, or waits for its vhost to be named, and counts at the limit e which
+// refused one for p, and dials once more when the broker has let it go. Where there is none, e stays.
+// In a vhost where the broker has not let them in (lane VHosts) it may be somebody who has no access there, as RabbitMQ tells of
+// its limits before it looks at permissions: for those who are refused then room is not made for long.
+func (s *Server) dialInRoom(lane broker.Lane, p *pool, props []byte, from *net.TCPAddr, e *amqp.Error) (*upstream, *amqp.Error) {
 	to := p.to()
-	counts := func(x *pool) bool { return x.id.user == p.id.user || x.to().vhost == to.vhost }
+	limit, counts := "vhost "+to.vhost, func(x *pool) bool { return x.id.user == p.id.user || x.to().vhost == to.vhost }
 	switch { // RabbitMQ: user connection limit, node connection limit; else that of the vhost
 	case strings.Contains(e.Text, "user connection limit"):
-		counts = func(x *pool) bool { return x.id.user == p.id.user }
+		limit, counts = "user "+p.id.user, func(x *pool) bool { return x.id.user == p.id.user }
 	case strings.Contains(e.Text, "node connection limit"):
-		counts = func(*pool) bool { return true }
+		limit, counts = "node", func(*pool) bool { return true }
 	}
 	var oldest *upstream
 	var since time.Time
@@ -31,14 +35,29 @@ func (s *Server) makeRoom(p *pool, e *amqp.Error) bool {
 			oldest, since = u, t
 		}
 	}
-	if oldest == nil || !oldest.retireIdle() {
+	if oldest == nil || lane == broker.VHosts && !s.strangers.takeRoom(p.id.user, limit) {
+		return nil, e
+	}
+	var u *upstream
+	if s.makeRoom(oldest) {
+		u, e = s.dialOpen(lane, p, props, from)
+	}
+	if lane == broker.VHosts && verdictOf(e).ruling != refused {
+		s.strangers.giveRoom(p.id.user, limit)
+	}
+	return u, e
+}
+
+// makeRoom closes an idle connection, and waits until the broker has let it go. False: it is not idle any more, or does not go.
+func (s *Server) makeRoom(u *upstream) bool {
+	if !u.retireIdle() {
 		return false
 	}
-	oldest.close("the broker's limit of connections is reached")
+	u.close("the broker's limit of connections is reached")
 	timer := time.NewTimer(s.cfg().CloseTimeout)
 	defer timer.Stop()
 	select {
-	case <-oldest.done:
+	case <-u.done:
 	case <-timer.C:
 		return false
 	case <-s.ctx.Done():

@@ -101,7 +101,10 @@ func (c *client) asksVHost(came time.Time) (e *amqp.Error, again bool) {
 			t.leave(false)
 			return e, e == nil
 		}
-		defer func() { t.leave(e != nil && p.verdictOf(e).ruling == refused) }()
+		defer func() {
+			r := p.verdictOf(e).ruling
+			t.leave(r == refused || r == full && p.s.strangers.roomSpent(p.id.user))
+		}()
 		gone = hungUp
 	}
 	if c.isSession {

@@ -12,6 +12,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"io"
+	"maps"
 	"net"
 	"time"
 
@@ -31,6 +32,9 @@ const (
 	hostAtATime      = 4
 	// inSomeVHost is behind the name of a user whose failures are of vhosts and not of passwords.
 	inSomeVHost = "\x00vhost"
+	// roomForUser and roomAtLimit are how many idle connections are closed within failuresFor, at limits of the
+	// broker's, for logins in a vhost that are then refused there: of a user, and at one limit.
+	roomForUser, roomAtLimit = 3, 10
 	// refusedFor is how long the broker is not asked again about what it has just refused.
 	refusedFor = time.Second
 	// How many of each are remembered at most.
@@ -52,7 +56,14 @@ type strangers struct {
 	accepted, before map[loginID]struct{}
 	refused          map[loginID]refusedLogin
 	sources          map[source]*failures
+	rooms            map[string]*roomMade // by user and by limit, see takeRoom
 	tended           time.Time
+}
+
+// roomMade counts the connections that were closed for strangers since a time.
+type roomMade struct {
+	n     int
+	since time.Time
 }
 
 type refusedLogin struct {
@@ -78,7 +89,8 @@ type failures struct {
 }
 
 func newStrangers() *strangers {
-	s := &strangers{accepted: make(map[loginID]struct{}), refused: make(map[loginID]refusedLogin), sources: make(map[source]*failures)}
+	s := &strangers{accepted: make(map[loginID]struct{}), refused: make(map[loginID]refusedLogin), sources: make(map[source]*failures),
+		rooms: make(map[string]*roomMade)}
 	_, _ = rand.Read(s.key[:]) // never fails
 	return s
 }
@@ -179,6 +191,63 @@ func (s *strangers) forget() {
 	clear(s.refused)
 }
 
+// shortName is what is remembered of a user's name.
+func shortName(user string) string {
+	if len(user) > longestName {
+		sum := sha256.Sum256([]byte(user))
+		user = string(sum[:])
+	}
+	return user
+}
+
+// takeRoom counts a connection that is about to be closed at a limit for a login of a user. False: as many were for
+// logins that were refused then, and it is to stay.
+func (s *strangers) takeRoom(user, limit string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	of := roomsOf(user, limit)
+	for i, most := range [2]int{roomForUser, roomAtLimit} {
+		if s.roomLocked(of[i]) >= most {
+			return false
+		}
+	}
+	for _, name := range of {
+		if s.roomLocked(name) == 0 {
+			s.rooms[name] = &roomMade{since: time.Now()}
+		}
+		s.rooms[name].n++
+	}
+	return true
+}
+
+// giveRoom is for a login that was not refused.
+func (s *strangers) giveRoom(user, limit string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, name := range roomsOf(user, limit) {
+		if s.roomLocked(name) > 0 {
+			s.rooms[name].n--
+		}
+	}
+}
+
+// roomSpent reports whether no connection is closed for a user's logins now.
+func (s *strangers) roomSpent(user string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.roomLocked(roomsOf(user, "")[0]) >= roomForUser
+}
+
+func roomsOf(user, limit string) [2]string { return [2]string{"by " + shortName(user), "at " + limit} }
+
+// roomLocked is how much is counted.
+func (s *strangers) roomLocked(of string) int {
+	if r := s.rooms[of]; r != nil && time.Since(r.since) <= failuresFor {
+		return r.n
+	}
+	return 0
+}
+
 // turn is a stranger's permission to ask the broker.
 type turn struct {
 	s     *strangers
@@ -200,10 +269,7 @@ func hostOf(addr net.Addr) string {
 
 // enter waits for a stranger's turn, at most until ctx ends or gone is closed.
 func (s *strangers) enter(ctx context.Context, gone <-chan struct{}, host, user string) (*turn, error) {
-	if len(user) > longestName {
-		sum := sha256.Sum256([]byte(user))
-		user = string(sum[:])
-	}
+	user = shortName(user)
 	t := &turn{s: s, where: [2]source{{host: host, user: user}, {host: host, any: true}}}
 	for _, src := range t.where {
 		s.mu.Lock()
@@ -297,12 +363,13 @@ func (s *strangers) tidyLocked() {
 	}
 }
 
-// tend forgets sources whose time is over.
+// tend forgets sources, and room made, whose time is over.
 func (s *strangers) tend() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.sources) > 0 && time.Since(s.tended) > failuresFor {
+	if len(s.sources)+len(s.rooms) > 0 && time.Since(s.tended) > failuresFor {
 		s.tended = time.Now()
 		s.tidyLocked()
+		maps.DeleteFunc(s.rooms, func(_ string, r *roomMade) bool { return time.Since(r.since) > failuresFor })
 	}
 }

@@ -160,8 +160,8 @@ func (s *Server) openUpstream(p *pool, props []byte, from *net.TCPAddr, beyond b
 		return nil, err
 	}
 	u, err := s.dialOpen(broker.Known, p, props, from)
-	if err != nil && verdictOf(err).ruling == full && !beyond && s.makeRoom(p, err) {
-		u, err = s.dialOpen(broker.Known, p, props, from)
+	if err != nil && verdictOf(err).ruling == full && !beyond {
+		u, err = s.dialInRoom(broker.Known, p, props, from, err)
 	}
 	if err != nil {
 		b.leave()
@@ -183,13 +183,14 @@ func (p *pool) tells(u *upstream) {
 
 // tryVHost opens a vhost in which the broker has not accepted the login yet: it may not be there at
 // all, or be others' alone. So it counts at no bound, and evicts nobody, until it is accepted: one connection more for
-// a moment. Nil and nil: the broker accepts it, or is at a limit of its own; there is a place to be waited for.
+// a moment. Nil and nil: the broker accepts it, and there is a place to be waited for.
 func (s *Server) tryVHost(p *pool, props []byte, from *net.TCPAddr) (*upstream, *amqp.Error) {
 	u, err := s.dialOpen(broker.VHosts, p, props, from)
+	if err != nil && verdictOf(err).ruling == full {
+		u, err = s.dialInRoom(broker.VHosts, p, props, from, err)
+	}
 	if err != nil {
-		if p.heard(err).ruling == full {
-			return nil, nil
-		}
+		p.heard(err)
 		return nil, err
 	}
 	if b := s.gate.try(); b != nil {

@@ -357,6 +357,45 @@ func TestConnectionLimit(t *testing.T) {
 	})
 }
 
+// At the limit of a vhost the broker looks at the password first, then at the limit, then at the permission: so who has no access
+// hears of the limit, and of his want of permission where the connection that the proxy keeps there is all that stands.
+func TestVHostLimit(t *testing.T) {
+	compare(t, shortTTL, func(t *testing.T, tg *target) []string {
+		r := newRealm(t, tg)
+		const add = `rabbit_auth_backend_internal:add_user(<<"passer-by">>, <<"first">>, <<"test">>).`
+		const remove = `catch rabbit_auth_backend_internal:delete_user(<<"passer-by">>, <<"test">>).`
+		for _, expr := range []string{remove, add} {
+			if _, err := tg.broker.Eval(expr); err != nil {
+				t.Fatal(err)
+			}
+		}
+		t.Cleanup(func() { _, _ = tg.broker.Eval(remove) })
+		passerBy := func(c *proxytest.ClientConfig) { c.User = "passer-by" }
+		r.ctl("set_vhost_limits", "-p", "realm", `{"max-connections": 1}`)
+		c := r.client(nil)
+		r.note("the one connection", works(c, 2))
+		err := r.login(passerBy)
+		if err == nil || !strings.HasSuffix(err.Error(), "connection limit (1) is reached") {
+			t.Errorf("who has no access is told %v, want the limit", err) // see dialInRoom: another order would need no guess
+		}
+		r.note("who has no access", err)
+		r.note("who has a wrong password", r.login(func(c *proxytest.ClientConfig) { passerBy(c); c.Password = "wrong" }))
+		r.note("the one connection meanwhile", works(c, 3))
+		r.note("its close", c.Close())
+		eventually(t, "the broker has let it go", func() error { return r.login(nil) })
+		eventually(t, "nor is there access without it", func() error {
+			err := r.login(passerBy)
+			if err == nil || strings.Contains(err.Error(), "is reached") {
+				return fmt.Errorf("told %v", err)
+			}
+			r.note("who has no access, again", err)
+			return nil
+		})
+		eventually(t, "who has access is let in", func() error { return r.login(nil) })
+		return r.log
+	})
+}
+
 // A user's channels are counted over all of their connections. The client that opens one
 // too many loses its connection, with the broker's words; others go on.
 func TestChannelLimit(t *testing.T) {

@@ -260,7 +260,7 @@ func (s *Server) verify(a *account, f *loginFlight, id loginID, known bool, t *t
 
 // logIn is the first half of an upstream's handshake, with its place at the bound.
 func (s *Server) logIn(ctx context.Context, w *way, who login, props []byte, f *loginFlight) (*upstream, *amqp.Error) {
-	b, err := s.gate.takeFor(&placeWanted{clients: func() int { n, _ := f.Waiting(); return n }})
+	b, err := s.gate.take(&placeWanted{clients: func() int { n, _ := f.Waiting(); return n }, gone: f.Context().Done()})
 	if err != nil {
 		return nil, err
 	}

@@ -4,6 +4,7 @@
 package proxy
 
 import (
+	"context"
 	"net"
 	"strings"
 	"time"
@@ -16,7 +17,7 @@ import (
 // refused one for p, and dials once more when the broker has let it go. Where there is none, e stays.
 // In a vhost where the broker has not let them in (lane VHosts) it may be somebody who has no access there, as RabbitMQ tells of
 // its limits before it looks at permissions: for those who are refused then room is not made for long.
-func (s *Server) dialInRoom(lane broker.Lane, p *pool, props []byte, from *net.TCPAddr, e *amqp.Error) (*upstream, *amqp.Error) {
+func (s *Server) dialInRoom(ctx context.Context, lane broker.Lane, p *pool, props []byte, from *net.TCPAddr, e *amqp.Error) (*upstream, *amqp.Error) {
 	to := p.to()
 	limit, counts := "vhost "+to.vhost, func(x *pool) bool { return x.id.user == p.id.user || x.to().vhost == to.vhost }
 	switch { // RabbitMQ: user connection limit, node connection limit; else that of the vhost
@@ -40,7 +41,7 @@ func (s *Server) dialInRoom(lane broker.Lane, p *pool, props []byte, from *net.T
 	}
 	var u *upstream
 	if s.makeRoom(oldest) {
-		u, e = s.dialOpen(lane, p, props, from)
+		u, e = s.dialOpen(ctx, lane, p, props, from)
 	}
 	if lane == broker.VHosts && verdictOf(e).ruling != refused {
 		s.strangers.giveRoom(p.id.user, limit)

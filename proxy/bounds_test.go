@@ -109,6 +109,73 @@ func TestPlacesAreForClientsInTurn(t *testing.T) {
 	})
 }
 
+// Who hangs up in a line that a login stands in has left it at once, and not at its time-out or when it would be his turn;
+// those who wait with him wait on.
+func TestWhoHangsUpLeavesTheLine(t *testing.T) {
+	b := proxytest.ClientConfig{User: "b", Password: "b"}
+	two := b
+	two.VHost = "two"
+	for _, c := range []struct {
+		name   string
+		mode   PoolMode
+		change func(*Config)
+		hold   proxytest.ClientConfig // who has the one place
+		wait   proxytest.ClientConfig
+		before func(r *rig)
+		gate   int32 // places in the line for connections while two wait
+	}{
+		{name: "max_clients, known", mode: PoolAuto, change: func(c *Config) { c.MaxClients = 1 }, wait: b},
+		{name: "max_clients, a session", mode: PoolSession, change: func(c *Config) { c.MaxClients = 1 }, wait: b},
+		{name: "max_clients, new", mode: PoolAuto, change: func(c *Config) { c.MaxClients = 1 }, wait: proxytest.ClientConfig{User: "new", Password: "new"}},
+		{name: "verification", mode: PoolShared, change: func(c *Config) { c.MaxUpstreams = 1 }, wait: b, gate: 1},
+		{name: "vhost", mode: PoolShared, change: func(c *Config) { c.MaxUpstreams = 1 }, hold: b, wait: two, gate: 1},
+		{name: "a session's vhost", mode: PoolSession, change: func(c *Config) { c.MaxUpstreams = 1 }, hold: b, wait: two, gate: 2},
+		{name: "a session's place in its pool", mode: PoolSession, change: func(c *Config) { c.MaxUpstreamsPerIdentity = 1 }, hold: two, wait: two, gate: 2},
+	} {
+		users := map[string]string{"guest": "guest", "b": "b", "new": "new"}
+		withBroker(t, proxytest.BrokerConfig{Users: users, VHosts: []string{"/", "two"}}, func(cfg *Config) {
+			cfg.Listeners[0].Mode, cfg.IdleTimeout, cfg.AuthTTL = c.mode, time.Second, time.Second
+			c.change(cfg)
+		}, func(r *rig) {
+			for _, known := range []proxytest.ClientConfig{b, two} {
+				k, err := r.login(known)
+				r.must(err)
+				_ = k.Hangup()
+				synctest.Wait()
+			}
+			time.Sleep(time.Minute) // nothing stands, and nobody is believed unasked
+			holds := r.client(c.hold)
+			_, err := holds.DeclareQueue(1, "q", 0)
+			r.must(err) // its connection is not idle
+			var waits []*proxytest.Client
+			for range 2 {
+				w := r.connect(c.wait)
+				go func() { _ = w.Handshake() }()
+				waits = append(waits, w)
+				synctest.Wait()
+			}
+			for left := 2; left >= 0; left-- {
+				st := r.s.Stats()
+				if st.Waiting != left || st.Clients != 1+left {
+					t.Errorf("%s: %d clients, of whom %d wait; want %d and %d", c.name, st.Clients, st.Waiting, 1+left, left)
+				}
+				gate := c.gate
+				if left < 2 {
+					gate = min(gate, int32(left))
+				}
+				if n := r.s.gate.waiters.Load(); n != gate {
+					t.Errorf("%s: %d places are wanted by %d clients, want %d", c.name, n, left, gate)
+				}
+				if left > 0 {
+					waits[left-1].Abort()
+					synctest.Wait()
+				}
+			}
+			_ = holds.Hangup()
+		})
+	}
+}
+
 // Wrong passwords hold no place under max_clients while the broker makes up its mind: who was accepted before comes in
 // beside any number of them, and who is new as soon as he is found right.
 func TestGuessesHoldNoPlace(t *testing.T) {

@@ -43,12 +43,12 @@ func (c *client) becomeSession() *amqp.Error {
 			c.move(nil, slices.Collect(c.chans.all())...) // first: what these leave idle makes the place
 		}
 		var e *amqp.Error
-		u, e = c.openSession()
+		u, e = c.openSession(c.gone)
 		if e != nil && verdictOf(e).ruling == full {
 			// The connection that the client leaves is what its own may take the place of.
 			c.move(nil, slices.Collect(c.chans.all())...)
 			c.pool.awaitIdle(c.gone)
-			u, e = c.openSession()
+			u, e = c.openSession(c.gone)
 		}
 		if e != nil {
 			return e
@@ -84,9 +84,9 @@ func (c *client) idleSession() *upstream {
 	return c.pool.idleSession(c, c.lst.Mode == PoolSession && c.lst.MatchProperties)
 }
 
-// openSession opens an upstream with the client's own properties.
-func (c *client) openSession() (*upstream, *amqp.Error) {
-	u, e := c.s.openUpstream(c.pool, c.props, c.tells(), false)
+// openSession opens an upstream with the client's own properties; closing gone ends the wait for its place.
+func (c *client) openSession(gone <-chan struct{}) (*upstream, *amqp.Error) {
+	u, e := c.s.openUpstream(c.pool, gone, c.props, c.tells(), false)
 	if e != nil {
 		return nil, e
 	}

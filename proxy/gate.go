@@ -28,8 +28,9 @@ type gate struct {
 type placeWanted struct {
 	p               *pool // nil: a place in all only
 	session, beyond bool
-	clients         func() int    // that wait for it; nil: one, or those of the pool
-	look            chan struct{} // something may have become idle, whose place is to be taken
+	clients         func() int      // that wait for it; nil: one, or those of the pool
+	gone            <-chan struct{} // closed when nobody wants it any more; nil: somebody will
+	look            chan struct{}   // something may have become idle, whose place is to be taken
 
 	// Guarded by gate.mu: what is in the way.
 	setting string
@@ -38,13 +39,9 @@ type placeWanted struct {
 	delayed bool           // which has been counted
 }
 
-// take waits for a place in all and, when p is not nil, in the pool (beyond: whatever its bound). At the bound
+// take waits for a place in all and, when a pool is named, in that (beyond: whatever its bound). At the bound
 // in all an idle upstream of any pool is closed to make one; at the pool's one that was a session, or for a session any.
-func (g *gate) take(p *pool, session, beyond bool) (*berth, *amqp.Error) {
-	return g.takeFor(&placeWanted{p: p, session: session, beyond: beyond})
-}
-
-func (g *gate) takeFor(w *placeWanted) (*berth, *amqp.Error) {
+func (g *gate) take(w *placeWanted) (*berth, *amqp.Error) {
 	p := w.p
 	w.look = make(chan struct{}, 1)
 	g.mu.Lock()
@@ -73,6 +70,11 @@ func (g *gate) takeFor(w *placeWanted) (*berth, *amqp.Error) {
 				}
 				return nil, amqp.Errorf(amqp.ConnectionForced, 0,
 					"no connection to the broker is free: %s = %d are in use", w.setting, w.bound)
+			}
+			return b, nil
+		case <-w.gone:
+			if g.leave(place) {
+				return nil, errGone
 			}
 			return b, nil
 		case <-g.env.ctx.Done():

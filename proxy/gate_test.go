@@ -27,7 +27,7 @@ func gateOf(t *testing.T, most, perIdentity int) (*gate, *Config) {
 func takers(t *testing.T, g *gate, p *pool, from, n int, got chan int) {
 	for i := range n {
 		go func() {
-			if _, e := g.take(p, false, false); e != nil {
+			if _, e := g.take(&placeWanted{p: p}); e != nil {
 				t.Errorf("taker %d: %v", from+i, e)
 			}
 			got <- from + i
@@ -85,13 +85,13 @@ func TestGateByIdentity(t *testing.T) {
 		<-got
 		waited := make(chan *amqp.Error, 1)
 		began := time.Now()
-		go func() { _, e := g.take(a, false, false); waited <- e }()
+		go func() { _, e := g.take(&placeWanted{p: a}); waited <- e }()
 		synctest.Wait()
 		takers(t, g, b, 1, 1, got)
 		if len(got) != 1 {
 			t.Error("one identity's bound holds up another")
 		}
-		if _, e := g.take(a, false, true); e != nil {
+		if _, e := g.take(&placeWanted{p: a, beyond: true}); e != nil {
 			t.Errorf("beyond the bound: %v", e)
 		}
 		a.waiting = 3

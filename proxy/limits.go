@@ -4,6 +4,7 @@
 package proxy
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"net"
@@ -105,16 +106,21 @@ func (c *client) handshakeOver() {
 	c.s.limits.over(from, known && c.placed)
 }
 
-// waitPlace waits, at most wait_timeout, for a place under max_clients.
+// waitPlace waits, at most wait_timeout, for a place under max_clients. Who hangs up meanwhile gives up its turn.
 func (s *Server) waitPlace(c *client) *amqp.Error {
 	if s.limits.clients.Try() {
 		c.held = true
 		return nil
 	}
+	if c.account == nil {
+		c.props = bytes.Clone(c.props) // what is read now comes into the same buffer
+	}
+	gone, stop := c.watch()
+	defer stop()
 	ctx, cancel := context.WithTimeout(s.ctx, s.cfg().WaitTimeout)
 	defer cancel()
 	came := time.Now()
-	err := s.limits.clients.Acquire(ctx, c.gone)
+	err := s.limits.clients.Acquire(ctx, gone)
 	s.n.waits.observe(time.Since(came))
 	switch {
 	case err == nil:

@@ -40,6 +40,7 @@ type pool struct {
 	entering  int  // clients that wait for login
 	forgotten bool // the broker refused it: no new logins
 	login     *loginFlight
+	asking    int // logins under way, those that nobody waits for any more among them
 	dialling  *loginFlight
 	changed   wait.Signal // a place may have come free
 	narrowTo  int64       // until when no more are opened than are needed, coarse clock
@@ -196,7 +197,7 @@ func (p *pool) dialLocked(dial func(*pool, *loginFlight)) *loginFlight {
 
 // dialShared opens one more shared upstream.
 func (p *pool) dialShared(f *loginFlight) {
-	u, err := p.s.openUpstream(p, nil, nil, false)
+	u, err := p.s.openUpstream(p, nil, nil, nil, false)
 	p.mu.Lock()
 	if err == nil {
 		p.addLocked(u)
@@ -306,7 +307,7 @@ func (p *pool) tend(now time.Time) (empty bool) {
 }
 
 func (p *pool) emptyLocked() bool {
-	return len(p.ups) == 0 && p.clients == 0 && p.login == nil && p.dialling == nil && !p.standing.isRechecking()
+	return len(p.ups) == 0 && p.clients == 0 && p.asking == 0 && p.dialling == nil && !p.standing.isRechecking()
 }
 
 // oldestIdle is the upstream that has been idle longest and since when, or nil.

@@ -11,10 +11,10 @@ import (
 )
 
 // firstLogin opens the pool's first upstream, on the connection that verified the account if it is there.
-func (p *pool) firstLogin() *amqp.Error {
+func (p *pool) firstLogin(gone <-chan struct{}) *amqp.Error {
 	u, err := p.openSpare(nil, nil)
 	if u == nil && err == nil {
-		u, err = p.s.openUpstream(p, nil, nil, false)
+		u, err = p.s.openUpstream(p, gone, nil, nil, false)
 	}
 	if err == nil {
 		p.mu.Lock()
@@ -86,14 +86,16 @@ func (c *client) admitted() *amqp.Error {
 // the broker has just refused. again: come back, for what others were told.
 func (c *client) asksVHost(came time.Time) (e *amqp.Error, again bool) {
 	p := c.pool
-	gone := (<-chan struct{})(c.gone)
-	if !p.known() {
+	known := p.known()
+	if !known {
 		if e := c.s.strangers.refusal(p.loginID()); e != nil {
 			return e, false
 		}
-		hungUp, stop := c.watch()
-		defer stop()
-		t, none := c.s.strangersTurn(c, hungUp, p.id.user+inSomeVHost)
+	}
+	gone, stop := c.watch()
+	defer stop()
+	if !known {
+		t, none := c.s.strangersTurn(c, gone, p.id.user+inSomeVHost)
 		if none != nil {
 			return none, false
 		}
@@ -103,26 +105,24 @@ func (c *client) asksVHost(came time.Time) (e *amqp.Error, again bool) {
 		}
 		defer func() {
 			r := p.verdictOf(e).ruling
-			t.leave(r == refused || r == full && p.s.strangers.roomSpent(p.id.user))
+			t.leave(e == errGone || r == refused || r == full && p.s.strangers.roomSpent(p.id.user))
 		}()
-		gone = hungUp
 	}
 	if c.isSession {
-		return c.openOwn(), false
+		return c.openOwn(gone), false
 	}
-	f, asked := p.flight(), time.Now()
+	f, seat := p.flight()
+	asked := time.Now()
 	defer p.hasEntered()
 	if f == nil { // one has landed since the caller looked
 		return nil, true
 	}
 	defer func() { p.env.n.waits.observe(time.Since(asked)) }()
-	select {
-	case <-f.Landed():
-		v := f.Result()
-		return v.words, v.again(came, f.Began)
-	case <-gone:
+	v, err := f.Wait(seat, gone)
+	if err != nil {
 		return errGone, false
 	}
+	return v.words, v.again(came, f.Began)
 }
 
 // known reports whether the broker has accepted the identity, now or before.
@@ -147,14 +147,14 @@ func (c *client) served() bool {
 	return true
 }
 
-// openOwn opens the upstream of a client that is a session from its start.
-func (c *client) openOwn() *amqp.Error {
+// openOwn opens the upstream of a client that is a session from its start, and has not gone.
+func (c *client) openOwn(gone <-chan struct{}) *amqp.Error {
 	u, e := c.pool.openSpare(c.props, c.tells())
 	switch {
 	case u != nil:
 		c.adopt(u)
 	case e == nil:
-		u, e = c.openSession()
+		u, e = c.openSession(gone)
 	}
 	c.session = u
 	return e
@@ -167,33 +167,41 @@ func (p *pool) hasEntered() {
 	p.mu.Unlock()
 }
 
-// flight is the login that many wait for, begun where there is none; the caller counts as one of them. Nil: there
-// is no need, the pool serves whoever comes.
-func (p *pool) flight() *loginFlight {
+// flight is the login that many wait for, begun where there is none; the caller counts as one of them, and has a seat. Nil: there
+// is no need, the pool serves whoever comes. When all who wait have gone, its place in the line is given up.
+func (p *pool) flight() (*loginFlight, *wait.Seat) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.entering++
-	if p.login == nil {
-		ask := p.firstLogin
-		if p.usableLocked() {
-			switch t := p.standing.trust(p.env.now(), p.env.cfg().AuthTTL); {
-			case t >= stale:
-				return nil
-			case t != untrusted:
-				ask = p.recheck
-			}
+	if p.login != nil {
+		if seat := p.login.Join(); seat != nil {
+			return p.login, seat
 		}
-		f := wait.NewFlight[verdict](p.env.ctx)
-		p.login = f
-		p.env.spawn(func() {
-			v := p.verdictOf(ask())
-			p.mu.Lock()
-			p.login = nil
-			p.mu.Unlock()
-			f.Land(v)
-		})
 	}
-	return p.login
+	ask := p.firstLogin
+	if p.usableLocked() {
+		switch t := p.standing.trust(p.env.now(), p.env.cfg().AuthTTL); {
+		case t >= stale:
+			return nil, nil
+		case t != untrusted:
+			ask = p.recheck
+		}
+	}
+	f := wait.NewFlight[verdict](p.env.ctx)
+	seat := f.Join()
+	p.login = f
+	p.asking++
+	p.env.spawn(func() {
+		v := p.verdictOf(ask(f.Context().Done()))
+		p.mu.Lock()
+		p.asking--
+		if p.login == f {
+			p.login = nil
+		}
+		p.mu.Unlock()
+		f.Land(v)
+	})
+	return f, seat
 }
 
 // verdictOf reads the outcome of a login of the pool. Where the secret that the broker refuses is one that the
@@ -236,13 +244,13 @@ func (p *pool) heard(e *amqp.Error) verdict {
 // recheckBehind has the identity verified anew, if it is time, behind a login that was served.
 func (p *pool) recheckBehind() {
 	if p.standing.recheckDue(p.env.now(), p.env.cfg().AuthTTL) {
-		p.env.spawn(func() { _ = p.recheck() })
+		p.env.spawn(func() { _ = p.recheck(nil) })
 	}
 }
 
-// recheck verifies the identity anew. The error is why it is not.
-func (p *pool) recheck() *amqp.Error {
-	u, err := p.s.openUpstream(p, nil, nil, true)
+// recheck verifies the identity anew; closing gone ends the wait for a place. The error is why it is not.
+func (p *pool) recheck(gone <-chan struct{}) *amqp.Error {
+	u, err := p.s.openUpstream(p, gone, nil, nil, true)
 	v := p.verdictOf(err)
 	now, cfg := p.env.now(), p.env.cfg()
 	spare := false

@@ -61,6 +61,58 @@ func TestStrangersWhoHangUp(t *testing.T) {
 	})
 }
 
+// Nor do those who name any vhosts and hang up, and that counts as a failure: who does not wait for the answer is
+// not asked sooner than who does.
+func TestVHostsWhoHangUp(t *testing.T) {
+	withScript(t, 0, nil, func(r *rig) {
+		stays, _ := r.pair(proxytest.ClientConfig{})
+		var all []*proxytest.Client
+		for i := range 3 * broker.VHostsAtATime {
+			c := r.connect(proxytest.ClientConfig{VHost: fmt.Sprint("v", i)})
+			go func() { _ = c.Handshake() }()
+			all = append(all, c)
+		}
+		synctest.Wait()
+		if n := r.sc.Accepted() - 1; n != broker.VHostsAtATime {
+			t.Errorf("%d dials at a time for vhosts, want %d", n, broker.VHostsAtATime)
+		}
+		for _, c := range all {
+			c.Abort()
+		}
+		synctest.Wait()
+		r.s.strangers.mu.Lock()
+		failed := 0
+		for src, f := range r.s.strangers.sources {
+			if !src.any {
+				failed += f.n
+			}
+		}
+		r.s.strangers.mu.Unlock()
+		if failed != len(all) {
+			t.Errorf("%d failures are counted of %d who hung up", failed, len(all))
+		}
+		before := r.sc.Accepted()
+		done := make(chan error, 1)
+		go func() {
+			c, err := r.login(proxytest.ClientConfig{VHost: "other"})
+			if err == nil {
+				err = c.Close()
+			}
+			done <- err
+		}()
+		synctest.Wait()
+		if n := r.sc.Accepted() - before; n != 1 {
+			t.Errorf("%d dials for who waits for a vhost behind those who have gone, want one at once", n)
+		}
+		for range before - 1 {
+			r.sc.Accept() // of those who have gone
+		}
+		r.sc.AcceptOpen()
+		r.must(<-done)
+		r.must(stays.Close())
+	})
+}
+
 // Who fails again and again is asked one at a time with a pause; others from there are not.
 func TestFailuresCostTheirOwn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

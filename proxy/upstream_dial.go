@@ -146,22 +146,22 @@ func (u *upstream) start(p *pool) {
 	go u.read()
 }
 
-// openUpstream dials, logs in and opens the vhost. Places are bounded; props and from as for dial.
-// beyond: it is for a moment and may be one more than the pool's bound.
-func (s *Server) openUpstream(p *pool, props []byte, from *net.TCPAddr, beyond bool) (*upstream, *amqp.Error) {
+// openUpstream dials, logs in and opens the vhost. Places are bounded, and waited for until gone is closed; props and
+// from as for dial. beyond: it is for a moment and may be one more than the pool's bound.
+func (s *Server) openUpstream(p *pool, gone <-chan struct{}, props []byte, from *net.TCPAddr, beyond bool) (*upstream, *amqp.Error) {
 	if !p.known() {
-		if u, err := s.tryVHost(p, props, from); u != nil || err != nil {
+		if u, err := s.tryVHost(p, gone, props, from); u != nil || err != nil {
 			return u, err
 		}
 	}
-	b, err := s.gate.take(p, props != nil, beyond)
+	b, err := s.gate.take(&placeWanted{p: p, session: props != nil, beyond: beyond, gone: gone})
 	if err != nil {
 		p.heard(err)
 		return nil, err
 	}
-	u, err := s.dialOpen(broker.Known, p, props, from)
+	u, err := s.dialOpen(s.ctx, broker.Known, p, props, from)
 	if err != nil && verdictOf(err).ruling == full && !beyond {
-		u, err = s.dialInRoom(broker.Known, p, props, from, err)
+		u, err = s.dialInRoom(s.ctx, broker.Known, p, props, from, err)
 	}
 	if err != nil {
 		b.leave()
@@ -183,11 +183,20 @@ func (p *pool) tells(u *upstream) {
 
 // tryVHost opens a vhost in which the broker has not accepted the login yet: it may not be there at
 // all, or be others' alone. So it counts at no bound, and evicts nobody, until it is accepted: one connection more for
-// a moment. Nil and nil: the broker accepts it, and there is a place to be waited for.
-func (s *Server) tryVHost(p *pool, props []byte, from *net.TCPAddr) (*upstream, *amqp.Error) {
-	u, err := s.dialOpen(broker.VHosts, p, props, from)
+// a moment, which ends when gone is closed. Nil and nil: the broker accepts it, and there is a place to be waited for.
+func (s *Server) tryVHost(p *pool, gone <-chan struct{}, props []byte, from *net.TCPAddr) (*upstream, *amqp.Error) {
+	ctx, over := context.WithCancel(s.ctx)
+	defer over()
+	s.spawn(func() {
+		select {
+		case <-gone:
+			over()
+		case <-ctx.Done():
+		}
+	})
+	u, err := s.dialOpen(ctx, broker.VHosts, p, props, from)
 	if err != nil && verdictOf(err).ruling == full {
-		u, err = s.dialInRoom(broker.VHosts, p, props, from, err)
+		u, err = s.dialInRoom(ctx, broker.VHosts, p, props, from, err)
 	}
 	if err != nil {
 		p.heard(err)
@@ -212,14 +221,14 @@ func (s *Server) leaveVHost(p *pool, u *upstream) {
 }
 
 // dialOpen is dial and open.
-func (s *Server) dialOpen(lane broker.Lane, p *pool, props []byte, from *net.TCPAddr) (*upstream, *amqp.Error) {
+func (s *Server) dialOpen(ctx context.Context, lane broker.Lane, p *pool, props []byte, from *net.TCPAddr) (*upstream, *amqp.Error) {
 	to := p.to()
-	u, err := s.dial(p.beside(s.ctx, props == nil), lane, to.way, p.account.login, props, from)
+	u, err := s.dial(p.beside(ctx, props == nil), lane, to.way, p.account.login, props, from)
 	if err != nil {
 		return nil, s.saidOfVHost(p, to, err)
 	}
 	u.to = to
-	if err := u.open(s.ctx); err != nil {
+	if err := u.open(ctx); err != nil {
 		u.link.Close()
 		return nil, s.saidOfVHost(p, to, err)
 	}

@@ -114,6 +114,9 @@ type standing struct {
 
 // hear takes a verdict. True: the login was accepted until now and is not any more.
 func (s *standing) hear(v verdict, now int64) (revoked bool) {
+	if v.ruling == calledOff {
+		return false // it says nothing of the login
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.last, s.heard = v, now

@@ -41,6 +41,7 @@ type budget struct {
 type roomUser struct {
 	used  int64
 	holds int
+	first *hoard // that has held room for longest
 }
 
 // hoard is what one client holds.
@@ -98,7 +99,7 @@ func (g *budget) announce(h *hoard, need int64) {
 func (g *budget) try(h *hoard, n int64) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if !g.fitsLocked(h, n) || g.heldUpLocked(h) {
+	if !g.fitsLocked(h, n, g.largestLocked) || g.heldUpLocked(h) {
 		return false
 	}
 	g.giveLocked(h, n)
@@ -108,16 +109,17 @@ func (g *budget) try(h *hoard, n int64) bool {
 // acquire waits for n bytes. False: ctx ended first, or gone was closed.
 func (g *budget) acquire(ctx context.Context, h *hoard, n int64, gone <-chan struct{}) bool {
 	g.mu.Lock()
+	if g.fitsLocked(h, n, g.largestLocked) { // those before it have what fits
+		g.giveLocked(h, n)
+		g.mu.Unlock()
+		return true
+	}
 	h.waits = g.line.JoinLocked(want{h, n})
-	g.serveLocked()
 	g.mu.Unlock()
 	err := g.line.Await(&g.mu, h.waits, ctx, gone)
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	h.waits = nil
-	if err != nil {
-		g.serveLocked() // it may have stood in the way
-	}
+	h.waits = nil // it stood in nobody's way
 	return err == nil
 }
 
@@ -164,6 +166,9 @@ func (g *budget) enterLocked(h *hoard) {
 		g.users[h.name] = u
 	}
 	u.holds++
+	if u.first == nil {
+		u.first = h
+	}
 	h.user, h.in, h.at, h.seen, h.pace = u, true, 0, h.gathered, -1
 	h.prev, h.next = g.last, nil
 	if g.last == nil {
@@ -185,6 +190,12 @@ func (g *budget) leaveLocked(h *hoard) {
 	} else {
 		h.next.prev = h.prev
 	}
+	if u := h.user; u.first == h {
+		u.first = h.next
+		for u.first != nil && u.first.user != u {
+			u.first = u.first.next
+		}
+	}
 	h.prev, h.next, h.in = nil, nil, false
 	if h.user.holds--; h.user.holds == 0 {
 		delete(g.users, h.name)
@@ -192,37 +203,27 @@ func (g *budget) leaveLocked(h *hoard) {
 }
 
 // fitsLocked reports whether n bytes more are free for a client. What the others hold never comes
-// near what the first may still need.
-func (g *budget) fitsLocked(h *hoard, n int64) bool {
+// near what the first may still need. largest is largestLocked, or what it has said.
+func (g *budget) fitsLocked(h *hoard, n int64, largest func() int64) bool {
 	if g.first == nil || g.first == h && h.held+n <= g.most {
 		return true
 	}
 	others := g.used - min(g.first.held, g.most) + n
-	if others+g.most > g.size && others+g.largestLocked(h) > g.size {
+	if others+g.most > g.size && others+max(largest(), min(h.need, g.most)) > g.size {
 		return false
 	}
+	// The client of a user that has held room for longest is not held up by its share, or all of them might wait
+	// for one another.
 	u := g.users[h.name]
-	return u == nil || u.used+n <= g.size/2 || g.oldestOfLocked(u) == h
+	return u == nil || u.used+n <= g.size/2 || u.first == h
 }
 
-// largestLocked is the most that one of those that hold room, or h, may still be promised.
-func (g *budget) largestLocked(h *hoard) int64 {
-	most := h.need
+// largestLocked is the most that one of those that hold room may still be promised.
+func (g *budget) largestLocked() (most int64) {
 	for x := g.first; x != nil && most < g.most; x = x.next {
 		most = max(most, x.need)
 	}
 	return min(most, g.most)
-}
-
-// oldestOfLocked is the client of a user that has held room for longest: its share does not
-// hold it up, or all of them might wait for one another.
-func (g *budget) oldestOfLocked(u *roomUser) *hoard {
-	for x := g.first; x != nil; x = x.next {
-		if x.user == u {
-			return x
-		}
-	}
-	return nil
 }
 
 // heldUpLocked reports whether others have passed the first in line for long enough.
@@ -238,11 +239,15 @@ func (g *budget) serveLocked() {
 	if g.line.LenLocked() == 0 {
 		return
 	}
+	largest := g.largestLocked()
+	said := func() int64 { return largest }
 	g.line.ServeLocked(func(p *wait.Place[want]) wait.Verdict {
-		if !g.fitsLocked(p.Want.h, p.Want.n) {
+		h, n := p.Want.h, p.Want.n
+		if !g.fitsLocked(h, n, said) {
 			return wait.Skip
 		}
-		g.giveLocked(p.Want.h, p.Want.n)
+		g.giveLocked(h, n)
+		largest = max(largest, min(h.need, g.most)) // it holds room now
 		return wait.Serve
 	})
 }

@@ -258,3 +258,54 @@ func TestWhoWaitForOneAnotherAreEnded(t *testing.T) {
 		_ = victim.Hangup()
 	})
 }
+
+// BenchmarkRoom is what it costs one who asks in vain and hangs up, and one who gives back a little, while others hold the room
+// and wait for more: clients of one user, who have their share, or users, who have all there is.
+func BenchmarkRoom(b *testing.B) {
+	gone := make(chan struct{})
+	close(gone)
+	for _, n := range []int{10, 1000, 10_000} {
+		for _, users := range []int{1, n} {
+			g := &budget{}
+			g.resize(1<<30, 1<<20)
+			all := g.size / 2
+			if users > 1 {
+				all = g.size
+			}
+			var hoards []*hoard
+			for i := range n {
+				h := hoardOf(fmt.Sprint(i % users))
+				h.need = g.most
+				hoards = append(hoards, h)
+				if i == 0 {
+					g.giveLocked(h, g.most)
+				} else {
+					g.giveLocked(h, (all-g.most)/int64(n-1))
+				}
+			}
+			for _, h := range hoards[1:] {
+				h.waits = g.line.JoinLocked(want{h, roomStep})
+			}
+			b.Run(fmt.Sprintf("%d users/%d/ask", users, n), func(b *testing.B) {
+				h := hoardOf("0")
+				for b.Loop() {
+					if g.acquire(b.Context(), h, g.size/2, gone) {
+						b.Fatal("there was room")
+					}
+				}
+			})
+			b.Run(fmt.Sprintf("%d users/%d/give back", users, n), func(b *testing.B) {
+				h := hoards[n-1]
+				for b.Loop() {
+					g.release(h, 1, 0)
+					g.mu.Lock()
+					g.giveLocked(h, 1)
+					g.mu.Unlock()
+				}
+			})
+			if w := g.line.LenLocked(); w != n-1 {
+				b.Fatalf("%d wait, want %d", w, n-1)
+			}
+		}
+	}
+}

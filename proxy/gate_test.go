@@ -3,16 +3,21 @@
 package proxy
 
 import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
 	"github.com/amqproxysvc/amqproxysvc/proxy/proxytest"
+	"github.com/amqproxysvc/amqproxysvc/proxy/wait"
 )
 
 // gateOf is a proxy's gate with the given bounds.
-func gateOf(t *testing.T, most, perIdentity int) (*gate, *Config) {
+func gateOf(t testing.TB, most, perIdentity int) (*gate, *Config) {
 	cfg := DefaultConfig()
 	cfg.MaxUpstreams, cfg.MaxUpstreamsPerIdentity = most, perIdentity
 	s, err := New(cfg)
@@ -98,13 +103,93 @@ func TestGateByIdentity(t *testing.T) {
 		if n, _ := g.waiting(); n != 3 {
 			t.Errorf("%d clients wait, want the 3 that share the connection", n)
 		}
-		if e := <-waited; e == nil || time.Since(began) != cfg.WaitTimeout {
+		if e := <-waited; e == nil || !strings.Contains(e.Text, "max_upstreams_per_identity = 1 ") || time.Since(began) != cfg.WaitTimeout {
 			t.Errorf("heard %v after %v, want a refusal after wait_timeout", e, time.Since(began))
 		}
 		if n, _ := g.waiting(); n != 0 || g.used != 3 || a.opening != 2 || b.opening != 1 {
 			t.Errorf("%d wait, %d used, %d and %d of the two", n, g.used, a.opening, b.opening)
 		}
 	})
+}
+
+// Whoever comes, leaves and gives back, the places that are free are those's who came first and can use them: as if
+// everybody who waits were looked at each time.
+func TestGateServesAsIfAllWereLookedAt(t *testing.T) {
+	type waiter struct {
+		place  *wait.Place[*placeWanted]
+		p      *pool
+		beyond bool
+		served bool
+	}
+	for seed := range uint64(20) {
+		const most, perIdentity = 6, 2
+		g, _ := gateOf(t, most, perIdentity)
+		rnd := rand.New(rand.NewPCG(seed, 0))
+		pools := []*pool{nil}
+		for range 4 {
+			pools = append(pools, &pool{s: g.s, env: g.env})
+		}
+		var line, have []*waiter
+		used, of := 0, map[*pool]int{}
+		serve := func() {
+			line = slices.DeleteFunc(line, func(w *waiter) bool {
+				if used == most || w.p != nil && !w.beyond && of[w.p] >= perIdentity {
+					return false
+				}
+				used++
+				of[w.p]++
+				w.served = true
+				have = append(have, w)
+				return true
+			})
+		}
+		for step := range 500 {
+			switch n := rnd.IntN(5); {
+			case n < 2 && len(line) < 30:
+				w := &waiter{p: pools[rnd.IntN(len(pools))]}
+				w.beyond = w.p != nil && rnd.IntN(8) == 0
+				g.mu.Lock()
+				w.place = g.joinLocked(&placeWanted{p: w.p, beyond: w.beyond, look: make(chan struct{}, 1)})
+				g.mu.Unlock()
+				line = append(line, w)
+			case n == 2 && len(line) > 0:
+				i := rnd.IntN(len(line))
+				if !g.leave(line[i].place) {
+					t.Fatalf("seed %d, step %d: the place that is left has been served", seed, step)
+				}
+				line = slices.Delete(line, i, i+1)
+			case n > 2 && len(have) > 0:
+				i := rnd.IntN(len(have))
+				w := have[i]
+				(&berth{g: g, p: w.p, opening: w.p != nil}).leave()
+				used--
+				of[w.p]--
+				have = slices.Delete(have, i, i+1)
+			}
+			serve()
+			for _, w := range append(slices.Clone(line), have...) {
+				select {
+				case <-w.place.Served():
+					if !w.served {
+						t.Fatalf("seed %d, step %d: one is served who is not to be", seed, step)
+					}
+				default:
+					if w.served {
+						t.Fatalf("seed %d, step %d: one waits who has a place", seed, step)
+					}
+				}
+			}
+			if g.used != used || int(g.waiters.Load()) != len(line) {
+				t.Fatalf("seed %d, step %d: %d used and %d wait, want %d and %d", seed, step, g.used, g.waiters.Load(), used, len(line))
+			}
+		}
+		for _, w := range line {
+			g.leave(w.place)
+		}
+		if len(g.rows)+len(g.order) != 0 {
+			t.Errorf("seed %d: %d rows are left when nobody waits", seed, len(g.rows)+len(g.order))
+		}
+	}
 }
 
 // A berth is given back once, and in all that it counts in.
@@ -181,5 +266,53 @@ func TestWaitingIsCountedInClients(t *testing.T) {
 				t.Errorf("known %v: %d clients wait, want none", known, st.Waiting)
 			}
 		})
+	}
+}
+
+// BenchmarkGate is what it costs one who comes, who leaves, and who has something idle, while others wait: for any
+// place, each for a place of his own, or all for one and the same.
+func BenchmarkGate(b *testing.B) {
+	for _, n := range []int{1, 1000, 10_000} {
+		for _, c := range []struct {
+			name              string
+			most, perIdentity int
+			pools             int
+		}{{"max_upstreams", 1, 0, n}, {"one pool", 0, 1, 1}, {"a pool each", 0, 1, n}} {
+			begin := func(b *testing.B) (*gate, *pool) {
+				g, _ := gateOf(b, c.most, c.perIdentity)
+				pools := make([]*pool, c.pools)
+				for i := range pools {
+					pools[i] = &pool{s: g.s, env: g.env, id: identity{user: fmt.Sprint(i), vhost: "/"}}
+					if c.most == 0 {
+						g.joinLocked(&placeWanted{p: pools[i], look: make(chan struct{}, 1)})
+					}
+				}
+				if c.most > 0 {
+					g.joinLocked(&placeWanted{look: make(chan struct{}, 1)})
+				}
+				for i := range n {
+					g.joinLocked(&placeWanted{p: pools[i%len(pools)], session: true, look: make(chan struct{}, 1)})
+				}
+				if w := g.waiters.Load(); int(w) != n {
+					b.Fatalf("%d wait, want %d", w, n)
+				}
+				return g, pools[0]
+			}
+			b.Run(fmt.Sprintf("%s/%d/join and leave", c.name, n), func(b *testing.B) {
+				g, p := begin(b)
+				for b.Loop() {
+					g.mu.Lock()
+					place := g.joinLocked(&placeWanted{p: p, session: true, look: make(chan struct{}, 1)})
+					g.mu.Unlock()
+					g.leave(place)
+				}
+			})
+			b.Run(fmt.Sprintf("%s/%d/idle", c.name, n), func(b *testing.B) {
+				g, p := begin(b)
+				for b.Loop() {
+					g.idle(p)
+				}
+			})
+		}
 	}
 }

@@ -83,7 +83,7 @@ func (s *Server) janitor() {
 				}
 			}
 			s.tendPools()
-			s.gate.pokeIfWaiting() // a login may have come that nobody goes on with
+			s.gate.poke() // a login may have come that nobody goes on with
 			s.forgive()
 			s.strangers.tend()
 			s.quotas.tend()

@@ -69,7 +69,7 @@ func (p *pool) leavePlace(pl *place, lost bool) {
 	if end {
 		u.closeUnused("retired")
 	}
-	p.s.gate.pokeIfWaiting()
+	p.s.gate.idle(p)
 }
 
 // berth is a connection's place at the bounds: in all, from before it is dialled until its socket is

@@ -267,7 +267,7 @@ func (p *pool) giveBack(u *upstream) {
 	if end {
 		u.close("retired")
 	}
-	p.s.gate.pokeIfWaiting()
+	p.s.gate.idle(p)
 }
 
 func (p *pool) leave() {

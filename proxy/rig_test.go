@@ -111,10 +111,10 @@ func (r *rig) end() {
 		r.t.Errorf("%d channels are left after Close", n)
 	}
 	s.gate.mu.Lock()
-	used, waits := s.gate.used, s.gate.line.LenLocked()
+	used, waits, rows := s.gate.used, s.gate.waiters.Load(), len(s.gate.rows)+len(s.gate.order)
 	s.gate.mu.Unlock()
-	if used != 0 || waits != 0 {
-		r.t.Errorf("%d connections to the broker are counted after Close, %d waits", used, waits)
+	if used != 0 || waits != 0 || rows != 0 {
+		r.t.Errorf("%d connections to the broker are counted after Close, %d waits in %d rows", used, waits, rows)
 	}
 	s.mu.Lock()
 	clients, ups, held := s.clients.len(), len(s.upstreams), s.limits.clients.Used()

@@ -63,6 +63,9 @@ func (l *Line[T]) RejoinLocked(want T) *Place[T] {
 	return p
 }
 
+// FirstLocked is the first in line; nil: nobody waits.
+func (l *Line[T]) FirstLocked() *Place[T] { return l.first }
+
 // ServeFirstLocked serves the first in line. False: nobody waits.
 func (l *Line[T]) ServeFirstLocked() bool {
 	p := l.first

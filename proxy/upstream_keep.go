@@ -137,12 +137,13 @@ func (u *upstream) giveSeatLocked(k keptSeat) (given bool) {
 	return given
 }
 
-// seatsDueLocked reports whether a seat will come free that is to be waited for: as many are behind barriers as are
-// kept. Clients that come and go faster than the broker takes what they leave would open a channel each otherwise, and
-// as many would be closed, at ten times the broker's work, from which it falls back further.
-func (u *upstream) seatsDueLocked() bool {
-	most := u.mostKept()
-	return most > 0 && int(u.provingN.Load()) >= most && u.failed == nil && !u.closing && !u.s.limited.Load() && u.owner.Load() == nil
+// seatDueLocked reports whether a seat will come free that is to be waited for: as many are behind barriers as are
+// kept, and not all of them are waited for. Clients that come and go faster than the broker takes what they leave would
+// open a channel each otherwise, and as many would be closed, at ten times the broker's work, from which it falls back further.
+func (u *upstream) seatDueLocked() bool {
+	most, proving := u.mostKept(), int(u.provingN.Load())
+	return most > 0 && proving >= most && proving > u.seatLine.LenLocked() &&
+		u.failed == nil && !u.closing && !u.s.limited.Load() && u.owner.Load() == nil
 }
 
 // awaitSeat waits for a seat that comes free in a moment, behind those who came before. Nil: there is one, or one
@@ -152,7 +153,7 @@ func (c *client) awaitSeat(ch *channel, u *upstream) *keptSeat {
 		return nil
 	}
 	w := &seatWanted{confirms: ch.ledger.Confirms}
-	due := func() bool { return (len(u.kept) == 0 || u.keptFree.Load() == 0 && !w.confirms) && u.seatsDueLocked() }
+	due := func() bool { return (len(u.kept) == 0 || u.keptFree.Load() == 0 && !w.confirms) && u.seatDueLocked() }
 	u.mu.Lock()
 	waits := due()
 	u.mu.Unlock()

@@ -1,6 +1,6 @@
 # Everything that is done with this tree has a target here; `make help` lists them.
 # Variables: VERSION, FULL=1 (long counts), QUICK=1, BROKER=amqp://…, PEERS=name=host:port,
-# FUZZTIME, SOAKTIME, ABUSETIME, RUN (a pattern of test names), PKG (what test-unit tests),
+# FUZZTIME, SOAKTIME, ABUSETIME, CROWD, HELD, RUN (a pattern of test names), PKG (what test-unit tests),
 # AMQPROXYSVC_TEST_CACHE.
 
 SHELL := /bin/bash
@@ -11,6 +11,8 @@ VERSION ?= $(shell ./packaging/version 2>/dev/null || echo 0.0.0)
 FUZZTIME ?= 10000x
 SOAKTIME ?= 10m
 ABUSETIME ?= 10m
+CROWD ?= 100000
+HELD ?= 10m
 RUN ?= .
 PKG ?= ./...
 
@@ -146,6 +148,10 @@ demo: ## one message per connection over 50 ms, straight and pooled (BROKER=amqp
 .PHONY: bench
 bench: ## speed beside HAProxy (QUICK=1: under a minute; PEERS=name=host:port: others too; BROKER=amqp://host:port: connects there too)
 	@go run ./proxy/proxytest/cmd/bench $(if $(QUICK),-quick) $(if $(PEERS),-peers '$(PEERS)') $(if $(BROKER),-broker '$(BROKER)')
+
+.PHONY: crowd
+crowd: ## CROWD=100000 idle clients for HELD=10m, as many proxies as descriptors ask for, one killed and started again
+	@go run ./proxy/proxytest/cmd/bench -crowd $(CROWD) -held $(HELD)
 
 .PHONY: brokers
 brokers: ## start RabbitMQ 3.10, 4.0 and 4.3 for your own use, until Ctrl-C

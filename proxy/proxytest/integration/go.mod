@@ -10,3 +10,5 @@ require (
 	github.com/amqproxysvc/amqproxysvc v0.0.0-00010101000000-000000000000
 	github.com/rabbitmq/amqp091-go v1.16.0
 )
+
+require golang.org/x/sys v0.49.0 // indirect

@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -29,19 +28,12 @@ import (
 // crowdEnv makes the test's program a crowd of clients: FROM TO N.
 const crowdEnv = "TIER_CROWD"
 
-// ipBindAddressNoPort is IP_BIND_ADDRESS_NO_PORT of linux/in.h, which package syscall lacks.
-const ipBindAddressNoPort = 24
-
 // crowdMember is one of them.
 type crowdMember struct{ c *proxytest.Client }
 
 func (m *crowdMember) login(from, to string) error {
-	var err error
-	dial := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}, Control: func(_, _ string, c syscall.RawConn) (err error) {
-		// The port is chosen when it is known where to: else the kernel looks for one that nobody has at all, for most of the time.
-		return errors.Join(c.Control(func(fd uintptr) { err = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_IP, ipBindAddressNoPort, 1) }), err)
-	}}
-	m.c, err = proxytest.Dial(proxytest.ClientConfig{Addr: to, Dial: dial.DialContext, Timeout: patience})
+	c, err := proxytest.Dial(proxytest.ClientConfig{Addr: to, Dial: proxytest.DialerFrom(from).DialContext, Timeout: patience})
+	m.c = c
 	return err
 }
 

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
 	"github.com/amqproxysvc/amqproxysvc/proxy/proxytest"
@@ -50,6 +51,7 @@ type drainConn struct {
 	conn     net.Conn
 	channels []*drainChannel
 	frameMax uint32
+	beat     time.Duration // between two heartbeats; 0: none are sent
 
 	mu sync.Mutex // around writes: the flood and the answers
 }
@@ -74,7 +76,26 @@ func (d *drain) serve(conn net.Conn) {
 	if err := c.handshake(rd); err != nil {
 		return
 	}
+	if c.beat > 0 {
+		ended := make(chan struct{})
+		defer close(ended)
+		go c.beats(ended)
+	}
 	c.loop(rd.Buffered())
+}
+
+// beats sends heartbeats until the connection ends: a proxy asks a broker that is silent whether it is there.
+func (c *drainConn) beats(ended <-chan struct{}) {
+	t := time.NewTicker(c.beat)
+	defer t.Stop()
+	for {
+		select {
+		case <-ended:
+			return
+		case <-t.C:
+			c.write(amqp.Heartbeat)
+		}
+	}
 }
 
 func (c *drainConn) handshake(rd *amqp.Reader) error {
@@ -105,7 +126,7 @@ func (c *drainConn) handshake(rd *amqp.Reader) error {
 		return err
 	}
 	tune, _ := amqp.ParseTune(f)
-	c.frameMax = tune.FrameMax
+	c.frameMax, c.beat = tune.FrameMax, time.Duration(tune.Heartbeat)*time.Second/2
 	if _, err := expect(nil); err != nil {
 		return err
 	}

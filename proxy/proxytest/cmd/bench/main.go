@@ -20,7 +20,7 @@ import (
 )
 
 func main() {
-	role := flag.String("role", "", "for the benchmark itself: drain or load")
+	role := flag.String("role", "", "for the benchmark itself: drain, load or crowd")
 	o := options{}
 	flag.BoolVar(&o.quick, "quick", false, "one short round, without the scaling rows: under a minute")
 	flag.StringVar(&o.peers, "peers", os.Getenv("PEERS"), "`name=host:port`, comma between several: other proxies; the broker they need is told")
@@ -31,7 +31,9 @@ func main() {
 	flag.DurationVar(&o.each, "each", 2*time.Second, "time of one measurement")
 	flag.StringVar(&o.binary, "amqproxysvc", "", "the `BINARY` to measure (default: built from this module; none: leave it out)")
 	flag.StringVar(&o.markdown, "md", "", "write the table to a `FILE` in Markdown too")
-	flag.StringVar(&o.profiles, "profile", "", "save a CPU profile of amqproxysvc for each row into `DIR`")
+	flag.StringVar(&o.profiles, "profile", "", "save a CPU profile of amqproxysvc for each row into `DIR`, the heap for those of idle clients")
+	flag.IntVar(&o.crowd, "crowd", 0, "instead of the table: so many idle `CLIENTS`, held, and one proxy killed and started again")
+	flag.DurationVar(&o.held, "held", 10*time.Minute, "how long the crowd is held")
 	flag.StringVar(&o.drainPort, "drain", "127.0.0.1:0", "`HOST:PORT` of the stand-in, for peers")
 	flag.Parse()
 	if os.Getenv("QUICK") == "1" {
@@ -50,9 +52,11 @@ func run(role string, o options, pattern string, list bool) error {
 		return drainRole(os.Stdin, os.Stdout)
 	case "load":
 		return loadRole(os.Stdin, os.Stdout)
+	case "crowd":
+		return crowdRole(os.Stdin, os.Stdout)
 	case "":
 	default:
-		return fmt.Errorf("-role is %q, allowed is drain or load", role)
+		return fmt.Errorf("-role is %q, allowed is drain, load or crowd", role)
 	}
 	re, err := regexp.Compile(pattern)
 	if err != nil {
@@ -77,6 +81,9 @@ func run(role string, o options, pattern string, list bool) error {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	if o.crowd > 0 {
+		return runCrowd(ctx, o)
+	}
 	b, err := newBench(o)
 	if err != nil {
 		return err
@@ -106,6 +113,8 @@ type options struct {
 	binary             string
 	markdown, profiles string
 	drainPort          string
+	crowd              int
+	held               time.Duration
 }
 
 // bench is one run.

@@ -244,6 +244,24 @@ type idling struct {
 	upstreams     int64
 }
 
+// rested is what processes take once a crowd has come to rest, in kB: what is given back after a moment does not
+// count, and how long that takes depends on the machine.
+func rested(ctx context.Context, resident func() int) (kB int, err error) {
+	const look, looks, most = time.Second, 3, 20
+	least, since := resident(), 0
+	for i := 0; i < most && since < looks; i++ {
+		if err := pause(ctx, look); err != nil {
+			return 0, err
+		}
+		now := resident()
+		if since++; now < least*98/100 {
+			since = 0
+		}
+		least = min(least, now)
+	}
+	return least, nil
+}
+
 func (b *bench) idle(ctx context.Context, p *peer, over way, clients, base int) (m idling, err error) {
 	m.clients = clients
 	if p.most > 0 {
@@ -262,22 +280,18 @@ func (b *bench) idle(ctx context.Context, p *peer, over way, clients, base int) 
 		}
 		return pause(ctx, then)
 	}
-	// grown is what a client takes once the crowd has come to rest: what is given back after a moment
-	// does not count, and how long that takes depends on the machine.
 	grown := func() (float64, error) {
-		const look, looks, most = time.Second, 3, 20
-		least, since := residentKB(p.procs[over]), 0
-		for i := 0; i < most && since < looks; i++ {
-			if err := pause(ctx, look); err != nil {
-				return 0, err
-			}
-			now := residentKB(p.procs[over])
-			if since++; now < least*98/100 {
-				since = 0
-			}
-			least = min(least, now)
+		kB, err := rested(ctx, func() int { return residentKB(p.procs[over]) })
+		return float64(kB-base) / float64(m.clients), err
+	}
+	heap := func(when string) error {
+		if b.o.profiles == "" || p.pprof[over] == "" {
+			return nil
 		}
-		return float64(least-base) / float64(m.clients), nil
+		return fetchHeap(p.pprof[over], filepath.Join(b.o.profiles, map[way]string{plain: "heap-", fromClients: "heap-tls-"}[over]+when))
+	}
+	if err := heap("nobody"); err != nil {
+		return m, err
 	}
 	if err := step("start", 0); err != nil {
 		return m, err
@@ -285,10 +299,16 @@ func (b *bench) idle(ctx context.Context, p *peer, over way, clients, base int) 
 	if m.each, err = grown(); err != nil {
 		return m, err
 	}
+	if err := heap("idle"); err != nil {
+		return m, err
+	}
 	if err := step("touch", 0); err != nil {
 		return m, err
 	}
 	if m.touched, err = grown(); err != nil {
+		return m, err
+	}
+	if err := heap("touched"); err != nil {
 		return m, err
 	}
 	if err := b.drain.ask(struct{}{}, &after); err != nil {

@@ -138,9 +138,17 @@ func startHAProxy(dir string, d drainStats) (*peer, error) {
 // startProxy runs the amqproxysvc binary before an AMQP URL. It returns its address and
 // that of its profiles.
 func startProxy(binary, url string, more ...string) (cmd *exec.Cmd, addr, pprof string, err error) {
-	port, err1 := freePort()
-	httpPort, err2 := freePort()
-	if err := errors.Join(err1, err2); err != nil {
+	port, err := freePort()
+	if err != nil {
+		return nil, "", "", err
+	}
+	return startProxyAt(port, binary, url, more...)
+}
+
+// startProxyAt is startProxy at a port.
+func startProxyAt(port int, binary, url string, more ...string) (cmd *exec.Cmd, addr, pprof string, err error) {
+	httpPort, err := freePort()
+	if err != nil {
 		return nil, "", "", err
 	}
 	args := []string{"-l", "127.0.0.1", "-p", strconv.Itoa(port), "-b", strconv.Itoa(httpPort), "--set", "http.pprof=true", "--set", "log.level=warn"}
@@ -272,14 +280,27 @@ func procField(file, name string, index int) int {
 
 // fetchProfile saves a profile of the time to come.
 func fetchProfile(addr, file string, d time.Duration) error {
-	resp, err := http.Get(fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", addr, max(1, int(d.Seconds()))))
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(resp.Body)
+	return fetchFile(fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", addr, max(1, int(d.Seconds()))), file)
+}
+
+// fetchHeap saves what the heap holds, as a profile and as text, at whose end stands what else the runtime has taken.
+func fetchHeap(addr, file string) error {
+	return errors.Join(fetchFile("http://"+addr+"/debug/pprof/heap?gc=1", file+".pprof"), fetchFile("http://"+addr+"/debug/pprof/heap?debug=1&gc=1", file+".txt"))
+}
+
+func fetchFile(url, file string) error {
+	b, err := fetch(url)
 	if err != nil {
 		return err
 	}
 	return os.WriteFile(file, b, 0o644)
+}
+
+func fetch(url string) ([]byte, error) {
+	resp, err := http.Get(url)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	return io.ReadAll(resp.Body)
 }

@@ -75,6 +75,10 @@ func (e *engine) Leave() {
 	e.server.StopAccepting()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
+	if e.control != nil { // before the HTTP server, whose open pages take all of the time
+		e.control.Leave(ctx)
+		e.control = nil
+	}
 	e.certificates.mu.Lock() // a reload under way looks at the HTTP server
 	if t := e.certificates.timer; t != nil {
 		t.Stop()
@@ -84,10 +88,6 @@ func (e *engine) Leave() {
 	e.certificates.mu.Unlock()
 	if web != nil {
 		_ = web.Shutdown(ctx)
-	}
-	if e.control != nil {
-		e.control.Leave(ctx)
-		e.control = nil
 	}
 }
 

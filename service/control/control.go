@@ -26,6 +26,7 @@ var ErrInUse = errors.New("another process serves it")
 type Server struct {
 	http    *http.Server
 	ln      net.Listener
+	bounded *bounded
 	adopted bool
 	done    chan struct{}
 }
@@ -63,7 +64,8 @@ func (s *Server) Own() {
 }
 
 func serving(ln net.Listener, handler http.Handler, withPeer func(context.Context, Peer) context.Context) *Server {
-	s := &Server{ln: ln, done: make(chan struct{}), http: &http.Server{
+	b := &bounded{ln, peerOf, make(chan struct{}, maxConns), make(chan struct{}, forAdmins)}
+	s := &Server{ln: ln, bounded: b, done: make(chan struct{}), http: &http.Server{
 		Handler:           handler,
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
@@ -83,7 +85,7 @@ func serving(ln net.Listener, handler http.Handler, withPeer func(context.Contex
 	}}
 	go func() {
 		defer close(s.done)
-		_ = s.http.Serve(&bounded{ln, peerOf, make(chan struct{}, maxConns), make(chan struct{}, forAdmins)})
+		_ = s.http.Serve(b)
 	}()
 	return s
 }
@@ -91,10 +93,21 @@ func serving(ln net.Listener, handler http.Handler, withPeer func(context.Contex
 // Listener is the socket.
 func (s *Server) Listener() net.Listener { return s.ln }
 
-// Leave ends this process's part, not the socket: another process serves it. Answers under way may end before ctx does.
+// Leave ends this process's part, not the socket: another process serves it. Who has come has his answer, or until ctx ends.
 func (s *Server) Leave(ctx context.Context) {
 	disown(s.ln)
-	_ = s.http.Shutdown(ctx)
+	_ = s.ln.Close()
+	<-s.done
+	// Not Shutdown: that ends whoever has come and not asked yet. So each goes after his answer.
+	s.http.SetKeepAlivesEnabled(false)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for len(s.bounded.held)+len(s.bounded.admins) > 0 && ctx.Err() == nil {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+		}
+	}
 	s.Close()
 }
 

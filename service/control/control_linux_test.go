@@ -9,7 +9,9 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -211,6 +213,57 @@ func TestConnectionsAreBounded(t *testing.T) {
 			break
 		} else if time.Since(began) > 10*time.Second {
 			t.Fatalf("a place came free and nobody is served: %v", err)
+		}
+	}
+}
+
+// While one process leaves the socket to another, nobody who asks is left without an answer.
+func TestLeaveAnswersWhoHasCome(t *testing.T) {
+	handler := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "answer") })
+	for range 30 {
+		at := filepath.Join(t.TempDir(), "s.sock")
+		first, err := New(at, handler, func(ctx context.Context, _ Peer) context.Context { return ctx })
+		if err != nil {
+			t.Fatal(err)
+		}
+		file, err := first.Listener().(*net.UnixListener).File()
+		if err != nil {
+			t.Fatal(err)
+		}
+		ln, err := net.FileListener(file)
+		_ = file.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		second := Adopt(ln, handler, func(ctx context.Context, _ Peer) context.Context { return ctx })
+		stop := make(chan struct{})
+		var asking sync.WaitGroup
+		var answered atomic.Int32
+		for range 4 {
+			asking.Go(func() {
+				for {
+					select {
+					case <-stop:
+						return
+					default:
+					}
+					if got, err := get(t, at); err != nil || got != "answer" {
+						t.Errorf("got %q, %v", got, err)
+						return
+					}
+					answered.Add(1)
+				}
+			})
+		}
+		for answered.Load() < 8 && !t.Failed() {
+			runtime.Gosched()
+		}
+		first.Leave(t.Context())
+		close(stop)
+		asking.Wait()
+		second.Close()
+		if t.Failed() {
+			return
 		}
 	}
 }

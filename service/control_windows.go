@@ -142,30 +142,45 @@ func await(ctx context.Context, s *mgr.Service, states ...svc.State) (svc.Status
 	}
 }
 
-// stopOrKill leaves no process of the service.
+// stopOrKill leaves no process of the service. The SCM has a service stopped that says so: its process lasts a
+// moment longer, and with it the files that it has open, which nobody can remove.
 func stopOrKill(ctx context.Context, s *mgr.Service, timeout time.Duration) error {
+	p, perr := processOf(s)
+	if p != 0 {
+		defer ignore(func() error { return windows.CloseHandle(p) })
+	}
 	soft, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	err := stopAndWait(soft, s)
-	if err == nil || ctx.Err() != nil {
+	if err == nil && (p == 0 || ended(p)) || ctx.Err() != nil {
 		return err
 	}
-	st, qerr := s.Query()
-	if qerr != nil || st.ProcessId == 0 {
-		return errors.Join(err, qerr)
-	}
-	p, perr := windows.OpenProcess(windows.PROCESS_TERMINATE, false, st.ProcessId)
-	if perr != nil {
+	if p == 0 {
 		return errors.Join(err, perr)
 	}
-	defer ignore(func() error { return windows.CloseHandle(p) })
-	if perr := windows.TerminateProcess(p, ExitFailed); perr != nil {
-		return errors.Join(err, perr)
+	if terr := windows.TerminateProcess(p, ExitFailed); terr != nil && !ended(p) {
+		return errors.Join(err, terr)
 	}
 	hard, cancel := context.WithTimeout(ctx, giveUp)
 	defer cancel()
 	_, err = await(hard, s, svc.Stopped)
+	_ = ended(p)
 	return err
+}
+
+// processOf is the service's process, 0 where it has none.
+func processOf(s *mgr.Service) (windows.Handle, error) {
+	st, err := s.Query()
+	if err != nil || st.ProcessId == 0 {
+		return 0, err
+	}
+	return windows.OpenProcess(windows.SYNCHRONIZE|windows.PROCESS_TERMINATE, false, st.ProcessId)
+}
+
+// ended waits, within bounds, for a process's end.
+func ended(p windows.Handle) bool {
+	event, err := windows.WaitForSingleObject(p, uint32(giveUp.Milliseconds()))
+	return err == nil && event == windows.WAIT_OBJECT_0
 }
 
 // failureReason is what the service left behind when it failed.

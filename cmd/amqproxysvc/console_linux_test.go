@@ -167,7 +167,7 @@ func tryCommand(t *testing.T, alone []string, dir, bin string, c *console.Comman
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
 	limit := time.After(10 * time.Minute) // builds, on a loaded machine
-	var patience <-chan time.Time         // runs when all is said: long enough for one that ends by itself
+	var enough <-chan time.Time           // comes when all is said: after long enough for one that ends by itself
 	for {
 		select {
 		case err := <-ended:
@@ -183,11 +183,11 @@ func tryCommand(t *testing.T, alone []string, dir, bin string, c *console.Comman
 			}
 			return
 		case <-said.more:
-			if foreground && patience == nil && c.Matches(text()) {
-				patience = time.After(time.Second)
+			if foreground && enough == nil && c.Matches(text()) {
+				enough = time.After(3 * time.Second)
 			}
 			continue
-		case <-patience:
+		case <-enough:
 		case <-limit:
 			t.Errorf("no end within ten minutes; the page promises\n%s\nit says\n%s", c.Promised, text())
 			return

@@ -53,7 +53,7 @@ func (o *output) String() string {
 func (o *output) wait(t *testing.T, pattern string) []string {
 	t.Helper()
 	re := regexp.MustCompile(pattern)
-	limit := time.After(20 * time.Second)
+	limit := time.After(patience)
 	for {
 		if m := re.FindStringSubmatch(o.String()); m != nil {
 			return m
@@ -61,7 +61,7 @@ func (o *output) wait(t *testing.T, pattern string) []string {
 		select {
 		case <-o.more:
 		case <-limit:
-			t.Fatalf("no %q within 20 s in %q", pattern, o.String())
+			t.Fatalf("no %q within %v in %q", pattern, patience, o.String())
 		}
 	}
 }
@@ -69,7 +69,7 @@ func (o *output) wait(t *testing.T, pattern string) []string {
 // startProgram starts the test binary as the program; it is killed at the test's end.
 func startProgram(t *testing.T, stdout, stderr *output, tty *os.File, env []string, args ...string) *exec.Cmd {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*patience) // for who waits for its end
 	t.Cleanup(cancel)
 	cmd := exec.CommandContext(ctx, os.Args[0], args...)
 	cmd.Env = append(append(os.Environ(), asProgram+"=fake"), env...) // of two equal names the last counts

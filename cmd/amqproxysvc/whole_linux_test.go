@@ -22,7 +22,7 @@ var realEngine = []string{asProgram + "=real"}
 
 func httpGet(t *testing.T, url string) (int, string) {
 	t.Helper()
-	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	client := http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true}}
 	res, err := client.Get(url)
 	if err != nil {
 		t.Fatal(err)

@@ -8,7 +8,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -58,15 +57,15 @@ func cachedRoot(ctx context.Context) (string, error) {
 	return strings.TrimSpace(string(out)), nil
 }
 
-// newMachine unpacks a root; boot starts it.
-func newMachine(ctx context.Context, dir string) (*machine, error) {
+// newMachine unpacks a root; boot starts it. No other of this process has its name.
+func newMachine(ctx context.Context, name, dir string) (*machine, error) {
 	tarball, err := cachedRoot(ctx)
 	if err != nil {
 		return nil, err
 	}
 	m := &machine{root: dir}
 	for _, top := range cgroupTops() {
-		m.cgroups = append(m.cgroups, filepath.Join(top, fmt.Sprintf("amqproxysvc-testbed-%d", os.Getpid())))
+		m.cgroups = append(m.cgroups, filepath.Join(top, fmt.Sprintf("amqproxysvc-testbed-%d-%s", os.Getpid(), name)))
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
@@ -91,6 +90,8 @@ func cgroupTops() (tops []string) {
 	}
 	return tops
 }
+
+const bootTimeout = 3 * time.Minute
 
 // boot returns when the machine says that it runs.
 func (m *machine) boot(ctx context.Context) error {
@@ -119,7 +120,7 @@ func (m *machine) boot(ctx context.Context) error {
 		close(done)
 	}()
 	m.init = 0
-	for deadline := time.Now().Add(90 * time.Second); ; {
+	for deadline := time.Now().Add(bootTimeout); ; {
 		if m.init == 0 {
 			m.init = childOf(m.nspawn.Process.Pid)
 		}
@@ -135,7 +136,7 @@ func (m *machine) boot(ctx context.Context) error {
 		case <-time.After(100 * time.Millisecond):
 		}
 		if time.Now().After(deadline) || ctx.Err() != nil {
-			return errors.New("the machine is not up after 90 s")
+			return fmt.Errorf("the machine is not up after %v", bootTimeout)
 		}
 	}
 }

@@ -5,23 +5,30 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/proxytest/rabbit"
 )
 
-// limit bounds a whole bed.
-const limit = 12 * time.Minute
+const (
+	// limit bounds a whole bed.
+	limit = 20 * time.Minute
+	// patience bounds each wait for what must come. It measures nothing: a machine may have much else to do.
+	patience = 90 * time.Second
+)
 
 func main() { os.Exit(run()) }
 
@@ -49,19 +56,25 @@ func run() int {
 		return 1
 	}
 	defer broker.Close()
-
-	code := 0
-	var summary []string
-	for _, b := range beds {
+	const ports = 6 // of a bed
+	free, err := rabbit.FreePorts(ports * len(beds))
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "testbed:", err)
+		return 1
+	}
+	var all []*bed
+	for i, b := range beds {
 		if len(os.Args) > 1 && !slices.Contains(os.Args[1:], b.name) {
 			continue
 		}
-		bctx, cancel := context.WithTimeout(ctx, limit)
-		one := &bed{name: b.name, ctx: bctx, work: filepath.Join(work, b.name), bin: work, broker: broker, began: time.Now()}
-		fmt.Printf("\n== %s ==\n", b.name)
-		one.do(b.run)
-		cancel()
-		line := fmt.Sprintf("%-10s %d steps passed, %d failed, %.0f s", b.name, one.passed, len(one.failed), time.Since(one.began).Seconds())
+		all = append(all, &bed{name: b.name, run: b.run, work: filepath.Join(work, b.name), bin: work, broker: broker, ports: free[i*ports:][:ports]})
+	}
+	atOnce(ctx, all)
+
+	code := 0
+	var summary []string
+	for _, one := range all {
+		line := fmt.Sprintf("%-10s %d steps passed, %d failed, %.0f s", one.name, one.passed, len(one.failed), one.took.Seconds())
 		if len(one.failed) > 0 {
 			code = 1
 			line += ": " + strings.Join(one.failed, "; ")
@@ -84,14 +97,43 @@ func build(ctx context.Context, dir string) error {
 	return nil
 }
 
+// atOnce has the beds live side by side, for most of their time they wait. What one of several says is shown when
+// it has ended, the only one's as it comes.
+func atOnce(ctx context.Context, all []*bed) {
+	var wg sync.WaitGroup
+	var screen sync.Mutex
+	for _, b := range all {
+		wg.Go(func() {
+			bctx, cancel := context.WithTimeout(ctx, limit)
+			defer cancel()
+			var said bytes.Buffer
+			b.ctx, b.out, b.began = bctx, &said, time.Now()
+			if len(all) == 1 {
+				b.out = os.Stdout
+			}
+			fmt.Fprintf(b.out, "\n== %s ==\n", b.name)
+			b.do()
+			b.took = time.Since(b.began)
+			screen.Lock()
+			defer screen.Unlock()
+			_, _ = os.Stdout.Write(said.Bytes()) // a lost line of a transcript
+		})
+	}
+	wg.Wait()
+}
+
 // bed is one environment and its steps.
 type bed struct {
 	name   string
+	run    func(*bed)
 	ctx    context.Context
+	out    io.Writer
 	work   string // private directory
 	bin    string // holds the programs under test
 	broker *rabbit.Broker
+	ports  []int // nobody else's on this machine
 	began  time.Time
+	took   time.Duration
 
 	// lastWords, if not nil, is what the service said lately; shown with a failure.
 	lastWords func() string
@@ -105,7 +147,7 @@ type bed struct {
 type stepFailed struct{ err error }
 type bedFailed struct{ err error }
 
-func (b *bed) do(run func(*bed)) {
+func (b *bed) do() {
 	defer func() {
 		for i := len(b.cleanups) - 1; i >= 0; i-- {
 			b.cleanups[i]()
@@ -115,7 +157,7 @@ func (b *bed) do(run func(*bed)) {
 		switch r := recover().(type) {
 		case nil:
 		case bedFailed:
-			fmt.Printf("FAIL           %v\n", r.err)
+			fmt.Fprintf(b.out, "FAIL           %v\n", r.err)
 			b.failed = append(b.failed, r.err.Error())
 		default:
 			panic(r)
@@ -124,7 +166,7 @@ func (b *bed) do(run func(*bed)) {
 	if err := os.MkdirAll(b.work, 0o755); err != nil {
 		panic(bedFailed{err})
 	}
-	run(b)
+	b.run(b)
 }
 
 func (b *bed) cleanup(f func()) { b.cleanups = append(b.cleanups, f) }
@@ -146,15 +188,15 @@ func (b *bed) step(name string, f func(s *step)) {
 	} else {
 		b.passed++
 	}
-	fmt.Printf("%s %7.2f s  %s", word, took, name)
+	fmt.Fprintf(b.out, "%s %7.2f s  %s", word, took, name)
 	if len(s.notes) > 0 {
-		fmt.Printf(" [%s]", strings.Join(s.notes, "; "))
+		fmt.Fprintf(b.out, " [%s]", strings.Join(s.notes, "; "))
 	}
-	fmt.Println()
+	fmt.Fprintln(b.out)
 	if err != nil {
-		fmt.Printf("     %s\n", strings.ReplaceAll(err.Error(), "\n", "\n     "))
+		fmt.Fprintf(b.out, "     %s\n", strings.ReplaceAll(err.Error(), "\n", "\n     "))
 		if b.lastWords != nil {
-			fmt.Printf("     | %s\n", strings.ReplaceAll(b.lastWords(), "\n", "\n     | "))
+			fmt.Fprintf(b.out, "     | %s\n", strings.ReplaceAll(b.lastWords(), "\n", "\n     | "))
 		}
 	}
 }
@@ -221,11 +263,11 @@ func (s *step) fill(path string) {
 }
 
 // until waits until f is true.
-func (s *step) until(what string, timeout time.Duration, f func() bool) time.Duration {
+func (s *step) until(what string, f func() bool) time.Duration {
 	began := time.Now()
 	for !f() {
-		if s.bed.ctx.Err() != nil || time.Since(began) > timeout {
-			s.fail("not within %v: %s", timeout, what)
+		if s.bed.ctx.Err() != nil || time.Since(began) > patience {
+			s.fail("not within %v: %s", patience, what)
 		}
 		time.Sleep(50 * time.Millisecond)
 	}

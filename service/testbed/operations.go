@@ -54,7 +54,7 @@ func operationsBed(b *bed) {
 	var m *machine
 	b.must("a Debian root boots with systemd as PID 1, with a network of its own", func(s *step) {
 		var err error
-		m, err = newMachine(b.ctx, filepath.Join(b.work, "root"))
+		m, err = newMachine(b.ctx, b.name, filepath.Join(b.work, "root"))
 		s.check(err)
 		m.private = true
 		b.cleanup(m.halt)

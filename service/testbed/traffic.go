@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -46,12 +47,11 @@ type client struct {
 	stop context.CancelFunc
 }
 
-var clients int
+var clients atomic.Int64
 
 // start starts a client, and returns when it is at work.
 func (s *step) start(mode string, port int) *client {
-	clients++
-	c := &client{mode: mode, file: filepath.Join(s.bed.work, fmt.Sprintf("%s-%d", mode, clients)), done: make(chan error, 1)}
+	c := &client{mode: mode, file: filepath.Join(s.bed.work, fmt.Sprintf("%s-%d", mode, clients.Add(1))), done: make(chan error, 1)}
 	ctx, cancel := context.WithTimeout(s.bed.ctx, 3*time.Minute)
 	c.stop = cancel
 	s.bed.cleanup(cancel)
@@ -59,6 +59,19 @@ func (s *step) start(mode string, port int) *client {
 	cmd.Stdout, cmd.Stderr = &c.out, &c.out
 	s.check(cmd.Start())
 	go func() { c.done <- cmd.Wait() }()
+	up := c.file
+	if mode != "stay" {
+		up += ".up"
+	}
+	s.until("the client "+mode+" is at work", func() bool {
+		select {
+		case err := <-c.done:
+			s.fail("the client %s has ended: %v: %s", mode, err, c.out.String())
+		default:
+		}
+		_, err := os.Stat(up)
+		return err == nil
+	})
 	return c
 }
 
@@ -67,7 +80,7 @@ func (s *step) load(port int) []*client {
 	for _, mode := range []string{"hold", "hold", "hold", "churn"} {
 		all = append(all, s.start(mode, port))
 	}
-	time.Sleep(500 * time.Millisecond) // they are all at work, for a while
+	time.Sleep(500 * time.Millisecond) // of work
 	return all
 }
 

@@ -3,6 +3,7 @@
 //   once PORT N        N times: connect, publish, disconnect; then one gets all N back
 //   churn PORT FILE    the same publish over and over until FILE is there; no connect may fail
 //   hold PORT FILE     one connection that publishes with confirms and gets, until FILE is there
+//                      (both make FILE.up once the first message has gone its way)
 //   stay PORT FILE     one connection, busy until it is closed; FILE is made once it is open; its last words are printed
 [, $mode, $port, $arg] = $argv;
 $queue = "testbed-$mode-" . getmypid();
@@ -55,11 +56,12 @@ try {
             $ch = open($port);
             (new AMQPExchange($ch))->publish("message $n", $queue);
             $ch->getConnection()->disconnect();
+            if ($n === 0) touch("$arg.up");
         }
         $q = queue(open($port), $queue);
-        for ($got = 0; $q->get(AMQP_AUTOACK); $got++);
-        $q->delete();
-        if ($got !== $n) throw new Exception("$n published, $got got");
+        for ($i = 0; $i < 200 && $q->declareQueue() < $n; $i++) usleep(50000); // the last may be on their way
+        $got = $q->delete(); // how many there were: to get each takes longer than to publish it
+        if ($got !== $n) throw new Exception("$n published, $got there");
         echo "$n connections\n";
         break;
     case 'hold':
@@ -72,6 +74,7 @@ try {
         if ($mode === 'stay') touch($arg);
         for (; $mode === 'stay' || !there($arg); $n++) {
             round_trip($ch, $q, $x, $queue, $n);
+            if ($n === 0 && $mode === 'hold') touch("$arg.up");
             usleep(10000);
         }
         $q->delete();

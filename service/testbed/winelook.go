@@ -46,7 +46,7 @@ func calls(client string) []call {
 		{"", []string{"stats", "--json"}, 0, []string{`vh\u00f6st`}}, // ASCII for programs
 		{"", []string{"drain", "--vhost", "vhöst"}, 0, nil},
 		{"resume", []string{"resume", "--vhost", "vhöst"}, 0, nil},
-		{"trace", []string{"trace", client, "--frames", "10", "--for", "20s"}, 0, []string{"client " + client + ", user guest"}},
+		{"trace", []string{"trace", client, "--frames", "10", "--for", "1m"}, 0, []string{"client " + client + ", user guest"}},
 		{"upgrade", []string{"upgrade"}, 3, []string{"no upgrade on Windows", "restart"}},
 		{"reconnect", []string{"reconnect", "--user", "guest"}, 0, []string{"retired"}},
 		{"kick", []string{"kick", client}, 0, []string{"1 client closed"}},
@@ -59,7 +59,7 @@ func calls(client string) []call {
 // hold starts a client, and says by which ID the proxy has it.
 func (w *winLife) hold(s *step) (c *client, id string) {
 	c = s.start("hold", w.port)
-	s.until("the client is listed", 20*time.Second, func() bool {
+	s.until("the client is listed", func() bool {
 		var list admin.Clients
 		s.check(json.Unmarshal([]byte(w.ok(s, "clients", "--user", "guest", "--json")), &list))
 		for _, one := range list.Clients {
@@ -94,14 +94,14 @@ func (w *winLife) looking() {
 	})
 	w.step("trace: a client's frames in words, and in a file for Wireshark", func(s *step) {
 		c, id := w.hold(s)
-		words := w.ok(s, "trace", id, "--frames", "60", "--for", "20s")
+		words := w.ok(s, "trace", id, "--frames", "60", "--for", "1m")
 		s.contains(words, "client "+id+", user guest, vhost /, from 127.0.0.1:", " > ", " < ", "basic.publish", "header body-size=", "body of ", "basic.ack", "basic.get-ok")
 		if strings.Contains(words, "message ") {
 			s.fail("it shows bodies, which nobody has asked for:\n%s", words)
 		}
-		s.contains(w.ok(s, "trace", id, "--frames", "60", "--for", "20s", "--bodies", "100"), "message ")
+		s.contains(w.ok(s, "trace", id, "--frames", "60", "--for", "1m", "--bodies", "100"), "message ")
 		const file, frames = `C:\trace.pcap`, 40
-		s.contains(w.ok(s, "trace", id, "--frames", strconv.Itoa(frames), "--for", "20s", "--pcap", file), strconv.Itoa(frames)+" frames in "+file)
+		s.contains(w.ok(s, "trace", id, "--frames", strconv.Itoa(frames), "--for", "1m", "--pcap", file), strconv.Itoa(frames)+" frames in "+file)
 		data, err := os.ReadFile(w.path(file))
 		s.check(err)
 		from := s.captured(data)
@@ -161,7 +161,7 @@ func (w *winLife) console(s *step, keys []keystroke, args ...string) string {
 	for _, a := range args {
 		line += " '" + a + "'"
 	}
-	ctx, cancel := context.WithTimeout(w.ctx, 90*time.Second)
+	ctx, cancel := context.WithTimeout(w.ctx, 5*time.Minute)
 	defer cancel() // kills it, if a step failed
 	cmd := w.command(ctx, "script", "-qefc", line, out)
 	in, err := cmd.StdinPipe()
@@ -174,7 +174,7 @@ func (w *winLife) console(s *step, keys []keystroke, args ...string) string {
 		return string(b)
 	}
 	for _, k := range keys {
-		s.until("the screen shows "+strconv.Quote(k.after), 30*time.Second, func() bool { return strings.Contains(screen(), k.after) })
+		s.until("the screen shows "+strconv.Quote(k.after), func() bool { return strings.Contains(screen(), k.after) })
 		_, err := in.Write([]byte(k.keys))
 		s.check(err)
 	}

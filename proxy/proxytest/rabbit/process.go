@@ -14,6 +14,7 @@ import (
 	"os"
 	"runtime"
 	"strconv"
+	"sync"
 	"syscall"
 )
 
@@ -95,19 +96,34 @@ func (p *process) kill() {
 	<-p.done
 }
 
+// given are ports that FreePorts has found: who asked for one may not listen on it yet when the next asks.
+var given struct {
+	mu    sync.Mutex
+	ports map[int]bool
+}
+
 // FreePorts finds n ports that nobody listens on, below the range from which the
 // kernel takes ports for outgoing connections, so that they stay free over a restart.
 func FreePorts(n int) ([]int, error) {
+	given.mu.Lock()
+	defer given.mu.Unlock()
+	if given.ports == nil || len(given.ports) > 5000 { // in a long run they come round
+		given.ports = map[int]bool{}
+	}
 	var ports []int
 	var last error
 	for range 1000 {
 		port := 10000 + rand.IntN(20000)
+		if given.ports[port] {
+			continue
+		}
 		ln, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(port))
 		if err != nil {
 			last = err
 			continue
 		}
-		defer ln.Close() // held until all are found, so that they differ
+		_ = ln.Close() // nothing was to be read or written
+		given.ports[port] = true
 		if ports = append(ports, port); len(ports) == n {
 			return ports, nil
 		}

@@ -40,6 +40,7 @@ func orphan() {
 func TestBroker(t *testing.T) {
 	for _, v := range Versions {
 		t.Run(string(v), func(t *testing.T) {
+			t.Parallel() // most of it is the brokers' starts
 			began := time.Now()
 			b := Get(t, v)
 			up := time.Since(began)

@@ -12,11 +12,20 @@ import (
 	"testing"
 )
 
-var shared struct {
-	mu      sync.Mutex
-	brokers map[Version]*Broker
-	errs    map[Version]error
+// sharedBroker is a test binary's broker of a version.
+type sharedBroker struct {
+	start  sync.Once
+	broker *Broker
+	err    error
 }
+
+var shared = func() map[Version]*sharedBroker {
+	all := map[Version]*sharedBroker{}
+	for _, v := range Versions {
+		all[v] = &sharedBroker{}
+	}
+	return all
+}()
 
 // Get is the test binary's broker of a version, started when first asked for and
 // shared by all tests; the package's TestMain must be Main. On a failure of the test
@@ -26,18 +35,11 @@ func Get(t testing.TB, v Version) *Broker {
 	if err := Available(v); err != nil {
 		Skip(t, err)
 	}
-	shared.mu.Lock()
-	defer shared.mu.Unlock()
-	b, err := shared.brokers[v], shared.errs[v]
-	if b == nil && err == nil {
-		b, err = Start(v)
-		if shared.brokers == nil {
-			shared.brokers, shared.errs = map[Version]*Broker{}, map[Version]error{}
-		}
-		shared.brokers[v], shared.errs[v] = b, err
-	}
-	if err != nil {
-		t.Fatalf("RabbitMQ %s: %v", v, err)
+	s := shared[v]
+	s.start.Do(func() { s.broker, s.err = Start(v) }) // of one version beside another's
+	b := s.broker
+	if s.err != nil {
+		t.Fatalf("RabbitMQ %s: %v", v, s.err)
 	}
 	t.Cleanup(func() {
 		if t.Failed() && os.Getenv("RABBIT_LOG") != "" {
@@ -52,16 +54,14 @@ func Get(t testing.TB, v Version) *Broker {
 //	func TestMain(m *testing.M) { os.Exit(rabbit.Main(m)) }
 func Main(m *testing.M) int {
 	code := m.Run()
-	shared.mu.Lock()
-	defer shared.mu.Unlock()
-	for v, b := range shared.brokers {
-		if b == nil {
+	for v, s := range shared {
+		if s.broker == nil {
 			continue
 		}
 		if code != 0 {
-			fmt.Fprintf(os.Stderr, "--- log of RabbitMQ %s ends:\n%s\n", v, b.Log(20))
+			fmt.Fprintf(os.Stderr, "--- log of RabbitMQ %s ends:\n%s\n", v, s.broker.Log(20))
 		}
-		b.Close()
+		s.broker.Close()
 	}
 	return code
 }

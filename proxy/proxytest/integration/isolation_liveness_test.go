@@ -76,7 +76,7 @@ func neighbours(heartbeats bool) []neighbour {
 }
 
 func TestBrokerThatDoesNotAnswer(t *testing.T) {
-	through(t, func(t *testing.T, b *rabbit.Broker) {
+	throughAtOnce(t, func(t *testing.T, b *rabbit.Broker) {
 		for _, x := range []struct {
 			name       string
 			heartbeats bool

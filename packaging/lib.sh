@@ -24,9 +24,9 @@ need() {
     [ ${#missing[@]} -eq 0 ] && return 0
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
         say "installing ${missing[*]}"
-        { DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" ||
-            { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"; }
-        } >&2 || die "could not install ${missing[*]}"
+        # One after the other where several scripts need something: apt waits for nobody's "update".
+        local install="DEBIAN_FRONTEND=noninteractive apt-get install -y -qq -o DPkg::Lock::Timeout=600 --no-install-recommends ${missing[*]}"
+        flock /var/lib/apt sh -c "$install || { apt-get update -qq; $install; }" >&2 || die "could not install ${missing[*]}"
     else
         die "missing ${missing[*]}: as root, apt-get install ${missing[*]}"
     fi

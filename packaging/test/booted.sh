@@ -71,7 +71,7 @@ reboot_root() {
     NSPAWN=$!
     INIT=
     local i state=
-    for i in $(seq 300); do
+    for i in $(seq 900); do
         [ -n "$INIT" ] || INIT=$(pgrep -P "$NSPAWN" -x systemd) || true
         if [ -n "$INIT" ]; then
             state=$(inside systemctl is-system-running 2>/dev/null) || true

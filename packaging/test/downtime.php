@@ -2,6 +2,7 @@
 // downtime.php PORT FILE: connects, publishes and disconnects over and over until FILE is
 // there, then says how long nobody could connect at a stretch, how many connects were
 // refused, and fails if a client that was let in met an error or a message got lost.
+// Once the first has done so it makes FILE.up.
 [, $port, $file] = $argv;
 $queue = 'downtime-' . getmypid();
 
@@ -45,7 +46,7 @@ while (!there($file)) {
     try {
         (new AMQPExchange(new AMQPChannel($c)))->publish('x', $queue);
         $c->disconnect();
-        $sent++;
+        if ($sent++ === 0) touch("$file.up");
     } catch (Exception $e) {
         $broken++;
         $why = $e->getMessage();
@@ -56,8 +57,8 @@ while (!there($file)) {
     $last = $now;
 }
 $q = queue(open($port), $queue);
-for ($got = 0; $q->get(AMQP_AUTOACK); $got++);
-$q->delete();
+for ($i = 0; $i < 200 && $q->declareQueue() < $sent; $i++) usleep(50000); // the last may be on their way
+$got = $q->delete(); // how many there were: to get each takes longer than to publish it
 printf("%d connections, %d refused, longest without one %.0f ms, slowest %.0f ms, %d broken, %d of %d messages there\n",
     $sent, $refused, 1000 * $gap, 1000 * $slow, $broken, $got, $sent);
 if ($broken > 0) echo "broken: $why\n";

@@ -56,12 +56,11 @@ step() {
 
 # same WHAT GOT WANT
 same() { [ "$2" = "$3" ] || { echo "$1 is \"$2\", wanted \"$3\""; return 1; }; }
-# within SECONDS COMMAND...: until it holds.
-within() {
-    local end=$(($(date +%s) + $1))
-    shift
-    until "$@"; do
-        [ "$(date +%s)" -lt "$end" ] || { echo "never came true: $*"; return 1; }
+# soon COMMAND...: until it holds. The bound measures nothing: a machine may have much else to do.
+soon() {
+    local end=$(($(date +%s) + 240)) said
+    until said=$("$@" 2>&1); do
+        [ "$(date +%s)" -lt "$end" ] || { echo "never came true: $*: $said"; return 1; }
         sleep 0.1
     done
 }
@@ -71,7 +70,7 @@ start_broker() {
     "$WORK/bin/broker" >"$MINE/broker.out" 2>"$MINE/broker.err" &
     local pid=$!
     on_exit "kill $pid 2>/dev/null; wait $pid 2>/dev/null"
-    within 120 test -s "$MINE/broker.out" || { cat "$MINE/broker.err"; die "RabbitMQ did not start"; }
+    soon test -s "$MINE/broker.out" || { cat "$MINE/broker.err"; die "RabbitMQ did not start"; }
     CA=$(cat "$MINE/broker.out")
 }
 
@@ -82,27 +81,32 @@ start_server() {
     mkdir -p "$WWW"
     php -S 127.0.0.1:8099 -t "$WWW" >"$MINE/server.log" 2>&1 &
     on_exit "kill $! 2>/dev/null"
-    within 10 grep -q started "$MINE/server.log"
+    soon grep -q started "$MINE/server.log"
 }
 
 # traffic PORT N: PHP, one message per connection, then all got back.
-traffic() { note "PHP: $(timeout 60 php "$TOP/service/testbed/traffic.php" once "$1" "$2")"; }
+traffic() {
+    local said
+    said=$(timeout 120 php "$TOP/service/testbed/traffic.php" once "$1" "$2" 2>&1) || { echo "PHP: $said"; return 1; }
+    note "PHP: $said"
+}
 
-# client_start MODE PORT: a PHP client at work (hold, stay, churn, downtime, and control,
-# which is downtime at a port that nothing happens to); client_end
-# lets it finish and prints its last words.
+# client_start MODE PORT: a PHP client (hold, stay, churn, downtime, and control, which is downtime
+# at a port that nothing happens to), once it is at work; client_end lets it finish and prints its
+# last words.
 client_start() {
     CLIENT_FILE=$MINE/client-$1
-    rm -f "$CLIENT_FILE" "$CLIENT_FILE.out"
+    rm -f "$CLIENT_FILE" "$CLIENT_FILE.out" "$CLIENT_FILE.up"
     if [ "$1" = downtime ] || [ "$1" = control ]; then
         timeout 180 php "$HERE/downtime.php" "$2" "$CLIENT_FILE" >"$CLIENT_FILE.out" 2>&1 &
     else
         timeout 180 php "$TOP/service/testbed/traffic.php" "$1" "$2" "$CLIENT_FILE" >"$CLIENT_FILE.out" 2>&1 &
     fi
     echo $! >"$CLIENT_FILE.pid"
-    if [ "$1" = stay ]; then within 20 test -e "$CLIENT_FILE"; else sleep 1; fi
+    soon client_works "$CLIENT_FILE$([ "$1" = stay ] || echo .up)"
     kill -0 "$(cat "$CLIENT_FILE.pid")" || { cat "$CLIENT_FILE.out"; return 1; }
 }
+client_works() { test -e "$1" || ! kill -0 "$(cat "$CLIENT_FILE.pid")"; }
 # short_downtime: after both have ended. The longest time without a connection is under a
 # second, and five times what the control had to wait on the same machine at the same time.
 short_downtime() {
@@ -133,6 +137,15 @@ client_leaves() {
     note "$1: served throughout"
 }
 
+# taken_over PID: the service has another main process, once systemd has heard of it, of the program that lies there.
+taken_over() {
+    soon another "$1"
+    same "the program of process $(state MainPID)" "$(inside readlink "/proc/$(state MainPID)/exe")" /usr/bin/amqproxysvc
+    soon active
+}
+another() { [ "$(state MainPID)" != "$1" ]; }
+active() { [ "$(state ActiveState)" = active ]; }
+
 # load_start NAME N PORT: N PHP clients (load.php; "loop" loops, others consume), and waits until all
 # are at work; load_end NAME lets them finish.
 load_start() {
@@ -144,7 +157,7 @@ load_start() {
         timeout 400 php "$HERE/load.php" $mode "$3" "$MINE/load-$1.end" "$up" >"$MINE/load-$1.$i.out" 2>"$MINE/load-$1.$i.err" &
         echo $! >>"$MINE/load-$1.pids"
     done
-    within 240 eval "[ \$(stat -c %s '$up') = $2 ]"
+    soon eval "[ \$(stat -c %s '$up') = $2 ]"
 }
 load_end() {
     touch "$MINE/load-$1.end"

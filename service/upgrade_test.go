@@ -6,7 +6,6 @@ import (
 	"errors"
 	"net"
 	"os"
-	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -158,18 +157,5 @@ func TestAskedWhileTheNewProcessTakesOver(t *testing.T) {
 	<-p.gone
 	if b := p.state(); b != nil {
 		t.Errorf("at its end: %+v", b)
-	}
-}
-
-// wantOrder wants lines that begin so, one after the other.
-func wantOrder(t *testing.T, got []string, want ...string) {
-	t.Helper()
-	rest := got
-	for _, w := range want {
-		i := slices.IndexFunc(rest, func(l string) bool { return strings.HasPrefix(l, w) })
-		if i < 0 {
-			t.Fatalf("systemd heard %q, want %q in this order", got, want)
-		}
-		rest = rest[i+1:]
 	}
 }

@@ -6,7 +6,6 @@ package admin
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -16,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -62,9 +62,12 @@ type Options struct {
 
 // Server serves on one listener. Make it with New, run it with Serve, end it with Shutdown.
 type Server struct {
-	http  *http.Server
-	ready *readiness
-	errs  chan error
+	http    *http.Server
+	limited *limitListener
+	ready   *readiness
+	live    *page // nil: there is none
+	closing atomic.Bool
+	errs    chan error
 }
 
 // New makes a server; nothing is bound.
@@ -80,6 +83,7 @@ func New(o Options) *Server {
 	s := &Server{
 		errs:  make(chan error, 1),
 		ready: ready,
+		live:  live,
 		http: &http.Server{
 			Handler:           answering(handler(o, ready, live)),
 			ConnContext:       withConn,
@@ -92,9 +96,6 @@ func New(o Options) *Server {
 			ErrorLog:          slog.NewLogLogger(o.Logger.Handler(), slog.LevelDebug),
 		},
 	}
-	if live != nil {
-		s.http.RegisterOnShutdown(func() { close(live.ending) })
-	}
 	return s
 }
 
@@ -102,22 +103,37 @@ func New(o Options) *Server {
 func (s *Server) Serve(ln net.Listener) { s.serve(newLimitListener(ln, maxConns)) }
 
 func (s *Server) serve(limited *limitListener) {
+	s.limited = limited
 	go func() {
 		err := s.http.Serve(limited)
-		if errors.Is(err, http.ErrServerClosed) {
+		if s.closing.Load() {
 			err = nil
 		}
 		s.errs <- err
 	}()
 }
 
-// Shutdown stops accepting, lets answers under way end until ctx does, then closes all. It
+// Shutdown stops accepting, lets who has come have his answer until ctx ends, then closes all. It
 // must come once, after Serve, and gives the error with which serving ended, if it failed.
 func (s *Server) Shutdown(ctx context.Context) error {
-	if s.http.Shutdown(ctx) != nil {
-		_ = s.http.Close()
+	s.closing.Store(true)
+	_ = s.limited.Close() // nothing was to be read or written
+	err := <-s.errs
+	if s.live != nil {
+		close(s.live.ending)
 	}
-	return <-s.errs
+	// Not http.Server's Shutdown: that ends whoever has come and not asked yet. So each goes after his answer.
+	s.http.SetKeepAlivesEnabled(false)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for s.limited.holds() && ctx.Err() == nil {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+		}
+	}
+	_ = s.http.Close()
+	return err
 }
 
 // Forget makes the next /readyz ask anew; to be called when settings have changed.

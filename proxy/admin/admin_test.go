@@ -316,6 +316,41 @@ func TestServeAndShutdown(t *testing.T) {
 	}
 }
 
+// Who has come before the end, and asks after it has begun, has an answer.
+func TestShutdownAnswersWhoHasCome(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := New(Options{Source: &fake{}})
+	s.Serve(ln)
+	c, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	for !s.limited.holds() {
+		time.Sleep(time.Millisecond)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- s.Shutdown(t.Context()) }()
+	for open := true; open; {
+		another, err := net.Dial("tcp", ln.Addr().String())
+		if open = err == nil; open {
+			_ = another.Close()
+		}
+	}
+	if _, err := io.WriteString(c, "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if answer, err := io.ReadAll(c); err != nil || !strings.HasSuffix(string(answer), "OK\n") {
+		t.Errorf("got %q, %v", answer, err)
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
 // At the bound the longest idle connection gives way; where none is idle the new one goes.
 func TestConnectionsAreBounded(t *testing.T) {
 	inner, err := net.Listen("tcp4", "127.0.0.1:0")

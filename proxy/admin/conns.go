@@ -61,6 +61,13 @@ func (l *limitListener) Accept() (net.Conn, error) {
 	}
 }
 
+// holds reports whether there are connections.
+func (l *limitListener) holds() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.held[0])+len(l.held[1]) > 0
+}
+
 // place holds a connection; nil: there is no place for it. Without has to be told that it has none.
 func (l *limitListener) place(c net.Conn) (lc *limitConn, without net.Conn) {
 	lc = &limitConn{Conn: c, listener: l, waits: time.Now()}

@@ -283,6 +283,8 @@ type apart struct {
 	Rate int
 	// Again has each come back, a moment after it was over.
 	Again bool
+	// From is their address, of loopback; "": the canaries' own, who then share its half of max_handshakes.
+	From string
 }
 
 // run is crowd, with the least claim to a core: attackers over the network have processors of their
@@ -294,7 +296,7 @@ func (a apart) run(ctx context.Context, t *testing.T, addr string) (came int) {
 		return 0
 	}
 	cmd := exec.Command("nice", "-n", "19", self)
-	cmd.Env = append(os.Environ(), "HOSTILE_CROWD="+a.Kind, "HOSTILE_TO="+addr,
+	cmd.Env = append(os.Environ(), "HOSTILE_CROWD="+a.Kind, "HOSTILE_TO="+addr, "HOSTILE_FROM="+a.From,
 		fmt.Sprintf("HOSTILE_COUNTS=%d %d %d %t", a.N, a.Side, a.Rate, a.Again))
 	in, err := cmd.StdinPipe() // it ends with it, and so with this process
 	if err != nil {
@@ -323,6 +325,9 @@ func crowdApart() {
 	if _, err := fmt.Sscan(os.Getenv("HOSTILE_COUNTS"), &a.N, &a.Side, &a.Rate, &a.Again); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
+	}
+	if ip := net.ParseIP(os.Getenv("HOSTILE_FROM")); ip != nil {
+		dialer.LocalAddr = &net.TCPAddr{IP: ip}
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() { io.Copy(io.Discard, os.Stdin); cancel() }()

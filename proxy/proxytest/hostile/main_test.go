@@ -390,4 +390,6 @@ func promise(t *testing.T, err error) {
 }
 
 // dial opens a bare connection that ends with the attack at the latest.
-func dial(addr string) (net.Conn, error) { return net.DialTimeout("tcp", addr, 20*time.Second) }
+func dial(addr string) (net.Conn, error) { return dialer.Dial("tcp", addr) }
+
+var dialer = net.Dialer{Timeout: 20 * time.Second}

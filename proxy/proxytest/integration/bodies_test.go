@@ -54,7 +54,7 @@ func body(size int) []byte {
 
 func TestBodies(t *testing.T) {
 	const huge = 20 << 20
-	eachAtOnce(t, "", func(t *testing.T, tg *target) {
+	each(t, "", func(t *testing.T, tg *target) {
 		o := observe(t, tg.broker)
 		chans := map[int]*amqp.Channel{}
 		frameMaxes := frameMaxes

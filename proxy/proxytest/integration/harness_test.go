@@ -81,25 +81,11 @@ func onEach(t *testing.T, atOnce bool, settings string, f func(t *testing.T, tg 
 
 // through runs a case through the proxy alone, on every broker; for what exists only there.
 func through(t *testing.T, f func(t *testing.T, b *rabbit.Broker)) {
-	onThrough(t, false, f)
-}
-
-// throughAtOnce is through with the versions side by side: for what waits most of the time.
-func throughAtOnce(t *testing.T, f func(t *testing.T, b *rabbit.Broker)) {
-	onThrough(t, true, f)
-}
-
-func onThrough(t *testing.T, atOnce bool, f func(t *testing.T, b *rabbit.Broker)) {
 	if straight {
 		t.Skip("STRAIGHT=1")
 	}
 	for _, v := range versions(t) {
-		t.Run(string(v), func(t *testing.T) {
-			if atOnce {
-				t.Parallel()
-			}
-			f(t, rabbit.Get(t, v))
-		})
+		t.Run(string(v), func(t *testing.T) { f(t, rabbit.Get(t, v)) })
 	}
 }
 

@@ -76,7 +76,7 @@ func neighbours(heartbeats bool) []neighbour {
 }
 
 func TestBrokerThatDoesNotAnswer(t *testing.T) {
-	throughAtOnce(t, func(t *testing.T, b *rabbit.Broker) {
+	through(t, func(t *testing.T, b *rabbit.Broker) {
 		for _, x := range []struct {
 			name       string
 			heartbeats bool

@@ -82,7 +82,7 @@ test-unit: ## unit tests and hazards, with the race detector (PKG=./proxy RUN=Te
 	@go -C packaging/tools test ./...
 
 .PHONY: page
-page: ## the live page in a headless Chromium: nothing wider than the window, an empty console; pictures in dist/page (FULL=1: an hour of events, too)
+page: deps ## the live page in a headless Chromium: nothing wider than the window, an empty console; pictures in dist/page (FULL=1: an hour of events, too)
 	PAGE=1 $(GOTEST) -timeout 15m -run '^Test(PageInABrowser|AnHourOfEvents)$$' ./cmd/amqproxysvc
 
 .PHONY: test-locks

@@ -44,12 +44,16 @@ type devMessage struct {
 	} `json:"error"`
 }
 
-// startBrowser skips the test where there is no Chromium.
+// startBrowser skips the test where there is no Chromium, but not where all that the tests need can be installed.
 func startBrowser(t *testing.T) *browser {
 	t.Helper()
 	program, err := exec.LookPath("chromium")
 	if err != nil {
-		t.Skip("SKIPPED LOUDLY: there is no chromium here (Debian's package), the page was looked at by nobody")
+		why := "there is no chromium here (Debian's package), the page was looked at by nobody"
+		if os.Getenv("CI") == "true" && os.Getuid() == 0 {
+			t.Fatal(why)
+		}
+		t.Skip("SKIPPED LOUDLY: " + why)
 	}
 	in, to, err := os.Pipe()
 	if err != nil {

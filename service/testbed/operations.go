@@ -25,6 +25,10 @@ var pages = []struct {
 	{"README.md", func(s *step, m *machine) { built(s, m, "/root/dist/bin/amqproxysvc") }},
 	{"service/TROUBLESHOOTING.md", func(s *step, m *machine) {
 		inMachine(s, m, "echo GET / HTTP/1.1 >/dev/tcp/127.0.0.1/5673")
+		s.until("the journal has what was said of it", func() bool { // which journald writes a moment later
+			_, err := m.run(s.bed.ctx, "journalctl", "-u", "amqproxysvc", "--no-pager", "--quiet", "--grep", "client refused")
+			return err == nil
+		})
 	}},
 	{"service/RECIPES.md", func(s *step, m *machine) {
 		inMachine(s, m, `printf '[Service]\nExecStart=/bin/sleep 1000\n[Install]\nWantedBy=multi-user.target\n' >/etc/systemd/system/amqproxy.service

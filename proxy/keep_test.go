@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
+	"github.com/amqproxysvc/amqproxysvc/proxy/ledger"
 	"github.com/amqproxysvc/amqproxysvc/proxy/proxytest"
 )
 
@@ -157,6 +158,35 @@ func TestChannelsBehindBarriersAreWaitedFor(t *testing.T) {
 			if st := r.s.Stats(); st.ChannelsOpened != 2 || st.ChannelsReused != 2 {
 				t.Errorf("opened %d, reused %d; want 2, 2", st.ChannelsOpened, st.ChannelsReused)
 			}
+		})
+	})
+	t.Run("the broker closes one that is promised", func(t *testing.T) {
+		withScript(t, 0, two, func(r *rig) {
+			p, ids := behind(r)
+			var u *upstream
+			r.s.mu.Lock()
+			for x := range r.s.upstreams {
+				u = x
+			}
+			r.s.mu.Unlock()
+			w := &seatWanted{}
+			u.mu.Lock()
+			u.seatLine.JoinLocked(w)
+			u.mu.Unlock()
+			p.SendMethod(ids[0], amqp.BasicQosOk)
+			synctest.Wait()
+			if w.id != ids[0] || u.keptFree.Load() != 0 {
+				t.Fatalf("promised is channel %d, and %d are free; want %d, none", w.id, u.keptFree.Load(), ids[0])
+			}
+			p.Send(amqp.AppendClose(nil, ids[0], amqp.Errorf(amqp.InternalError, 0, "gone")))
+			p.ExpectOn(ids[0], amqp.ChannelCloseOk)
+			b, _, err := u.bind(&channel{c: nobody.c}, place{}, w.id, nil)
+			if err != nil || b.id == ids[0] || b.id == ids[1] {
+				t.Errorf("it has channel %d, %v; want one of its own", b.id, err)
+			}
+			u.mu.Lock()
+			u.endLocked(b, ledger.ByUpstream)
+			u.mu.Unlock()
 		})
 	})
 	t.Run("the upstream ends", func(t *testing.T) {

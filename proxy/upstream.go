@@ -147,21 +147,15 @@ func (u *upstream) setLocked(id uint16, b *binding) {
 	(*t)[id].Store(b)
 }
 
-// bind gives a channel an id here, at its place: that of a seat it waited for, if it has one. The prelude that opens
+// bind gives a channel an id here, at its place: that of the seat it is promised, if it is. The prelude that opens
 // the channel is appended to prefix.
-func (u *upstream) bind(ch *channel, at place, waited *keptSeat, prefix []byte) (*binding, []byte, error) {
+func (u *upstream) bind(ch *channel, at place, promised uint16, prefix []byte) (*binding, []byte, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.failed != nil || u.closing {
 		return nil, prefix, errUpstreamGone
 	}
-	var k keptSeat
-	reused := waited != nil
-	if reused {
-		k = *waited
-	} else {
-		k, reused = u.takeKeptLocked(ch)
-	}
+	k, reused := u.takeKeptLocked(ch, promised)
 	if !reused {
 		id, ok := u.ids.take()
 		if !ok {
@@ -169,7 +163,7 @@ func (u *upstream) bind(ch *channel, at place, waited *keptSeat, prefix []byte) 
 			u.dropKeptLocked(func(*keptSeat) bool { drop := one; one = false; return drop })
 			return nil, prefix, errNoID
 		}
-		k = keptSeat{seat{since: u.env.now()}, id}
+		k = keptSeat{seat: seat{since: u.env.now()}, id: id}
 	}
 	b := &binding{u: u, ch: ch, id: k.id, seat: k.seat, place: at}
 	u.setLocked(k.id, b)

@@ -23,7 +23,8 @@ import (
 // keptSeat is a channel that is open at the broker and belongs to nobody.
 type keptSeat struct {
 	seat
-	id uint16
+	id       uint16
+	promised bool // to one that waited for it, and has not bound its channel yet
 }
 
 // seat is what is known of an upstream's channel beyond one client's use of it, guarded by upstream.mu.
@@ -90,10 +91,9 @@ func (u *upstream) keepLocked(b *binding) {
 		s.base += l.Publish
 	}
 	u.endLocked(b, ledger.ByProven)
-	k := keptSeat{s, b.id}
-	if !u.giveSeatLocked(k) {
-		u.setKeptLocked(append(u.kept, k))
-	}
+	k := keptSeat{seat: s, id: b.id}
+	k.promised = u.promiseLocked(&k)
+	u.setKeptLocked(append(u.kept, k))
 }
 
 // countProvingLocked counts a seat that is behind a barrier from now on, or no longer: next is what it is now. For one
@@ -116,25 +116,25 @@ func (u *upstream) countProvingLocked(b *binding, next ledger.Seat) {
 // seatWanted is what a channel waits for in the seatLine.
 type seatWanted struct {
 	confirms bool
-	seat     *keptSeat // nil: it has none, and opens its own
+	id       uint16 // of the seat that it is promised; 0: it has none, and opens its own
 }
 
 // seatWait bounds the wait for a seat: a broker that takes longer does not keep up, or is blocked.
 const seatWait = lateAfter
 
-// giveSeatLocked gives a seat to the first that waits for one. False: nobody who can use it does.
-func (u *upstream) giveSeatLocked(k keptSeat) (given bool) {
+// promiseLocked promises a seat to the first that waits for one. False: nobody who can use it does.
+func (u *upstream) promiseLocked(k *keptSeat) (promised bool) {
 	u.seatLine.ServeLocked(func(w *wait.Place[*seatWanted]) wait.Verdict {
 		switch {
-		case given:
+		case promised:
 			return wait.Stop
 		case k.confirms && !w.Want.confirms:
 			return wait.Skip
 		}
-		w.Want.seat, given = &k, true
+		w.Want.id, promised = k.id, true
 		return wait.Serve
 	})
-	return given
+	return promised
 }
 
 // seatDueLocked reports whether a seat will come free that is to be waited for: as many are behind barriers as are
@@ -146,25 +146,25 @@ func (u *upstream) seatDueLocked() bool {
 		u.failed == nil && !u.closing && !u.s.limited.Load() && u.owner.Load() == nil
 }
 
-// awaitSeat waits for a seat that comes free in a moment, behind those who came before. Nil: there is one, or one
-// is to be opened.
-func (c *client) awaitSeat(ch *channel, u *upstream) *keptSeat {
+// awaitSeat waits for a seat that comes free in a moment, behind those who came before, and gives its id; the caller then
+// binds the channel, to which it is promised until then. 0: there is one for anybody, or one is to be opened.
+func (c *client) awaitSeat(ch *channel, u *upstream) uint16 {
 	if u.keptFree.Load() > 0 || u.provingN.Load() == 0 { // the usual ways, without the lock
-		return nil
+		return 0
 	}
 	w := &seatWanted{confirms: ch.ledger.Confirms}
-	due := func() bool { return (len(u.kept) == 0 || u.keptFree.Load() == 0 && !w.confirms) && u.seatDueLocked() }
+	due := func() bool { return u.keptForLocked(w.confirms) < 0 && u.seatDueLocked() }
 	u.mu.Lock()
 	waits := due()
 	u.mu.Unlock()
 	if !waits {
-		return nil
+		return 0
 	}
 	c.settle() // what others wait for may be in the run
 	u.mu.Lock()
 	if !due() {
 		u.mu.Unlock()
-		return nil
+		return 0
 	}
 	in := u.seatLine.JoinLocked(w)
 	u.mu.Unlock()
@@ -180,7 +180,7 @@ func (c *client) awaitSeat(ch *channel, u *upstream) *keptSeat {
 	u.mu.Unlock()
 	c.env.n.heldBehindCloses.Add(1)
 	c.env.n.heldTime.Add(int64(time.Since(in.Since)))
-	return w.seat
+	return w.id
 }
 
 func (u *upstream) setKeptLocked(kept []keptSeat) {
@@ -191,7 +191,7 @@ func (u *upstream) setKeptLocked(kept []keptSeat) {
 func (u *upstream) countKeptLocked() {
 	anybody := 0
 	for i := range u.kept {
-		if !u.kept[i].confirms {
+		if !u.kept[i].confirms && !u.kept[i].promised {
 			anybody++
 		}
 	}
@@ -253,20 +253,33 @@ func (u *upstream) proven(b *binding) {
 
 // takeKeptLocked is a kept seat for the channel, the one left last: where it is the same again,
 // messages keep their order across connections. A seat in confirm mode serves none that is not.
-func (u *upstream) takeKeptLocked(ch *channel) (k keptSeat, ok bool) {
+func (u *upstream) takeKeptLocked(ch *channel, promised uint16) (k keptSeat, ok bool) {
+	i := -1
+	if promised != 0 { // the broker, or the proxy, may have closed it since
+		i = slices.IndexFunc(u.kept, func(k keptSeat) bool { return k.id == promised && k.promised })
+	}
+	if i < 0 {
+		i = u.keptForLocked(ch.ledger.Confirms)
+	}
+	if i < 0 {
+		return k, false
+	}
+	return u.popKeptLocked(i), true
+}
+
+// keptForLocked is where the kept seat for a channel is that selects confirms, or does not; -1: there is none.
+func (u *upstream) keptForLocked(confirms bool) int {
 	plain := -1
 	for i := len(u.kept) - 1; i >= 0; i-- {
-		if u.kept[i].confirms == ch.ledger.Confirms {
-			return u.popKeptLocked(i), true
-		}
-		if !u.kept[i].confirms && plain < 0 {
+		switch k := &u.kept[i]; {
+		case k.promised:
+		case k.confirms == confirms:
+			return i
+		case !k.confirms && plain < 0:
 			plain = i
 		}
 	}
-	if plain < 0 {
-		return k, false
-	}
-	return u.popKeptLocked(plain), true
+	return plain
 }
 
 func (u *upstream) popKeptLocked(i int) keptSeat {

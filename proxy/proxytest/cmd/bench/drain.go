@@ -265,7 +265,9 @@ func (c *drainConn) answer(f amqp.Frame, ch *drainChannel, out []byte) ([]byte, 
 	case amqp.BasicQos:
 		reply(amqp.BasicQosOk)
 	case amqp.ConfirmSelect:
-		ch.confirm = true
+		if !ch.confirm { // what was published before has no tag, on a channel that was another client's before
+			ch.confirm, ch.seq, ch.acked = true, 0, 0
+		}
 		reply(amqp.ConfirmSelectOk)
 	case amqp.QueueDeclare:
 		a := amqp.ReadArgs(f)

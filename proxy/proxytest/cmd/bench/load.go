@@ -306,6 +306,9 @@ func (g *generator) confirms(c *proxytest.Client, blob []byte, batch, window int
 		if err != nil {
 			return err
 		}
+		if have > sent {
+			return fmt.Errorf("confirmed up to %d, of %d that were published", have, sent)
+		}
 		g.ops.Add(int64(have - acked))
 		acked = have
 	}

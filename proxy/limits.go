@@ -32,6 +32,14 @@ type limits struct {
 // metrics, the self-check and files.
 func spareSockets(all int) int { return min(max(all/8, 32), 1024) }
 
+// SpareSockets is how many descriptors clients and connections to the broker leave to everything else.
+func SpareSockets() int {
+	if all := descriptors(); all > 0 {
+		return spareSockets(all)
+	}
+	return 1024 // none is known to be short
+}
+
 // begin counts a handshake. Not "": there is no place for it, for this reason. An address may have
 // half of the places, so that others can log in beside it.
 func (l *limits) begin(from netip.Prefix, known bool, most, sockets int) (why string) {

@@ -100,7 +100,9 @@ func New(o Options) *Server {
 }
 
 // Serve accepts on the listener, which it takes over, until Shutdown. It does not block.
-func (s *Server) Serve(ln net.Listener) { s.serve(newLimitListener(ln, maxConns)) }
+func (s *Server) Serve(ln net.Listener) {
+	s.serve(newLimitListener(ln, mostConns(proxy.SpareSockets())))
+}
 
 func (s *Server) serve(limited *limitListener) {
 	s.limited = limited

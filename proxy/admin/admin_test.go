@@ -380,13 +380,13 @@ func TestConnectionsAreBounded(t *testing.T) {
 	first := accept()
 	dial()
 	second := accept()
-	second.(*limitConn).set(time.Time{}) // it is being answered
+	second.(*limitConn).begins(true) // it is being answered
 	dial()
 	third := accept()
 	if told, err := io.ReadAll(firstClient); err != nil || string(told) != string(ln.told) {
 		t.Errorf("the connection that is waited for did not give way with a word: %q, %v", told, err)
 	}
-	third.(*limitConn).set(time.Time{})
+	third.(*limitConn).begins(true)
 	refused := dial() // both are busy now
 	ended := make(chan struct{})
 	go func() { defer close(ended); _, _ = ln.Accept() }()
@@ -412,7 +412,7 @@ func TestPlacesForThisMachine(t *testing.T) {
 	if first == nil {
 		t.Fatal("a stranger has no place")
 	}
-	first.set(time.Time{})
+	first.begins(true)
 	if c, told := ln.place(stranger); c != nil || told != stranger {
 		t.Error("the bound of strangers is not kept")
 	}
@@ -432,7 +432,7 @@ func (c *fakeConn) SetDeadline(time.Time) error      { return nil }
 func (c *fakeConn) SetReadDeadline(time.Time) error  { return nil }
 func (c *fakeConn) SetWriteDeadline(time.Time) error { return nil }
 
-// 64 keep-alive connections that do nothing leave the probe its answer.
+// Keep-alive connections that do nothing, as many as there are places, leave the probe its answer.
 func TestIdleConnectionsDoNotHoldUpAProbe(t *testing.T) {
 	ln, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {

@@ -1,5 +1,5 @@
-// The HTTP connections held at a time: bounded, apart for those of this machine, and with
-// those that are not being answered giving way, so that a probe is, however many others hang on.
+// The HTTP connections held at a time, and the requests answered: bounded, apart for those of this machine, and
+// with those that are not being answered giving way, so that a probe is, however many others hang on.
 // Who finds no place, or loses his before he was answered, is told so (503).
 
 package admin
@@ -17,17 +17,28 @@ import (
 )
 
 const (
-	// maxConns bounds the connections from other machines, and those from this one.
-	maxConns = 64
+	// maxConns bounds the connections from other machines, and those from this one, where the process has as many
+	// descriptors as a service has. A crowd that comes back at once takes 64 places within milliseconds, before a
+	// probe that has come has asked, or what it has asked was read; with so many it has tenths of a second.
+	maxConns = 384
+	// maxAnswers bounds the requests of each that are being answered. Health is not counted: it is told in a few
+	// octets, and no crowd is to keep a probe from it.
+	maxAnswers = 64
+	// unreadFor is how long somebody may leave his answer unread before he gives way to others.
+	unreadFor = time.Second
 	// maxFarewells bounds those that were told that there is no place and have not hung up yet.
 	maxFarewells = 128
 	// farewellFor is how long they may take.
 	farewellFor = time.Second
 )
 
+// mostConns is maxConns, or less where there are few descriptors: with the farewells they are not to take all that
+// clients leave to everything else.
+func mostConns(spare int) int { return min(max(spare*3/8, maxAnswers), maxConns) }
+
 // limitListener accepts what has a place. At the bound a connection gives way: the one that has been idle
-// for longest, else the one that has been silent, or half way through its first request, for longest.
-// Where all are being answered, the new one does.
+// for longest, else the one that has been silent, or half way through its first request, for longest, else
+// one that does not read its answer. Where all are being answered, the new one does.
 type limitListener struct {
 	net.Listener
 	most int
@@ -35,6 +46,7 @@ type limitListener struct {
 
 	mu        sync.Mutex
 	held      [2]map[*limitConn]struct{} // by local
+	answers   [2]int                     // what counts under maxAnswers
 	farewells []net.Conn                 // the oldest first
 }
 
@@ -78,25 +90,35 @@ func (l *limitListener) place(c net.Conn) (lc *limitConn, without net.Conn) {
 	defer l.mu.Unlock()
 	held := l.held[lc.local]
 	if len(held) >= l.most {
-		var victim *limitConn
-		for h := range held {
-			if !h.waits.IsZero() && (victim == nil || h.before(victim)) {
-				victim = h
-			}
-		}
+		victim := l.victimLocked(lc.local, false)
 		if victim == nil {
 			return nil, c
 		}
-		delete(held, victim)
 		if victim.answered {
-			_ = victim.Conn.Close() // its reader ends, and with it the rest
+			victim.cutLocked()
 		} else {
+			delete(held, victim)
 			victim.left.Store(true)
 			without = victim.Conn
 		}
 	}
 	held[lc] = struct{}{}
 	return lc, without
+}
+
+// victimLocked is who gives way, nil: nobody. Counted: only somebody who counts under maxAnswers will do.
+func (l *limitListener) victimLocked(local int, counted bool) (victim *limitConn) {
+	now := time.Now()
+	best, since := nobody, now
+	for h := range l.held[local] {
+		if counted && !h.counted {
+			continue
+		}
+		if rank, from := h.rankLocked(now); rank < best || rank == best && rank != nobody && from.Before(since) {
+			victim, best, since = h, rank, from
+		}
+	}
+	return victim
 }
 
 // farewell tells a connection that there is no place, and waits a moment for its end: closed with a request
@@ -141,9 +163,14 @@ func withConn(ctx context.Context, c net.Conn) context.Context {
 func answering(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if c, ok := r.Context().Value(connKey{}).(*limitConn); ok {
-			c.set(time.Time{})
+			has := c.begins(r.URL.Path != "/healthz" && r.URL.Path != "/readyz")
 			if c.left.Load() {
 				panic(http.ErrAbortHandler) // it was told so
+			}
+			if !has {
+				w.Header().Set("Connection", "close")
+				answer(w, http.StatusServiceUnavailable, fmt.Sprintf("%d requests are being answered already: ask again later", maxAnswers))
+				return
 			}
 		}
 		next.ServeHTTP(w, r)
@@ -153,33 +180,94 @@ func answering(next http.Handler) http.Handler {
 // idle is http.Server's ConnState: only then has the answer been sent, not when its handler returns.
 func idle(c net.Conn, state http.ConnState) {
 	if lc, ok := c.(*limitConn); ok && state == http.StateIdle {
-		lc.set(time.Now())
+		lc.ends()
 	}
 }
 
 type limitConn struct {
 	net.Conn
 	listener *limitListener
-	local    int         // 1: from this machine
-	left     atomic.Bool // its place is another's, it is farewell's: the server finds it ended
+	local    int          // 1: from this machine
+	left     atomic.Bool  // its place is another's, it is farewell's: the server finds it ended
+	writes   atomic.Int64 // since when what is being written is not taken, in Unix nanoseconds; 0: nothing is
 
 	// Guarded by the listener's mu.
 	waits    time.Time // since when it has been waited for; zero: it is being answered
-	answered bool      // it was once
+	answered bool      // it was once, or is
+	counted  bool      // its request counts under maxAnswers
 }
 
-// before says which of two that are waited for gives way first: one that was answered loses least.
-func (c *limitConn) before(o *limitConn) bool {
-	if c.answered != o.answered {
-		return c.answered
+// rank is how little a connection loses that gives way.
+type rank int
+
+const (
+	resting rank = iota // it was answered
+	silent              // it has not asked, or not to the end
+	unread              // it does not read its answer
+	nobody              // it is being answered
+)
+
+// rankLocked is that, and since when.
+func (c *limitConn) rankLocked(now time.Time) (rank, time.Time) {
+	if !c.waits.IsZero() {
+		if c.answered {
+			return resting, c.waits
+		}
+		return silent, c.waits
 	}
-	return c.waits.Before(o.waits)
+	if at := c.writes.Load(); at != 0 {
+		if from := time.Unix(0, at); now.Sub(from) >= unreadFor {
+			return unread, from
+		}
+	}
+	return nobody, now
 }
 
-func (c *limitConn) set(waits time.Time) {
+// begins is called when it has asked. False: no more are answered now.
+func (c *limitConn) begins(counted bool) bool {
+	l := c.listener
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c.waits, c.answered = time.Time{}, true
+	if !counted {
+		return true
+	}
+	if l.answers[c.local] >= maxAnswers {
+		v := l.victimLocked(c.local, true)
+		if v == nil {
+			return false
+		}
+		v.cutLocked()
+	}
+	c.counted = true
+	l.answers[c.local]++
+	return true
+}
+
+// ends is called when its answer has been sent.
+func (c *limitConn) ends() {
 	c.listener.mu.Lock()
-	c.waits, c.answered = waits, true
+	c.waits = time.Now()
+	c.uncountLocked()
 	c.listener.mu.Unlock()
+}
+
+func (c *limitConn) uncountLocked() {
+	if c.counted {
+		c.counted = false
+		c.listener.answers[c.local]--
+	}
+}
+
+// cutLocked takes the place of one that was answered, or will not be.
+func (c *limitConn) cutLocked() {
+	c.leaveLocked()
+	_ = c.Conn.Close() // its reader ends, or its writer, and with it the rest
+}
+
+func (c *limitConn) leaveLocked() {
+	delete(c.listener.held[c.local], c)
+	c.uncountLocked()
 }
 
 var errLeft = errors.New("its place was needed")
@@ -196,12 +284,14 @@ func (c *limitConn) Write(p []byte) (int, error) {
 	if c.left.Load() {
 		return 0, errLeft
 	}
+	c.writes.Store(time.Now().UnixNano())
+	defer c.writes.Store(0)
 	return c.Conn.Write(p)
 }
 
 func (c *limitConn) Close() error {
 	c.listener.mu.Lock()
-	delete(c.listener.held[c.local], c)
+	c.leaveLocked()
 	c.listener.mu.Unlock()
 	if c.left.Load() {
 		return nil

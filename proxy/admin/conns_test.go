@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -93,7 +94,7 @@ func TestFarewells(t *testing.T) {
 			if err != nil {
 				return
 			}
-			c.(*limitConn).set(time.Time{}) // being answered, for ever
+			c.(*limitConn).begins(false) // being answered, for ever
 		}
 	}()
 	defer func() { _ = inner.Close() }()
@@ -125,6 +126,204 @@ func TestFarewells(t *testing.T) {
 		}
 		if time.Since(began) > 20*time.Second {
 			t.Fatalf("%d are still waited for", n)
+		}
+	}
+}
+
+// A probe that has come and is slow to ask has its answer, though as many as there are places came before it and
+// hundreds have come behind it, whatever they do.
+func TestAProbeThatIsSlowToAsk(t *testing.T) {
+	const request = "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+	for name, hog := range map[string]string{"idle": request, "half requests": "GET /metrics HTTP/1.1\r\nHost: ", "silence": ""} {
+		t.Run(name, func(t *testing.T) {
+			inner, err := net.Listen("tcp4", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			limited := newLimitListener(inner, maxConns)
+			s := New(Options{Source: &fake{}})
+			s.serve(limited)
+			var all []net.Conn
+			defer func() {
+				for _, c := range all {
+					_ = c.Close()
+				}
+				_ = s.Shutdown(t.Context())
+			}()
+			come := func(says string) net.Conn {
+				c, err := net.Dial("tcp4", inner.Addr().String())
+				if err != nil {
+					t.Fatal(err)
+				}
+				all = append(all, c)
+				if _, err := io.WriteString(c, says); err != nil {
+					t.Fatal(err)
+				}
+				return c
+			}
+			accepted := func(c net.Conn) {
+				for began := time.Now(); ; time.Sleep(time.Millisecond) {
+					limited.mu.Lock()
+					for h := range limited.held[1] {
+						if h.RemoteAddr().String() == c.LocalAddr().String() {
+							limited.mu.Unlock()
+							return
+						}
+					}
+					limited.mu.Unlock()
+					if time.Since(began) > 20*time.Second {
+						t.Fatal("a connection was not accepted")
+					}
+				}
+			}
+			for range maxConns {
+				come(hog)
+			}
+			probe := come("")
+			accepted(probe)
+			for range 300 {
+				come(hog)
+			}
+			accepted(come(""))
+			_, _ = io.WriteString(probe, request)
+			res, err := http.ReadResponse(bufio.NewReader(probe), nil)
+			if err != nil || res.StatusCode != http.StatusOK {
+				t.Errorf("the probe hears %v, %v", res, err)
+			}
+		})
+	}
+}
+
+// However many requests are under way, health is told, and the others hear why they are not answered.
+func TestHealthBesideSlowAnswers(t *testing.T) {
+	inner, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	limited := newLimitListener(inner, maxConns)
+	entered, end := make(chan struct{}), make(chan struct{})
+	mux := http.NewServeMux()
+	mux.HandleFunc("/slow", func(http.ResponseWriter, *http.Request) { entered <- struct{}{}; <-end })
+	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, "OK") })
+	server := &http.Server{Handler: answering(mux), ConnContext: withConn, ConnState: idle}
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = server.Serve(limited) })
+	ask := func(path string) (int, string, bool) {
+		client := &http.Client{Transport: &http.Transport{}}
+		defer client.CloseIdleConnections()
+		res, err := client.Get("http://" + inner.Addr().String() + path)
+		if err != nil {
+			return 0, err.Error(), false
+		}
+		defer func() { _ = res.Body.Close() }()
+		text, _ := io.ReadAll(res.Body)
+		return res.StatusCode, string(text), res.Close
+	}
+	var slow sync.WaitGroup
+	for range maxAnswers {
+		slow.Go(func() {
+			if code, text, _ := ask("/slow"); code != http.StatusOK {
+				t.Errorf("one of those that have a place hears %d %q", code, text)
+			}
+		})
+	}
+	for range maxAnswers {
+		<-entered
+	}
+	if code, text, ends := ask("/slow"); code != http.StatusServiceUnavailable || text != "64 requests are being answered already: ask again later\n" || !ends {
+		t.Errorf("one too many hears %d %q, and its connection ends: %v", code, text, ends)
+	}
+	for range 2 {
+		if code, text, _ := ask("/healthz"); code != http.StatusOK {
+			t.Errorf("a probe hears %d %q", code, text)
+		}
+	}
+	close(end)
+	slow.Wait()
+	_ = server.Close()
+	serving.Wait()
+	for began := time.Now(); ; time.Sleep(time.Millisecond) {
+		limited.mu.Lock()
+		n := limited.answers[1]
+		limited.mu.Unlock()
+		if n == 0 {
+			return
+		}
+		if time.Since(began) > 20*time.Second {
+			t.Fatalf("%d answers are counted when all have been sent", n)
+		}
+	}
+}
+
+// Who does not read his answer gives way after a moment, where nobody loses less by it.
+func TestUnreadAnswersGiveWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLimitListener(nil, maxAnswers+1)
+		come := func() *limitConn {
+			t.Helper()
+			c, _ := l.place(&unreadConn{fakeConn{"127.0.0.1"}, make(chan struct{})})
+			if c == nil {
+				t.Fatal("there is no place")
+			}
+			return c
+		}
+		var all []*limitConn
+		for range maxAnswers {
+			c := come()
+			if !c.begins(true) {
+				t.Fatal("a request is not answered")
+			}
+			all = append(all, c)
+		}
+		stuck := func(c *limitConn) bool {
+			select {
+			case <-c.Conn.(*unreadConn).closed:
+				return false
+			default:
+				return true
+			}
+		}
+		for _, c := range all[:2] {
+			go func() { _, _ = c.Write([]byte("x")) }()
+			time.Sleep(time.Millisecond)
+		}
+		time.Sleep(unreadFor - 3*time.Millisecond)
+		next := come()
+		if next.begins(true) || !stuck(all[0]) {
+			t.Fatal("who is slow to read has given way at once")
+		}
+		if c, told := l.place(&fakeConn{"127.0.0.1"}); c != nil || told == nil {
+			t.Fatal("there was a place where all are being answered")
+		}
+		time.Sleep(time.Millisecond)
+		if !next.begins(true) || stuck(all[0]) {
+			t.Fatal("who does not read has not given way to a request")
+		}
+		come().begins(false) // where it was
+		if c, _ := l.place(&fakeConn{"127.0.0.1"}); c != nil {
+			t.Fatal("who is slow to read has given way to a connection at once")
+		}
+		time.Sleep(time.Millisecond)
+		come()
+		if stuck(all[1]) {
+			t.Fatal("who does not read has not given way to a connection")
+		}
+	})
+}
+
+// unreadConn takes nothing that is written.
+type unreadConn struct {
+	fakeConn
+	closed chan struct{}
+}
+
+func (c *unreadConn) Write([]byte) (int, error) { <-c.closed; return 0, net.ErrClosed }
+func (c *unreadConn) Close() error              { close(c.closed); return nil }
+
+func TestMostConns(t *testing.T) {
+	for spare, want := range map[int]int{32: 64, 128: 64, 512: 192, 1024: 384} {
+		if got := mostConns(spare); got != want || 2*got+maxFarewells > spare && got > 64 {
+			t.Errorf("with %d descriptors: %d, want %d", spare, got, want)
 		}
 	}
 }

@@ -19,13 +19,12 @@ const (
 	roomPace = 16 << 10
 	// roomPatience is how long the first in line waits before somebody slow is ended for it.
 	roomPatience = 500 * time.Millisecond
-	// roomPassing is how long smaller wants may pass it.
-	roomPassing = 2 * time.Second
 )
 
 // budget bounds the bytes of all publishes that are not whole. That nobody can be stuck half
 // way: whoever has held room for longest may always have one message's worth in all (most), and
 // the others, together, leave that much for it. So its publish gets whole, and then the next's.
+// What fits is given, whoever waits for more: nobody can hold up others by a want that does not fit.
 type budget struct {
 	mu    lock.Mutex[lock.Leaf]
 	size  int64
@@ -99,7 +98,7 @@ func (g *budget) announce(h *hoard, need int64) {
 func (g *budget) try(h *hoard, n int64) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if !g.fitsLocked(h, n, g.largestLocked) || g.heldUpLocked(h) {
+	if !g.fitsLocked(h, n, g.largestLocked) {
 		return false
 	}
 	g.giveLocked(h, n)
@@ -224,15 +223,6 @@ func (g *budget) largestLocked() (most int64) {
 		most = max(most, x.need)
 	}
 	return min(most, g.most)
-}
-
-// heldUpLocked reports whether others have passed the first in line for long enough.
-func (g *budget) heldUpLocked(h *hoard) bool {
-	if g.first == h {
-		return false
-	}
-	n, longest := g.line.WaitingLocked()
-	return n > 0 && longest >= roomPassing
 }
 
 func (g *budget) serveLocked() {

@@ -17,8 +17,8 @@ import (
 // hoardOf is a client's that has announced 100 octets.
 func hoardOf(user string) *hoard { return &hoard{c: &client{}, name: user, need: 100} }
 
-// Smaller wants pass a large one that does not fit, but not for ever; who gives up lets the next
-// one in.
+// Smaller wants pass a large one that does not fit, however long that has waited; what is given back goes to
+// those who wait.
 func TestRoomIsGivenInTurn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := &budget{}
@@ -46,14 +46,15 @@ func TestRoomIsGivenInTurn(t *testing.T) {
 		}
 		g.release(small, 50, 0)
 		ask(t.Context(), "second", hoardOf("f"), 60)
-		time.Sleep(roomPassing)
-		if g.try(hoardOf("e"), 20) {
-			t.Error("the large want is passed for ever")
+		time.Sleep(4 * time.Second)
+		if !g.try(small, 20) {
+			t.Error("a large want that does not fit holds up a small one in the end")
 		}
+		g.release(small, 20, 0)
 		if len(served) != 0 {
 			t.Fatalf("%s was served without room", <-served)
 		}
-		time.Sleep(3 * time.Second) // the large one gives up
+		time.Sleep(2 * time.Second) // the large one gives up
 		g.release(keeper, 100, 0)
 		if got := <-served; got != "second" {
 			t.Errorf("served %q", got)
@@ -63,6 +64,42 @@ func TestRoomIsGivenInTurn(t *testing.T) {
 		if g.acquire(t.Context(), hoardOf("g"), 5000, gone) {
 			t.Error("room was given to a client that is gone")
 		}
+	})
+}
+
+// Who holds room, and wants much more, gets it beside any number of small publishes that come and go and leave no gap:
+// it is the one that has held room for longest in the end.
+func TestALargeWantIsNotStarved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := &budget{}
+		g.resize(400, 10)
+		g.most = 100
+		ctx, cancel := context.WithCancel(t.Context())
+		var small sync.WaitGroup
+		for i := range 40 {
+			small.Go(func() {
+				for ctx.Err() == nil {
+					h := &hoard{c: &client{}, name: fmt.Sprint(i), need: 10}
+					if !g.acquire(ctx, h, 10, nil) {
+						return
+					}
+					time.Sleep(time.Duration(1+i%7) * time.Millisecond)
+					g.release(h, 10, 10)
+				}
+			})
+		}
+		time.Sleep(50 * time.Millisecond)
+		large := hoardOf("large")
+		if !g.acquire(ctx, large, 10, nil) {
+			t.Fatal("it holds no room")
+		}
+		waits, gaveUp := context.WithTimeout(ctx, time.Second)
+		defer gaveUp()
+		if !g.acquire(waits, large, 90, nil) {
+			t.Error("it was passed for ever")
+		}
+		cancel()
+		small.Wait()
 	})
 }
 

@@ -94,3 +94,53 @@ func TestRecheckAtALimit(t *testing.T) {
 		}
 	})
 }
+
+// At a limit the broker has not looked at the vhost's permissions. Who has lost his is served by what stands until there is
+// room to ask, and else for max_lifetime: then there is nothing that he could be served by.
+func TestPermissionAtALimit(t *testing.T) {
+	for _, room := range []bool{false, true} {
+		withBroker(t, proxytest.BrokerConfig{Users: map[string]string{"a": "a", "b": "b"}}, nil, func(r *rig) {
+			var held [2]*proxytest.Client
+			for i, user := range []string{"a", "b"} {
+				held[i] = r.client(proxytest.ClientConfig{User: user, Password: user})
+				_, err := held[i].DeclareQueue(1, "q", 0)
+				r.must(err)
+			}
+			in := readRaw(held[0].Conn())
+			readRaw(held[1].Conn())
+			r.b.SetLimit(2)
+			r.b.SetAccess("a")
+			began, roomFrom := time.Now(), time.Duration(0)
+			says, until := "connection limit (2) is reached", time.Hour
+			var err error
+			for ; err == nil && time.Since(began) < 2*time.Hour; time.Sleep(20 * time.Second) {
+				for _, h := range held {
+					if h != nil {
+						r.must(h.Send(amqp.Heartbeat))
+					}
+				}
+				var c *proxytest.Client
+				if c, err = r.login(proxytest.ClientConfig{User: "a", Password: "a"}); err == nil {
+					_ = c.Close()
+				}
+				if room && roomFrom == 0 && time.Since(began) > 30*time.Minute {
+					_ = held[1].Hangup()
+					held[1], roomFrom = nil, time.Since(began)
+					says, until = "access to vhost '/' refused for user 'a'", roomFrom+time.Minute
+				}
+			}
+			r.hears(err, amqp.NotAllowed, says)
+			if took := time.Since(began); took > until+time.Minute || took < until-6*time.Minute {
+				t.Errorf("room %v: served for %v, want %v", room, took, until)
+			}
+			if in.count(isMethod(amqp.ConnectionClose)) != 0 {
+				t.Error("who was connected has been closed")
+			}
+			for _, h := range held {
+				if h != nil {
+					_ = h.Hangup()
+				}
+			}
+		})
+	}
+}

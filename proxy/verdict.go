@@ -122,6 +122,8 @@ func (s *standing) hear(v verdict, now int64) (revoked bool) {
 	s.last, s.heard = v, now
 	switch {
 	case v.ruling == accepted, v.ruling == full && s.accepted != 0:
+		// At a limit RabbitMQ has not looked at the vhost's permissions. Else whoever fills a limit himself would be
+		// refused what stands and is his; there each operation is the broker's to judge, and it ends with max_lifetime.
 		s.acceptLocked(now)
 	case v.ruling == refused:
 		revoked = s.accepted != 0

@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/url"
 	"sync"
@@ -250,6 +251,18 @@ func (b *Broker) SetUser(user, password string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.users[user] = password
+}
+
+// SetAccess lists the vhosts that a user may open from now on; connections that are open stay open.
+func (b *Broker) SetAccess(user string, vhosts ...string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	access := maps.Clone(b.cfg.Access) // the map is the caller's
+	if access == nil {
+		access = make(map[string][]string)
+	}
+	access[user] = vhosts
+	b.cfg.Access = access
 }
 
 // RemoveUser makes further logins of a user fail.

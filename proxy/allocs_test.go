@@ -73,6 +73,7 @@ func halvesOn(t testing.TB, cfg Config, near, far net.Conn) (*client, *upstream)
 	c := &client{s: s, env: &s.env, account: a, pool: p, frameMax: 131072, gone: make(chan struct{}), runSeq: 1}
 	c.accepted(near, &listener{Listener: Listener{Mode: PoolAuto}})
 	c.out.Init(&c.mu, near, &s.coarse, nil)
+	c.takeDesk()
 	c.rd.Init(make([]byte, clientBuffer), 131072)
 	c.phase.Store(phaseRunning)
 	feedClient(t, c, proxytest.Method(1, amqp.ChannelOpen, ""))

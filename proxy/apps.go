@@ -127,10 +127,10 @@ func (a *app) joins(c *client) {
 
 // tellApp adds up what the reader has counted.
 func (c *client) tellApp() {
-	d := &c.did
-	if c.app == nil || *d == (deeds{}) {
+	if c.app == nil || c.desk == nil || c.did == (deeds{}) {
 		return
 	}
+	d := &c.did
 	a := c.app
 	for _, x := range []struct {
 		to *atomic.Uint64

@@ -30,6 +30,7 @@ type binding struct {
 	// Guarded by upstream.mu.
 	state      bindingState
 	silent     bool                // the client has its answer already, or wants none
+	kept       bool                // it was kept, and is being closed
 	ticket     *ticket             // a quiet close that later readers wait for
 	closedAt   int64               // when close was sent
 	refusal    *amqp.Error         // the broker's channel.close
@@ -42,7 +43,6 @@ type binding struct {
 	lastQueue  string              // name of the queue last declared here
 
 	seat        // beyond this client's use
-	kept  bool  // it was kept, and is being closed
 	place place // in the pool; a kept one has none
 
 	broker ledger.Broker             // what the broker has said and owes here

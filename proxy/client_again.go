@@ -84,6 +84,7 @@ func (c *client) again(ch *channel, b *binding) bool {
 
 // sendAgain does so for all channels, when the reader was woken for it.
 func (c *client) sendAgain() {
+	c.takeDesk()
 	c.s0, c.e0 = 0, 0
 	for _, ch := range slices.Collect(c.chans.all()) {
 		b := ch.cur.Load()

@@ -12,7 +12,8 @@ import (
 
 // chunk routes all whole frames of what was read. False: the client has ended.
 func (c *client) chunk() bool {
-	c.buf = c.rd.Buffered()
+	buf := c.rd.Buffered()
+	c.buf = buf
 	c.s0, c.e0 = 0, 0
 	pos, frames := 0, uint64(0)
 	alive := true
@@ -21,25 +22,25 @@ func (c *client) chunk() bool {
 		t.heard()
 	}
 	for alive {
-		if amqp.Frame(c.buf[pos:]).Method() == amqp.BasicPublish && c.phase.Load() == phaseRunning {
+		if amqp.Frame(buf[pos:]).Method() == amqp.BasicPublish && c.phase.Load() == phaseRunning {
 			if until, n := c.wholePublishes(pos); n > 0 {
 				pos, frames = until, frames+n
 				continue
 			}
 		}
-		n, need, err := amqp.Split(c.buf[pos:], c.rd.MaxFrame)
+		n, need, err := amqp.Split(buf[pos:], c.rd.MaxFrame)
 		if err != nil {
 			var e *amqp.Error
 			errors.As(err, &e)
 			c.die(e)
-			pos = len(c.buf)
+			pos = len(buf)
 			break
 		}
 		if n == 0 {
 			c.rd.Expect(need)
 			break
 		}
-		f := amqp.Frame(c.buf[pos : pos+n])
+		f := amqp.Frame(buf[pos : pos+n])
 		frames++
 		if c.phase.Load() != phaseRunning {
 			alive = c.afterClose(f)
@@ -73,13 +74,13 @@ func (c *client) chunk() bool {
 
 // keep puts the frame at buf[pos:] at the end of the run.
 func (c *client) keep(f amqp.Frame, pos int) {
-	switch {
-	case c.s0 == c.e0:
-		c.s0, c.e0 = pos, pos+len(f)
-	case c.e0 == pos:
-		c.e0 += len(f)
+	switch d := c.desk; {
+	case d.s0 == d.e0:
+		d.s0, d.e0 = pos, pos+len(f)
+	case d.e0 == pos:
+		d.e0 += len(f)
 	default:
-		c.e0 += copy(c.buf[c.e0:], f)
+		d.e0 += copy(d.buf[d.e0:], f)
 	}
 	if c.begun != nil {
 		c.begun.start = c.e0 - len(f)

@@ -44,13 +44,13 @@ func (c *client) wholePublishes(pos int) (until int, frames uint64) {
 		return pos, 0
 	}
 	most := c.env.cfg().MaxMessageSize
-	n := uint64(0)
+	n, start, buf, maxFrame := uint64(0), pos, c.buf, c.rd.MaxFrame
 	for {
-		p := amqp.Frame(c.buf[pos:])
+		p := amqp.Frame(buf[pos:])
 		if len(p) < amqp.HeaderLen || p.Channel() != id {
 			break
 		}
-		header, body, end := amqp.WholePublish(p, c.rd.MaxFrame)
+		header, body, end := amqp.WholePublish(p, maxFrame)
 		if end == 0 || body > 0 && int64(end-body-amqp.FrameOverhead) > most {
 			break
 		}
@@ -65,10 +65,10 @@ func (c *client) wholePublishes(pos int) (until int, frames uint64) {
 			p[body:].SetChannel(b.id)
 			frames++
 		}
-		c.keep(p[:end], pos)
 		pos += end
 	}
 	if n > 0 {
+		c.keep(amqp.Frame(buf[start:pos]), start)
 		ch.mandatory = false
 		ch.ledger.Published(n, false)
 		c.did.published += n

@@ -425,10 +425,7 @@ func (c *client) open(f amqp.Frame) bool {
 		c.end0(e)
 		return false
 	}
-	c.rd.MaxFrame = c.frameMax
-	if c.frameMax == 0 {
-		c.rd.MaxFrame = broker.UnboundedFrame
-	}
+	c.rd.MaxFrame = c.maxFrame()
 	c.rd.MaxBuffer = 0
 	c.loggedIn()
 	c.env.n.loginsOK.Add(1)

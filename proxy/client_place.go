@@ -63,15 +63,16 @@ func (c *client) bound(ch *channel, l lane) *binding {
 		}
 		c.env.n.firstFrames.observe(time.Since(came))
 	}
-	if c.run.u != b.u {
-		if c.run.u != nil {
+	r := &c.run
+	if r.u != b.u {
+		if r.u != nil {
 			c.flushRun()
 		}
-		c.run.u = b.u
+		r.u = b.u
 	}
 	if b.runSeq != c.runSeq {
 		b.runSeq = c.runSeq
-		c.run.bs = append(c.run.bs, b)
+		r.bs = append(r.bs, b)
 	}
 	return b
 }

@@ -95,7 +95,7 @@ func (c *client) awaitBarrier(b *binding) brokerAnswer {
 	return c.awaitBroker(b, func() bool {
 		u.mu.Lock()
 		defer u.mu.Unlock()
-		return len(b.qosOwn) > 0
+		return !b.qosOwn.Empty()
 	})
 }
 

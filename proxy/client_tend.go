@@ -10,8 +10,7 @@ import (
 )
 
 // due tells cheaply whether tend has something to do.
-func (c *client) due() bool {
-	now := c.env.now()
+func (c *client) due(now int64) bool {
 	switch c.phase.Load() {
 	case phaseHandshake:
 		return !c.paused.Load() && now-c.started-c.granted.Load() >= int64(c.env.cfg().HandshakeTimeout)
@@ -22,7 +21,7 @@ func (c *client) due() bool {
 	if c.crowding.Load() || c.counting.Load() {
 		return true
 	}
-	if c.tired() {
+	if c.tired(now) {
 		return true
 	}
 	hb := int64(c.heartbeat)
@@ -90,8 +89,8 @@ func (c *client) tend() {
 		if c.out.IdleLocked() && c.phase.Load() == phaseRunning {
 			c.out.AppendLocked(amqp.Heartbeat)
 		}
-		c.out.KickLocked() // answers may lie there while the reader waits for the broker
 		c.mu.Unlock()
+		c.wakeAlone() // answers may lie there while the reader waits for the broker
 	}
 }
 
@@ -111,8 +110,8 @@ func (c *client) ownsUpstream() bool { return c.hasSession.Load() }
 
 // tired reports whether the client has been idle for so long that it may rest. One whose reader waits for
 // the broker is not idle: a crowd of these would have memory collected again and again.
-func (c *client) tired() bool {
-	return c.phase.Load() == phaseRunning && c.reading.Load() && !c.rested.Load() && c.env.now()-c.lastRead.Load() >= int64(restAfter)
+func (c *client) tired(now int64) bool {
+	return c.phase.Load() == phaseRunning && c.reading.Load() && !c.rested.Load() && now-c.lastRead.Load() >= int64(restAfter)
 }
 
 // rest interrupts the read of a client that has been idle, see read. From now on the

@@ -31,7 +31,8 @@ func (s *Server) janitor() {
 		}
 		s.coarse.Store(int64(time.Since(s.began)) + 1)
 		clients, ups = clients[:0], ups[:0]
-		clients = s.clients.appendTo(clients, (*client).due)
+		now := s.now()
+		clients = s.clients.appendTo(clients, func(c *client) bool { return c.due(now) })
 		s.mu.Lock()
 		for u := range s.upstreams {
 			ups = append(ups, u)
@@ -39,14 +40,14 @@ func (s *Server) janitor() {
 		s.mu.Unlock()
 		tired := 0
 		for _, c := range clients {
-			if c.tired() {
+			if c.tired(now) {
 				tired++
 			}
 		}
 		mayRest := naps.may(tired)
 		for _, c := range clients {
 			c.tend()
-			if mayRest && c.tired() {
+			if mayRest && c.tired(now) {
 				c.rest()
 			}
 		}

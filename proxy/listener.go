@@ -173,7 +173,9 @@ func (s *Server) admit(sock net.Conn, l *listener) {
 		return
 	}
 	crowded(sock, clients)
-	c := &client{s: s, env: &s.env, shaking: true, placed: known, barredBy: barred, gone: make(chan struct{}), runSeq: 1}
+	c := &client{s: s, env: &s.env, shaking: true, placed: known, gone: make(chan struct{}), runSeq: 1}
+	c.takeDesk()
+	c.barredBy = barred
 	c.accepted(sock, l)
 	if t := l.tls.Load(); t != nil {
 		c.encrypt(t)
@@ -181,8 +183,7 @@ func (s *Server) admit(sock net.Conn, l *listener) {
 	c.n = s.n.clientsTotal.Add(1)
 	c.started = s.now()
 	c.lastRead.Store(c.started)
-	c.run.init(&c.few)
-	c.chans.few = c.few.chans[:0]
+	c.chans.few = c.few[:0]
 	c.out.Init(&c.mu, c.conn, &s.coarse, c.broken)
 	c.rd.Init(make([]byte, clientBuffer), handshakeFrame)
 	c.rd.MaxBuffer = handshakeFrame + amqp.FrameOverhead // whoever it is, no more before open-ok

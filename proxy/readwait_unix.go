@@ -10,7 +10,7 @@ import (
 	"syscall"
 )
 
-// receive reads once. While it waits for the client the reader holds no buffer: what one
+// receive reads once. While it waits for the client the reader holds no buffer, and at rest no desk: what one
 // client has done with, the next that has something to say is read into. Under TLS the socket is
 // asked from within, so that no call of it stands on the stack meanwhile.
 func (c *client) receive() (n int, err error) {
@@ -27,7 +27,6 @@ func (c *client) receive() (n int, err error) {
 			c.tryRead = c.tryEncrypted
 		}
 	}
-	c.took, c.readErr = 0, nil
 	if err := raw.Read(c.tryRead); err != nil {
 		return 0, err
 	}
@@ -39,9 +38,11 @@ func (c *client) receive() (n int, err error) {
 
 // tryPlain reads what is there. False: nothing is.
 func (c *client) tryPlain(fd uintptr) bool {
+	c.takeDesk()
 	c.took, c.readErr = readNow(int(fd), c.rd.Borrow())
 	if c.readErr == syscall.EAGAIN {
 		c.rd.Rest()
+		c.clearDesk()
 		return false
 	}
 	return true
@@ -53,9 +54,11 @@ func (c *client) tryEncrypted(fd uintptr) bool {
 	if c.under.dry && c.rested.Load() {
 		var one [1]byte
 		if _, _, err := syscall.Recvfrom(int(fd), one[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT); err == syscall.EAGAIN {
+			c.clearDesk()
 			return false
 		}
 	}
+	c.takeDesk()
 	c.under.fd = int(fd)
 	c.took, c.readErr = c.conn.Read(c.rd.Borrow())
 	c.under.fd = -1
@@ -63,6 +66,7 @@ func (c *client) tryEncrypted(fd uintptr) bool {
 	if c.readErr == syscall.EAGAIN {
 		if c.took == 0 {
 			c.rd.Rest()
+			c.clearDesk()
 			return false
 		}
 		c.readErr = nil

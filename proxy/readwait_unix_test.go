@@ -104,6 +104,9 @@ func waitingReader(t *testing.T, version uint16) {
 				t.Fatalf("there was something to read, or an error: %d, %v", c.took, c.readErr)
 			}
 		})
+		if c.desk == nil {
+			return
+		}
 		if n := cap(c.rd.Buffered()); n > most {
 			t.Errorf("a waiting reader holds %d octets, want at most %d", n, most)
 		}
@@ -145,12 +148,46 @@ func waitingReader(t *testing.T, version uint16) {
 	if n := len(broker.p); n <= publishes*len(one) || n > publishes*len(one)+64 { // channel.open is before them
 		t.Errorf("%d octets reached the broker, want those of %d publishes of %d", n, publishes, len(one))
 	}
+	atRest := func(when string, desk bool) {
+		t.Helper()
+		rests(512)
+		if has := c.desk != nil; has != desk {
+			t.Errorf("a client at rest that %s: it has a desk: %v, want %v", when, has, desk)
+		}
+	}
+	c.app = &app{}
+	c.rested.Store(true)
+	atRest("has published, of which nobody was told", true)
+	c.tellApp()
+	atRest("has nothing under way", false)
+	say(one[:len(one)-5])
+	atRest("is amid a publish", true)
+	say(one[len(one)-5:])
+	c.tellApp()
+	atRest("has published", false)
+	c.tellApp() // as at its end, which may come now
+	c.sendAgain()
+	atRest("was woken and had nothing to send again", false)
+	c.takeDesk()
+	c.lately = lateChannel{id: 2, content: true}
+	atRest("has content under way for a channel that it has closed", true)
+	c.lately = lateChannel{}
+	c.rested.Store(false)
+	atRest("does not rest", true)
+	publishes++
+	if n := len(broker.p); n <= publishes*len(one) || n > publishes*len(one)+64 {
+		t.Errorf("%d octets reached the broker, want those of %d publishes of %d", n, publishes, len(one))
+	}
+
 	_ = near.SetReadDeadline(time.Unix(1, 0))
 	if _, err := c.receive(); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("past its deadline a read gives %v", err)
 	}
 	_ = near.SetReadDeadline(time.Time{})
 	say(one)
+	c.tellApp()
+	c.rested.Store(true)
+	atRest("is about to leave", false)
 	_ = far.(interface{ CloseWrite() error }).CloseWrite()
 	if _, err := c.receive(); err != io.EOF {
 		t.Errorf("a connection that has ended gives %v, want EOF", err)
@@ -159,5 +196,7 @@ func waitingReader(t *testing.T, version uint16) {
 	if _, err := c.receive(); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("a closed connection gives %v", err)
 	}
+	c.leaveDesk()
+	c.tellApp() // at its end it may have none
 	c.releaseChannels()
 }

@@ -20,12 +20,11 @@ type closing struct {
 	by ledger.Cause // ByClientQuiet: the client has its answer already; ByKeep: no channel.close is there
 }
 
-// runRoom is where the slices of a run and of a channel set begin: most clients need no more.
+// runRoom is where the slices of a run begin: most clients need no more.
 type runRoom struct {
 	prefix [48]byte // open, qos and confirm.select
 	bs     [1]*binding
 	closes [1]closing
-	chans  [1]*channel
 }
 
 func (r *run) init(room *runRoom) {

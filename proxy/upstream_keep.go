@@ -56,7 +56,7 @@ func (b *binding) quietEnd(by ledger.Cause) ledger.Cause {
 
 // provenLocked reports whether nothing of what the client did on the seat can still fail.
 func (b *binding) provenLocked() bool {
-	return len(b.qosOwn) == 0 && len(b.selectOwn) == 0 && len(b.declareOwn) == 0 && b.ch.ledger.Proven(&b.broker)
+	return b.qosOwn.Empty() && b.selectOwn.Empty() && b.declareOwn.Empty() && b.ch.ledger.Proven(&b.broker)
 }
 
 // mostKept is how many seats the upstream keeps: a part of a small channel_max is left for clients.
@@ -234,7 +234,7 @@ func (u *upstream) barrierLocked(b *binding) {
 // seat is kept, or closed where there is no room for it.
 func (u *upstream) proven(b *binding) {
 	u.mu.Lock()
-	if b.state != ledger.SeatProving || len(b.qosOwn) > 0 {
+	if b.state != ledger.SeatProving || !b.qosOwn.Empty() {
 		u.mu.Unlock()
 		return
 	}

@@ -211,6 +211,9 @@ func (rd *Reader) Next() (Frame, error) {
 	return f, nil
 }
 
+// Empty reports whether nothing has been read that was not consumed.
+func (rd *Reader) Empty() bool { return rd.r == rd.w }
+
 // Buffered is what has been read and not been consumed.
 func (rd *Reader) Buffered() []byte { return rd.buf[rd.r:rd.w] }
 

@@ -203,7 +203,28 @@ func TestBits(t *testing.T) {
 	q.Push(true)
 	q.Push(false)
 	q.Push(true)
-	if a, b, c := q.Pop(), q.Pop(), q.Pop(); !a || b || !c || q != nil {
+	if a, b, c := q.Pop(), q.Pop(), q.Pop(); !a || b || !c || !q.Empty() {
 		t.Errorf("got %v %v %v, left %v", a, b, c, q)
+	}
+	// Any number, however full and empty it is in between.
+	var want []bool
+	for i := range 5000 {
+		for range i % 97 {
+			v := len(want)*i%3 == 0
+			q.Push(v)
+			want = append(want, v)
+		}
+		for range min(i%101, len(want)) {
+			if got := q.Pop(); got != want[0] {
+				t.Fatalf("step %d: got %v with %d in the queue", i, got, len(want))
+			}
+			want = want[1:]
+		}
+		if q.Empty() != (len(want) == 0) {
+			t.Fatalf("step %d: empty is %v with %d in the queue", i, q.Empty(), len(want))
+		}
+		if (q.more == nil) != (len(want) <= fewBits) {
+			t.Fatalf("step %d: of %d in the queue, more holds %v", i, len(want), q.more)
+		}
 	}
 }

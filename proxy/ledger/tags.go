@@ -2,6 +2,8 @@
 
 package ledger
 
+import "math/bits"
+
 // Tags is a set of tags in which all up to Low are, and few above it.
 type Tags struct {
 	Low   uint64
@@ -38,20 +40,52 @@ func (s *Tags) Add(tag uint64, multiple bool) {
 	}
 }
 
-// Bits is a queue of booleans. It holds memory only while it is not empty.
-type Bits []bool
+// Bits is a queue of booleans. Few are all that there ever are; it holds memory besides only while there are more.
+type Bits struct {
+	few  uint32  // the oldest at the lowest bit, and a one above the last; 0: none
+	more *[]bool // those behind
+}
+
+// fewBits is how many there are before more is needed.
+const fewBits = 31
+
+// Empty reports whether there are none.
+func (q *Bits) Empty() bool { return q.few <= 1 }
 
 // Push puts v at the end.
-func (q *Bits) Push(v bool) { *q = append(*q, v) }
+func (q *Bits) Push(v bool) {
+	n := bits.Len32(max(q.few, 1)) - 1
+	if n == fewBits || q.more != nil {
+		if q.more == nil {
+			q.more = new([]bool)
+		}
+		*q.more = append(*q.more, v)
+		return
+	}
+	q.putFew(n, v)
+}
+
+func (q *Bits) putFew(n int, v bool) {
+	last := uint32(1) << n
+	q.few = q.few&(last-1) | last<<1
+	if v {
+		q.few |= last
+	}
+}
 
 // Pop takes the oldest; it is false when the queue is empty.
 func (q *Bits) Pop() bool {
-	if len(*q) == 0 {
+	if q.Empty() {
 		return false
 	}
-	v := (*q)[0]
-	if *q = (*q)[1:]; len(*q) == 0 {
-		*q = nil
+	v := q.few&1 != 0
+	q.few >>= 1
+	if q.more != nil {
+		next := (*q.more)[0]
+		if *q.more = (*q.more)[1:]; len(*q.more) == 0 {
+			q.more = nil
+		}
+		q.putFew(fewBits-1, next)
 	}
 	return v
 }

@@ -36,14 +36,16 @@ var (
 // Box is a write queue. Methods ending in Locked are called with the owner's mutex held,
 // all others without it.
 type Box struct {
+	// LastWrite is when a write last ended or progressed, WriteSince when the one that is
+	// under way began or progressed, 0 when none is; both on the owner's clock. They come first: who
+	// looks after a crowd of owners has them in one line of the processor's cache with what else it looks at.
+	LastWrite, WriteSince atomic.Int64
+
 	mu      lock.Any
 	w       io.Writer
 	onError func(error)   // called once, without the lock, on the first failed write
 	now     *atomic.Int64 // the owner's coarse clock, nanoseconds
 
-	// LastWrite is when a write last ended or progressed, WriteSince when the one that is
-	// under way began or progressed, 0 when none is; both on the owner's clock.
-	LastWrite, WriteSince atomic.Int64
 	// Written counts the bytes that have left.
 	Written atomic.Int64
 

@@ -74,6 +74,7 @@ type client struct {
 	chanMax  uint16
 	started  int64
 
+	at         int32         // in the client set's shard, guarded by its lock
 	closeAt    atomic.Int64  // when the socket is closed for good, 0: not closing
 	pubs       atomic.Bool   // has published
 	hasSession atomic.Bool   // session is not nil

@@ -4,6 +4,7 @@
 package proxy
 
 import (
+	"slices"
 	"sync/atomic"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/lock"
@@ -19,7 +20,7 @@ type clientSet struct {
 
 type clientShard struct {
 	mu    lock.Mutex[lock.Shard] // a leaf
-	all   map[*client]struct{}
+	all   []*client              // each at its own at
 	ended bool
 	gone  uint64 // bytes sent to those that have left
 	_     [64]byte
@@ -35,10 +36,8 @@ func (s *clientSet) add(c *client, own func() bool) bool {
 	if h.ended || !own() {
 		return false
 	}
-	if h.all == nil {
-		h.all = make(map[*client]struct{})
-	}
-	h.all[c] = struct{}{}
+	c.at = int32(len(h.all))
+	h.all = append(h.all, c)
 	s.n.Add(1)
 	return true
 }
@@ -48,7 +47,13 @@ func (s *clientSet) remove(c *client) bool {
 	h := s.shard(c)
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	delete(h.all, c)
+	n := len(h.all) - 1
+	last := h.all[n]
+	h.all[c.at], last.at = last, c.at
+	h.all[n] = nil
+	if h.all = h.all[:n]; n > 16 && n < cap(h.all)/4 { // a crowd has left
+		h.all = slices.Clone(h.all)
+	}
 	h.gone += uint64(c.out.Written.Load())
 	return s.n.Add(-1) == 0
 }
@@ -60,7 +65,7 @@ func (s *clientSet) appendTo(to []*client, which func(*client) bool) []*client {
 	for i := range s.shards {
 		h := &s.shards[i]
 		h.mu.Lock()
-		for c := range h.all {
+		for _, c := range h.all {
 			if which == nil || which(c) {
 				to = append(to, c)
 			}
@@ -76,9 +81,7 @@ func (s *clientSet) end() (all []*client) {
 		h := &s.shards[i]
 		h.mu.Lock()
 		h.ended = true
-		for c := range h.all {
-			all = append(all, c)
-		}
+		all = append(all, h.all...)
 		h.mu.Unlock()
 	}
 	return all
@@ -91,7 +94,7 @@ func (s *clientSet) written() (n uint64) {
 		h := &s.shards[i]
 		h.mu.Lock()
 		n += h.gone
-		for c := range h.all {
+		for _, c := range h.all {
 			n += uint64(c.out.Written.Load())
 		}
 		h.mu.Unlock()

@@ -42,9 +42,10 @@ func (c *client) takeDesk() {
 	}
 }
 
-// clearDesk gives the desk of a client that rests back, unless something still lies on it. Its reader is about to wait.
+// clearDesk gives the desk of a client that rests back, unless something still lies on it. Its reader is about to wait,
+// and may have been woken for nothing: then there is none.
 func (c *client) clearDesk() {
-	if c.rested.Load() && c.rd.Empty() && !c.lately.content && c.did == (deeds{}) {
+	if c.desk != nil && c.rested.Load() && c.rd.Empty() && !c.lately.content && !c.isLate(c.lately.id) && c.did == (deeds{}) {
 		c.leaveDesk()
 	}
 }

@@ -160,6 +160,7 @@ func waitingReader(t *testing.T, version uint16) {
 	atRest("has published, of which nobody was told", true)
 	c.tellApp()
 	atRest("has nothing under way", false)
+	atRest("was woken for nothing", false)
 	say(one[:len(one)-5])
 	atRest("is amid a publish", true)
 	say(one[len(one)-5:])
@@ -171,7 +172,11 @@ func waitingReader(t *testing.T, version uint16) {
 	c.takeDesk()
 	c.lately = lateChannel{id: 2, content: true}
 	atRest("has content under way for a channel that it has closed", true)
-	c.lately = lateChannel{}
+	c.lately = lateChannel{id: 2, at: time.Now().Add(time.Hour)} // whenever this is looked at
+	atRest("has closed a channel a moment ago", true)
+	c.lately.at = time.Now().Add(-closeGrace - time.Second)
+	atRest("has closed a channel", false)
+	c.takeDesk()
 	c.rested.Store(false)
 	atRest("does not rest", true)
 	publishes++

@@ -6,6 +6,7 @@ package admin
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -34,6 +35,9 @@ const (
 	// readyTTL is how long its answer is used again, so that probes do not knock at the
 	// broker more than once a second, however many there are.
 	readyTTL = time.Second
+	// maxAsking is how many wait for that answer at a time. Others hear the one before: a crowd that asks while the
+	// broker says nothing is not to hold all connections that there may be.
+	maxAsking = 64
 )
 
 // Source is the engine as far as this package needs it.
@@ -218,6 +222,7 @@ func answer(w http.ResponseWriter, code int, text string) {
 type readiness struct {
 	source Source
 	flight singleflight.Group
+	asking atomic.Int32
 
 	mu    sync.Mutex
 	asked time.Time
@@ -227,6 +232,15 @@ type readiness struct {
 func (r *readiness) ask(ctx context.Context) error {
 	if err, fresh := r.known(); fresh {
 		return err
+	}
+	defer r.asking.Add(-1)
+	if r.asking.Add(1) > maxAsking {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.asked.IsZero() {
+			return errors.New("the broker has not answered yet")
+		}
+		return r.err
 	}
 	// The question outlives a prober that hangs up: others wait for the same answer.
 	result := r.flight.DoChan("", func() (any, error) {

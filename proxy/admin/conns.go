@@ -24,8 +24,10 @@ const (
 	// maxAnswers bounds the requests of each that are being answered. Health is not counted: it is told in a few
 	// octets, and no crowd is to keep a probe from it.
 	maxAnswers = 64
-	// unreadFor is how long somebody may leave his answer unread before he gives way to others.
+	// unreadFor is how long somebody may leave a part of his answer unread before he gives way to others.
 	unreadFor = time.Second
+	// unreadPart is the largest part: a long answer comes in one write, which a slow link takes long for.
+	unreadPart = 16 << 10
 	// maxFarewells bounds those that were told that there is no place and have not hung up yet.
 	maxFarewells = 128
 	// farewellFor is how long they may take.
@@ -33,8 +35,8 @@ const (
 )
 
 // mostConns is maxConns, or less where there are few descriptors: with the farewells they are not to take all that
-// clients leave to everything else.
-func mostConns(spare int) int { return min(max(spare*3/8, maxAnswers), maxConns) }
+// clients leave to everything else, but seven eighths at most, unless that is less than there always were.
+func mostConns(spare int) int { return min(max((spare*7/8-maxFarewells)/2, maxAnswers), maxConns) }
 
 // limitListener accepts what has a place. At the bound a connection gives way: the one that has been idle
 // for longest, else the one that has been silent, or half way through its first request, for longest, else
@@ -189,7 +191,7 @@ type limitConn struct {
 	listener *limitListener
 	local    int          // 1: from this machine
 	left     atomic.Bool  // its place is another's, it is farewell's: the server finds it ended
-	writes   atomic.Int64 // since when what is being written is not taken, in Unix nanoseconds; 0: nothing is
+	writes   atomic.Int64 // since when the part that is being written is not taken, in Unix nanoseconds; 0: none is
 
 	// Guarded by the listener's mu.
 	waits    time.Time // since when it has been waited for; zero: it is being answered
@@ -223,11 +225,15 @@ func (c *limitConn) rankLocked(now time.Time) (rank, time.Time) {
 	return nobody, now
 }
 
-// begins is called when it has asked. False: no more are answered now.
+// begins is called when it has asked. False: no more are answered now, or it has lost its place meanwhile, and nobody
+// is to give way to it.
 func (c *limitConn) begins(counted bool) bool {
 	l := c.listener
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if _, held := l.held[c.local][c]; !held {
+		return false
+	}
 	c.waits, c.answered = time.Time{}, true
 	if !counted {
 		return true
@@ -280,13 +286,18 @@ func (c *limitConn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func (c *limitConn) Write(p []byte) (int, error) {
+func (c *limitConn) Write(p []byte) (n int, err error) {
 	if c.left.Load() {
 		return 0, errLeft
 	}
-	c.writes.Store(time.Now().UnixNano())
 	defer c.writes.Store(0)
-	return c.Conn.Write(p)
+	for err == nil && n < len(p) {
+		c.writes.Store(time.Now().UnixNano())
+		var m int
+		m, err = c.Conn.Write(p[n:min(n+unreadPart, len(p))])
+		n += m
+	}
+	return n, err
 }
 
 func (c *limitConn) Close() error {

@@ -320,10 +320,116 @@ type unreadConn struct {
 func (c *unreadConn) Write([]byte) (int, error) { <-c.closed; return 0, net.ErrClosed }
 func (c *unreadConn) Close() error              { close(c.closed); return nil }
 
+// Who takes a long answer slowly takes it: he does not give way.
+func TestASlowReaderOfALongAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLimitListener(nil, 1)
+		c, _ := l.place(&slowConn{fakeConn{"127.0.0.1"}})
+		c.begins(true)
+		const long = 100_000
+		var n int
+		var err error
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			n, err = c.Write(make([]byte, long))
+		}()
+		for range 4 {
+			time.Sleep(unreadFor)
+			if other, _ := l.place(&fakeConn{"127.0.0.1"}); other != nil {
+				t.Fatal("he has lost his place")
+			}
+		}
+		<-ended
+		if n != long || err != nil {
+			t.Errorf("of %d octets he was sent %d, %v", long, n, err)
+		}
+	})
+}
+
+// slowConn takes 20 kB a second.
+type slowConn struct{ fakeConn }
+
+func (*slowConn) Write(p []byte) (int, error) {
+	time.Sleep(time.Duration(len(p)) * time.Second / 20_000)
+	return len(p), nil
+}
+
+// Nobody gives way to a request that nobody waits for any more.
+func TestWhoHasLostHisPlaceTakesNone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLimitListener(nil, maxAnswers+1)
+		for range maxAnswers {
+			c, _ := l.place(&unreadConn{fakeConn{"127.0.0.1"}, make(chan struct{})})
+			c.begins(true)
+			go func() { _, _ = c.Write([]byte("x")) }()
+		}
+		silent, _ := l.place(&fakeConn{"127.0.0.1"})
+		rested, _ := l.place(&fakeConn{"127.0.0.1"})
+		rested.begins(false)
+		rested.ends()
+		next, _ := l.place(&fakeConn{"127.0.0.1"})
+		if next == nil || !silent.left.Load() {
+			t.Fatal("the places are not as they should be")
+		}
+		time.Sleep(unreadFor)
+		for what, c := range map[string]*limitConn{"was told so": silent, "was cut": rested} {
+			if c.begins(true) {
+				t.Errorf("one that %s is answered", what)
+			}
+		}
+		if n := l.answers[1]; n != maxAnswers || len(l.held[1]) != maxAnswers+1 {
+			t.Errorf("%d are answered and %d held", n, len(l.held[1]))
+		}
+		for c := range l.held[1] {
+			_ = c.Close()
+		}
+	})
+}
+
 func TestMostConns(t *testing.T) {
-	for spare, want := range map[int]int{32: 64, 128: 64, 512: 192, 1024: 384} {
-		if got := mostConns(spare); got != want || 2*got+maxFarewells > spare && got > 64 {
+	for spare, want := range map[int]int{32: 64, 128: 64, 512: 160, 1024: 384} {
+		if got := mostConns(spare); got != want {
 			t.Errorf("with %d descriptors: %d, want %d", spare, got, want)
 		}
 	}
+	for spare := range 1025 {
+		if got := mostConns(spare); got > 64 && 2*got+maxFarewells > spare*7/8 {
+			t.Errorf("with %d descriptors: %d connections on each side", spare, got)
+		}
+	}
+}
+
+// While the broker says nothing, whoever asks for it leaves the others their places, and hears the last answer.
+func TestACrowdThatAsksForABrokerThatIsSilent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		silent := make(chan struct{})
+		r := &readiness{source: &fake{ready: func(context.Context) error { <-silent; return nil }}}
+		var waiting sync.WaitGroup
+		var told [maxAsking]error
+		ask := func() {
+			for i := range told {
+				waiting.Go(func() { told[i] = r.ask(t.Context()) })
+			}
+			synctest.Wait()
+		}
+		ask()
+		if err := r.ask(t.Context()); err == nil || err.Error() != "the broker has not answered yet" {
+			t.Errorf("one too many hears %v", err)
+		}
+		silent <- struct{}{}
+		waiting.Wait()
+		for _, err := range told {
+			if err != nil {
+				t.Fatalf("one of those that wait hears %v", err)
+			}
+		}
+		time.Sleep(readyTTL)
+		ask()
+		if err := r.ask(t.Context()); err != nil {
+			t.Errorf("one too many hears %v where the last answer was good", err)
+		}
+		silent <- struct{}{}
+		waiting.Wait()
+	})
 }

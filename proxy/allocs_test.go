@@ -6,11 +6,13 @@ import (
 	"log/slog"
 	"net"
 	"runtime"
+	"sync/atomic"
 	"testing"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/amqp"
 	"github.com/amqproxysvc/amqproxysvc/proxy/broker"
 	"github.com/amqproxysvc/amqproxysvc/proxy/lock"
+	"github.com/amqproxysvc/amqproxysvc/proxy/outbox"
 	"github.com/amqproxysvc/amqproxysvc/proxy/proxytest"
 )
 
@@ -168,5 +170,41 @@ func TestNothingAllocatedPerMessage(t *testing.T) {
 				t.Errorf("%v allocations for %d messages, want 0", n, messages)
 			}
 		})
+	}
+}
+
+// discards takes whatever is tried.
+type discards struct{}
+
+func (discards) TryWrite(p net.Buffers) (n int, err error) {
+	for _, b := range p {
+		n += len(b)
+	}
+	return n, nil
+}
+
+// A queue of many blocks costs no more objects than one of few: they, and what they are written with, are used again.
+func TestLongQueueAllocatesNothing(t *testing.T) {
+	if raceEnabled || lock.Ranked {
+		t.Skip("with the race detector pools drop at random, and ranks of locks allocate")
+	}
+	var mu lock.Mutex[lock.Leaf]
+	var now atomic.Int64
+	var out outbox.Box
+	out.Init(&mu, io.Discard, &now, nil)
+	p := make([]byte, 64<<10)
+	n := testing.AllocsPerRun(1000, func() {
+		mu.Lock()
+		out.AppendLocked(p)
+		out.AppendLocked(p)
+		mu.Unlock()
+		out.Flush()
+		mu.Lock()
+		out.AppendLocked(p)
+		mu.Unlock()
+		out.FlushTry(discards{})
+	})
+	if n != 0 {
+		t.Errorf("%v allocations, want 0", n)
 	}
 }

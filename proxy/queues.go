@@ -21,7 +21,7 @@ const (
 	tightHigh = 32 << 10
 )
 
-// queues counts what waits for clients, but for less than countStep of each.
+// queues counts what is held for clients, but for countStep of each.
 type queues struct {
 	total atomic.Int64
 	tight atomic.Bool   // more than half of client_queues is in use
@@ -63,7 +63,7 @@ func (c *client) countLocked() {
 	if c.uncounted {
 		return
 	}
-	if waiting < countStep {
+	if waiting <= countStep {
 		waiting = 0
 	}
 	d := waiting - c.counted

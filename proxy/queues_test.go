@@ -30,7 +30,7 @@ func TestLongestQueueGoesFirst(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg.ClientQueues = 564 << 10
+	cfg.ClientQueues = 560 << 10
 	s.conf.Store(&cfg)
 	s.coarse.Store(1)
 	shared, own, sole := &upstream{}, &upstream{}, &upstream{}
@@ -49,24 +49,24 @@ func TestLongestQueueGoesFirst(t *testing.T) {
 		c.mu.Unlock()
 		return c
 	}
-	short, long, middle := waits(1, shared, 100<<10), waits(2, shared, 300<<10), waits(3, shared, 200<<10)
+	short, long, middle := waits(1, shared, 96<<10), waits(2, shared, 304<<10), waits(3, shared, 208<<10)
 	owner, alone := waits(4, own, 400<<10), waits(5, sole, 64<<10)
 	own.owner.Store(owner)
 	s.relieve()
 	for name, x := range map[string]struct {
 		c     *client
 		ended bool
-	}{"100 KiB": {short, false}, "300 KiB": {long, true}, "200 KiB": {middle, true}, "400 KiB, owner": {owner, false},
+	}{"96 KiB": {short, false}, "304 KiB": {long, true}, "208 KiB": {middle, true}, "400 KiB, owner": {owner, false},
 		"64 KiB, alone": {alone, false}} {
 		if ended := x.c.phase.Load() == phaseClosing; ended != x.ended {
 			t.Errorf("%s: ended %v, want %v", name, ended, x.ended)
 		}
 	}
-	if n := s.queues.total.Load(); n != (100+400+64)<<10 {
+	if n := s.queues.total.Load(); n != (96+400+64)<<10 {
 		t.Errorf("%d octets are counted", n)
 	}
 	less := cfg
-	less.ClientQueues = 500 << 10
+	less.ClientQueues = 460 << 10
 	s.conf.Store(&less)
 	s.relieve()
 	if short.phase.Load() != phaseClosing || owner.phase.Load() == phaseClosing || alone.phase.Load() == phaseClosing {

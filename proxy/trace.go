@@ -65,6 +65,7 @@ type Trace struct {
 	lost   uint64
 	seats  map[uint16]TracedSeat
 	over   bool
+	half   []byte // of a frame that is being written to the client: what was shown of it
 
 	seen int // the client's reader: octets at the start of its buffer that were taken already
 }
@@ -177,7 +178,7 @@ func (t *Trace) Next(ctx context.Context) (frames []TracedFrame, lost uint64, er
 func (t *Trace) Close() {
 	t.once.Do(func() {
 		t.c.mu.Lock()
-		t.over, t.frames = true, nil
+		t.over, t.frames, t.half = true, nil, nil
 		if t.c.traced.Load() == t {
 			t.c.traced.Store(nil)
 			t.c.out.TapLocked(nil)
@@ -205,8 +206,14 @@ func (t *Trace) came(f amqp.Frame) {
 	t.c.mu.Unlock()
 }
 
-// sentLocked takes what is about to be written to the client.
-func (t *Trace) sentLocked(p []byte) { t.takeLocked(false, p) }
+// sentLocked takes what is about to be written to the client, which may end amid a frame.
+func (t *Trace) sentLocked(p []byte) {
+	if len(t.half) > 0 {
+		t.half = append(t.half, p...)
+		p = t.half
+	}
+	t.half = append(t.half[:0], p[t.takeLocked(false, p):]...)
+}
 
 // seatedLocked notes that a channel is bound.
 func (t *Trace) seatedLocked(b *binding) {

@@ -12,4 +12,4 @@ import (
 func rawConn(net.Conn) syscall.RawConn { return nil }
 
 // TryWrite implements outbox.Trier.
-func (c *client) TryWrite([]byte) (int, error) { return 0, nil }
+func (c *client) TryWrite(net.Buffers) (int, error) { return 0, nil }

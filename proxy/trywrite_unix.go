@@ -22,7 +22,7 @@ func rawConn(conn net.Conn) syscall.RawConn {
 
 // attempt is one write with its outcome; kept for the next, so that none is allocated.
 type attempt struct {
-	p     []byte
+	p     net.Buffers
 	n     int
 	err   error
 	write func(fd uintptr) bool
@@ -32,7 +32,7 @@ var attempts = sync.Pool{New: func() any {
 	a := &attempt{}
 	a.write = func(fd uintptr) bool {
 		for {
-			a.n, a.err = syscall.Write(int(fd), a.p)
+			a.n, a.err = a.once(int(fd))
 			if a.err != syscall.EINTR {
 				return true
 			}
@@ -41,8 +41,15 @@ var attempts = sync.Pool{New: func() any {
 	return a
 }}
 
+func (a *attempt) once(fd int) (int, error) {
+	if len(a.p) == 1 {
+		return syscall.Write(fd, a.p[0])
+	}
+	return writev(fd, a.p)
+}
+
 // TryWrite implements outbox.Trier.
-func (c *client) TryWrite(p []byte) (n int, err error) {
+func (c *client) TryWrite(p net.Buffers) (n int, err error) {
 	a := attempts.Get().(*attempt)
 	a.p = p
 	failed := c.raw.Write(a.write)

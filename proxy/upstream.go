@@ -222,7 +222,7 @@ func (u *upstream) send(r *run, gone <-chan struct{}) error {
 	}
 	if keeps == 0 && len(prefix) == 0 && u.out.StartLocked() { // from the read buffer, uncopied
 		u.mu.Unlock()
-		return u.out.Through(nil, body)
+		return u.out.Through(outbox.Taken{}, body)
 	}
 	u.out.AppendLocked(prefix)
 	u.out.AppendLocked(body)

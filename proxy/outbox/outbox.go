@@ -6,7 +6,7 @@ package outbox
 import (
 	"errors"
 	"io"
-	"sync"
+	"net"
 	"sync/atomic"
 
 	"github.com/amqproxysvc/amqproxysvc/proxy/lock"
@@ -19,19 +19,9 @@ var ErrClosed = errors.New("outbox: closed")
 // ErrCanceled is the error of a wait that its caller called off.
 var ErrCanceled = errors.New("outbox: wait called off")
 
-const (
-	smallBuffer = 2 << 10
-	bigBuffer   = 64 << 10
-	hugeBuffer  = 512 << 10
-	// writeStep bounds one Write so that a slow peer's progress can be seen.
-	writeStep = 256 << 10
-)
-
-var (
-	smallPool = sync.Pool{New: func() any { return new([smallBuffer]byte) }}
-	bigPool   = sync.Pool{New: func() any { return new([bigBuffer]byte) }}
-	hugePool  = sync.Pool{New: func() any { return new([hugeBuffer]byte) }}
-)
+// writeStep bounds one write, so that a slow peer's progress can be seen, and what it holds of a queue
+// that is dropped behind it.
+const writeStep = 128 << 10
 
 // Box is a write queue. Methods ending in Locked are called with the owner's mutex held,
 // all others without it.
@@ -50,16 +40,15 @@ type Box struct {
 	Written atomic.Int64
 
 	// Guarded by mu.
-	pending []byte
+	pending queue
 	flying  int // bytes taken out of pending and being written
-	lent    int // the capacity they take
 	busy    bool
 	err     error
 	turns   wait.Line[struct{}] // writers that wait for their turn
 	waiters wait.Line[struct{}] // writers that wait for room to append
 	room    wait.Signal         // pending has been taken, or there was an error
 	tap     func([]byte)        // sees what is about to be written; nil: nobody does
-	back    int                 // at the start of pending: what was taken before, and the socket did not take
+	begun   int                 // at the start of pending: the rest of an append of which a part was taken
 }
 
 // Init makes a queue for w. mu is the owner's mutex; now its coarse clock. onError may be nil.
@@ -68,92 +57,62 @@ func (b *Box) Init(mu lock.Any, w io.Writer, now *atomic.Int64, onError func(err
 	b.LastWrite.Store(now.Load())
 }
 
-// AppendLocked queues a copy of p; KickLocked or Flush sends it. After an error it does nothing.
+// AppendLocked queues a copy of p, which is dropped as a whole or not at all; KickLocked or Flush sends
+// it. After an error it does nothing.
 func (b *Box) AppendLocked(p []byte) {
 	if b.err == nil {
-		b.pending = append(b.growLocked(len(p)), p...)
+		b.pending.append(p)
 	}
 }
 
-// BufferLocked returns the queue with room for n more bytes, for appending in place;
+// BufferLocked returns the end of the queue with room for n more bytes, for appending in place;
 // give the result to SetBufferLocked. Asked twice, it gives the same.
-func (b *Box) BufferLocked(n int) []byte { return b.growLocked(n) }
+func (b *Box) BufferLocked(n int) []byte { return b.pending.room(n).p }
 
 // SetBufferLocked takes back what BufferLocked gave, appended to.
 func (b *Box) SetBufferLocked(p []byte) {
 	if b.err == nil {
-		b.pending = p
+		b.pending.set(p)
 	}
 }
 
-func (b *Box) growLocked(n int) []byte {
-	need := len(b.pending) + n
-	if need <= cap(b.pending) {
-		return b.pending
-	}
-	var next []byte
-	switch {
-	case need <= smallBuffer:
-		next = smallPool.Get().(*[smallBuffer]byte)[:0]
-	case need <= bigBuffer:
-		next = bigPool.Get().(*[bigBuffer]byte)[:0]
-	case need <= hugeBuffer:
-		next = hugePool.Get().(*[hugeBuffer]byte)[:0]
-	default:
-		next = make([]byte, 0, max(need, 2*cap(b.pending)))
-	}
-	next = append(next, b.pending...)
-	recycle(b.pending)
-	b.pending = next // what was recycled is somebody else's now
-	return next
+// TapLocked has what is queued shown in order, once, before it is written, in pieces that are cut anywhere;
+// the first begins where an append does. nil ends that. The lock is held meanwhile. What a writer sends past
+// the queue is not shown.
+func (b *Box) TapLocked(tap func([]byte)) {
+	b.tap = tap
+	b.pending.hide(b.begun)
 }
-
-func recycle(p []byte) {
-	switch cap(p) {
-	case smallBuffer:
-		smallPool.Put((*[smallBuffer]byte)(p[:smallBuffer]))
-	case bigBuffer:
-		bigPool.Put((*[bigBuffer]byte)(p[:bigBuffer]))
-	case hugeBuffer:
-		hugePool.Put((*[hugeBuffer]byte)(p[:hugeBuffer]))
-	}
-}
-
-// TapLocked has every queued byte shown once, in whole appends, before it is written; nil ends that. The
-// lock is held meanwhile. What a writer sends past the queue is not shown.
-func (b *Box) TapLocked(tap func([]byte)) { b.tap = tap }
 
 // LenLocked is how many bytes wait or are being written.
-func (b *Box) LenLocked() int { return len(b.pending) + b.flying }
+func (b *Box) LenLocked() int { return b.pending.n + b.flying }
 
-// MemLocked is LenLocked, or the memory that a long queue takes for it.
+// MemLocked is the memory that is held for them: blocks, and of those that are being written as many as their
+// bytes may be in.
 func (b *Box) MemLocked() int {
-	if n := b.LenLocked(); n <= hugeBuffer {
-		return n
-	}
-	return cap(b.pending) + b.lent
+	return b.pending.held + (b.flying+bigBlock-1)/bigBlock*bigBlock
 }
 
 // IdleLocked reports whether nothing waits and nobody writes.
-func (b *Box) IdleLocked() bool { return !b.busy && len(b.pending) == 0 }
+func (b *Box) IdleLocked() bool { return !b.busy && b.pending.n == 0 }
 
 // ErrLocked is why nothing can be sent any more, or nil.
 func (b *Box) ErrLocked() error { return b.err }
 
-// DropLocked forgets what waits and is not yet being written. What the socket took a part of stays: it
-// may end amid a frame.
+// DropLocked forgets what waits and is not yet being written. What a part of was taken stays: nothing may
+// come amid a frame.
 func (b *Box) DropLocked() {
-	if b.back > 0 && b.err == nil {
-		b.pending = b.pending[:b.back]
+	if b.begun > 0 && b.err == nil {
+		b.pending.keep(b.begun)
 		return
 	}
-	recycle(b.pending)
-	b.pending, b.back = nil, 0
+	b.pending.free()
+	b.begun = 0
 }
 
 // KickLocked has a goroutine send what waits, unless somebody is writing already.
 func (b *Box) KickLocked() {
-	if !b.busy && len(b.pending) > 0 && b.err == nil {
+	if !b.busy && b.pending.n > 0 && b.err == nil {
 		b.busy = true
 		go b.drain()
 	}
@@ -173,78 +132,86 @@ func (b *Box) FlushAll() {
 		return
 	}
 	b.mu.Lock()
-	p := b.takeLocked()
+	first := b.TakeLocked()
 	b.mu.Unlock()
-	_ = b.Through(p, nil) // onError is told
+	_ = b.Through(first, nil) // onError is told
 }
 
 // FlushLocked is Flush for a caller that has the lock, which it gives up.
 func (b *Box) FlushLocked() {
-	if b.busy || len(b.pending) == 0 || b.err != nil {
+	if b.busy || b.pending.n == 0 || b.err != nil {
 		b.mu.Unlock()
 		return
 	}
 	b.busy = true
-	p := b.takeLocked()
-	b.mu.Unlock()
-	err := b.write(p)
-	b.mu.Lock()
-	b.wroteLocked(p, err) // unlocks
+	b.wroteLocked(b.passLocked()) // unlocks
 }
 
-// Trier writes what a socket takes at once and reports how much that was.
+// Trier writes what a socket takes at once and reports how much that was. p is not kept.
 type Trier interface {
-	TryWrite(p []byte) (n int, err error)
+	TryWrite(p net.Buffers) (n int, err error)
 }
 
 // FlushTry is Flush for a caller that must not wait for the socket: what it does not take at once, a
 // goroutine sends.
 func (b *Box) FlushTry(w Trier) {
 	b.mu.Lock()
-	if b.busy || len(b.pending) == 0 || b.err != nil {
+	if b.busy || b.pending.n == 0 || b.err != nil {
 		b.mu.Unlock()
 		return
 	}
 	b.busy = true
-	p := b.takeLocked()
+	q := b.takeLocked(everything)
 	b.mu.Unlock()
-	n, err := w.TryWrite(p)
+	n, err := q.try(w)
 	b.Written.Add(int64(n))
 	b.LastWrite.Store(b.now.Load())
 	b.mu.Lock()
-	if n < len(p) && err == nil && b.err == nil {
-		rest := append(make([]byte, 0, len(p)-n+len(b.pending)), p[n:]...)
-		rest = append(rest, b.pending...)
-		recycle(b.pending)
-		b.pending, b.back = rest, len(p)-n
+	if q.n > 0 && err == nil && b.err == nil {
+		b.begun = q.n
+		b.pending.putBack(q)
+	} else {
+		q.free()
 	}
-	b.wroteLocked(p, err) // unlocks
+	b.wroteLocked(err) // unlocks
 }
 
 // StartLocked makes the caller the one that writes when nobody else is and nothing waits:
 // it must then call Through, without the lock. False: append instead.
 func (b *Box) StartLocked() bool {
-	if b.busy || len(b.pending) > 0 || b.err != nil {
+	if b.busy || b.pending.n > 0 || b.err != nil {
 		return false
 	}
 	b.busy = true
 	return true
 }
 
-// TakeLocked gives the writer whose turn it is what waits, to be written before its own bytes. Taking
-// it is one step with the decision that its own bytes may still be sent: what is appended
-// after that leaves after them.
-func (b *Box) TakeLocked() []byte { return b.takeLocked() }
+// Taken is what TakeLocked gave, for Through.
+type Taken struct{ q queue }
 
-// Through writes first, from TakeLocked or nil, and p past the queue and lets the queue go
+// TakeLocked gives the writer whose turn it is what waits, to be written before its own bytes: these may
+// otherwise come amid a frame. Taking it is one step with the decision that its own bytes may still be sent:
+// what is appended after that leaves after them.
+func (b *Box) TakeLocked() Taken { return Taken{b.takeLocked(everything)} }
+
+// Through writes first, from TakeLocked or nothing, and p past the queue and lets the queue go
 // on. The caller has the turn, from StartLocked or WaitTurn. p is not kept.
-func (b *Box) Through(first, p []byte) error {
-	err := b.write(first)
-	if err == nil {
-		err = b.write(p)
+func (b *Box) Through(first Taken, p []byte) error {
+	var err error
+	for first.q.n > 0 && err == nil {
+		err = b.write(first.q.take(writeStep))
+	}
+	first.q.free()
+	for len(p) > 0 && err == nil {
+		step := p[:min(len(p), writeStep)]
+		b.WriteSince.Store(b.now.Load())
+		var n int
+		n, err = b.w.Write(step)
+		b.wrote(n)
+		p = p[len(step):]
 	}
 	b.mu.Lock()
-	b.wroteLocked(first, err) // unlocks
+	b.wroteLocked(err) // unlocks
 	return err
 }
 
@@ -287,7 +254,7 @@ func (b *Box) WaitTurn(cancel <-chan struct{}) error {
 // cancel is closed; the first to come is woken first. The lock is not held meanwhile, and is again
 // afterwards. After appending the caller calls PassRoomLocked.
 func (b *Box) AwaitRoomLocked(most int, cancel <-chan struct{}) error {
-	for first := true; b.err == nil && (len(b.pending) > most || first && b.waiters.LenLocked() > 0); first = false {
+	for first := true; b.err == nil && (b.pending.n > most || first && b.waiters.LenLocked() > 0); first = false {
 		var w *wait.Place[struct{}]
 		if first {
 			w = b.waiters.JoinLocked(struct{}{})
@@ -317,7 +284,7 @@ func (b *Box) AwaitRoomLocked(most int, cancel <-chan struct{}) error {
 
 // PassRoomLocked wakes the next that waits for room, if there is still some.
 func (b *Box) PassRoomLocked(most int) {
-	if len(b.pending) <= most {
+	if b.pending.n <= most {
 		b.waiters.ServeFirstLocked() // one, which wakes the next: there is never a crowd
 	}
 }
@@ -350,46 +317,49 @@ func (b *Box) FailLocked(err error) {
 	}
 }
 
-func (b *Box) takeLocked() []byte {
-	p := b.pending
+// takeLocked takes whole blocks, one at least and otherwise at most so many bytes.
+func (b *Box) takeLocked(most int) queue {
+	q := b.pending.take(most)
 	if b.tap != nil {
-		b.tap(p[b.back:])
+		q.show(b.tap)
 	}
-	b.pending, b.back = nil, 0
-	b.flying, b.lent = len(p), cap(p)
+	if b.begun -= q.n; b.begun <= 0 {
+		b.begun = q.cut(&b.pending)
+	}
+	b.flying = q.n
 	b.room.FireLocked()
 	b.waiters.ServeFirstLocked()
-	return p
+	return q
+}
+
+// passLocked writes what waits now, or the whole of what has begun of it. It holds the lock before and after.
+func (b *Box) passLocked() (err error) {
+	for left := b.pending.n; (left > 0 || b.begun > 0) && b.pending.n > 0 && err == nil && b.err == nil; {
+		q := b.takeLocked(writeStep)
+		left -= q.n
+		b.mu.Unlock()
+		err = b.write(q)
+		b.mu.Lock()
+		b.flying = 0
+	}
+	return err
 }
 
 // drain is the goroutine that has the turn and keeps it until nothing waits.
 func (b *Box) drain() {
-	for {
-		b.mu.Lock()
-		if b.err != nil || len(b.pending) == 0 || b.turns.LenLocked() > 0 {
-			b.nextLocked()
-			b.mu.Unlock()
-			return
-		}
-		p := b.takeLocked()
-		b.mu.Unlock()
-		err := b.write(p)
-		recycle(p)
-		b.mu.Lock()
-		b.flying, b.lent = 0, 0
-		failed := b.failedLocked(err)
-		b.mu.Unlock()
-		if failed && b.onError != nil {
-			b.onError(err)
-		}
+	var err error
+	b.mu.Lock()
+	for b.err == nil && b.pending.n > 0 && b.turns.LenLocked() == 0 && err == nil {
+		err = b.passLocked()
 	}
+	b.wroteLocked(err) // unlocks
 }
 
 // nextLocked gives the turn to the writer that waits for it, to a goroutine when bytes wait, or to nobody.
 func (b *Box) nextLocked() {
 	switch {
 	case b.turns.ServeFirstLocked():
-	case len(b.pending) > 0 && b.err == nil:
+	case b.pending.n > 0 && b.err == nil:
 		go b.drain()
 	default:
 		b.busy = false
@@ -398,10 +368,10 @@ func (b *Box) nextLocked() {
 	}
 }
 
-// wroteLocked ends a write made in the caller's goroutine, passes the turn on and unlocks.
-func (b *Box) wroteLocked(p []byte, err error) {
-	recycle(p)
-	b.flying, b.lent = 0, 0
+// wroteLocked ends a turn: it passes it on and unlocks.
+func (b *Box) wroteLocked(err error) {
+	b.flying = 0
+	b.WriteSince.Store(0)
 	failed := b.failedLocked(err)
 	b.nextLocked()
 	b.mu.Unlock()
@@ -418,20 +388,17 @@ func (b *Box) failedLocked(err error) bool {
 	return true
 }
 
-func (b *Box) write(p []byte) error {
-	if len(p) == 0 {
-		return nil
-	}
-	for {
-		step := p[:min(len(p), writeStep)]
-		b.WriteSince.Store(b.now.Load())
-		n, err := b.w.Write(step)
-		b.Written.Add(int64(n))
-		b.LastWrite.Store(b.now.Load())
-		if err != nil || len(step) == len(p) {
-			b.WriteSince.Store(0)
-			return err
-		}
-		p = p[len(step):]
-	}
+// write writes the queue, which is no longer than writeStep or a block, and frees it.
+func (b *Box) write(q queue) error {
+	b.WriteSince.Store(b.now.Load())
+	n := q.n
+	err := q.write(b.w)
+	b.wrote(n - q.n)
+	q.free()
+	return err
+}
+
+func (b *Box) wrote(n int) {
+	b.Written.Add(int64(n))
+	b.LastWrite.Store(b.now.Load())
 }

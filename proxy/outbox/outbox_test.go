@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -18,6 +19,7 @@ type sink struct {
 	mu   sync.Mutex
 	held sync.Cond
 	hold bool
+	pass int // so many writes, all the same
 	fail error
 	got  []byte
 	n    int // writes
@@ -32,8 +34,11 @@ func newSink() *sink {
 func (s *sink) Write(p []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for s.hold && s.fail == nil {
+	for s.hold && s.pass == 0 && s.fail == nil {
 		s.held.Wait()
+	}
+	if s.hold && s.pass > 0 {
+		s.pass--
 	}
 	if s.fail != nil {
 		return 0, s.fail
@@ -46,6 +51,14 @@ func (s *sink) Write(p []byte) (int, error) {
 func (s *sink) set(hold bool, fail error) {
 	s.mu.Lock()
 	s.hold, s.fail = hold, fail
+	s.held.Broadcast()
+	s.mu.Unlock()
+}
+
+// step lets one write through.
+func (s *sink) step() {
+	s.mu.Lock()
+	s.pass++
 	s.held.Broadcast()
 	s.mu.Unlock()
 }
@@ -84,19 +97,19 @@ func (o *owned) kick(p string) {
 // once, in order, and no buffer may end in two hands.
 func TestBufferAskedForTwiceIsOneBuffer(t *testing.T) {
 	a, b := newOwned(), newOwned()
-	fill := bytes.Repeat([]byte("a"), smallBuffer-10)
+	fill := bytes.Repeat([]byte("a"), smallBlock-10)
 	a.locked(func() {
 		a.out.AppendLocked(fill)
 		_ = a.out.BufferLocked(100) // grows: the small buffer goes back
 	})
-	b.locked(func() { b.out.AppendLocked(bytes.Repeat([]byte("b"), smallBuffer)) })
+	b.locked(func() { b.out.AppendLocked(bytes.Repeat([]byte("b"), smallBlock)) })
 	a.locked(func() { a.out.SetBufferLocked(append(a.out.BufferLocked(100), "end"...)) })
 	a.out.Flush()
 	b.out.Flush()
 	if got, want := a.s.bytes(), string(fill)+"end"; got != want {
 		t.Errorf("first queue wrote %d octets, want %d, equal: %v", len(got), len(want), got == want)
 	}
-	if got := b.s.bytes(); got != string(bytes.Repeat([]byte("b"), smallBuffer)) {
+	if got := b.s.bytes(); got != string(bytes.Repeat([]byte("b"), smallBlock)) {
 		t.Errorf("second queue's bytes were overwritten")
 	}
 }
@@ -146,7 +159,7 @@ func TestTurns(t *testing.T) {
 					t.Error(err)
 					return
 				}
-				var first []byte
+				var first Taken
 				o.locked(func() { first = o.out.TakeLocked() })
 				o.kick(fmt.Sprintf("(%d)", i))
 				if err := o.out.Through(first, fmt.Appendf(nil, "[%d]", i)); err != nil {
@@ -275,7 +288,7 @@ func TestWaitsEnd(t *testing.T) {
 				if err := o.out.WaitTurn(nil); err != nil {
 					t.Errorf("the turn is lost: %v", err)
 				}
-				if err := o.out.Through(nil, nil); err != nil {
+				if err := o.out.Through(Taken{}, nil); err != nil {
 					t.Error(err)
 				}
 			case "fail":
@@ -331,7 +344,7 @@ func TestStress(t *testing.T) {
 			for i := range records {
 				size := 12
 				if r.IntN(20) == 0 {
-					size = 12 + r.IntN(bigBuffer*3/2)
+					size = 12 + r.IntN(6*bigBlock)
 				}
 				p := make([]byte, size)
 				binary.BigEndian.PutUint32(p, uint32(size))
@@ -342,7 +355,7 @@ func TestStress(t *testing.T) {
 					o.mu.Lock()
 					if o.out.StartLocked() {
 						o.mu.Unlock()
-						_ = o.out.Through(nil, p)
+						_ = o.out.Through(Taken{}, p)
 						continue
 					}
 					o.out.AppendLocked(p)
@@ -356,14 +369,14 @@ func TestStress(t *testing.T) {
 						o.locked(func() { o.out.AppendLocked(p) })
 						break
 					}
-					var first []byte
+					var first Taken
 					o.locked(func() { first = o.out.TakeLocked() })
 					_ = o.out.Through(first, p)
 				case 2:
 					o.locked(func() {
-						_ = o.out.AwaitRoomLocked(bigBuffer, nil)
+						_ = o.out.AwaitRoomLocked(4*bigBlock, nil)
 						o.out.SetBufferLocked(append(o.out.BufferLocked(len(p)), p...))
-						o.out.PassRoomLocked(bigBuffer)
+						o.out.PassRoomLocked(4 * bigBlock)
 						o.out.KickLocked()
 					})
 				default:
@@ -378,7 +391,7 @@ func TestStress(t *testing.T) {
 		if err := o.out.WaitTurn(nil); err != nil {
 			t.Fatal(err)
 		}
-		var first []byte
+		var first Taken
 		o.locked(func() { first = o.out.TakeLocked() })
 		_ = o.out.Through(first, nil)
 		var idle bool
@@ -458,7 +471,10 @@ type shortly struct {
 	most int
 }
 
-func (w shortly) TryWrite(p []byte) (int, error) { return w.s.Write(p[:min(len(p), w.most)]) }
+func (w shortly) TryWrite(p net.Buffers) (int, error) {
+	all := bytes.Join(p, nil)
+	return w.s.Write(all[:min(len(all), w.most)])
+}
 
 // Who taps the queue sees every byte once and in order, also those that a socket gave back, and from
 // when he comes only what he can see whole.
@@ -508,18 +524,18 @@ func TestDropKeepsWhatHasBegun(t *testing.T) {
 	o.mu.Lock()
 	o.out.busy = true // FlushTry has just handed the rest to a goroutine, which has not begun
 	o.out.AppendLocked([]byte("the rest of a frame"))
-	o.out.back = o.out.LenLocked()
+	o.out.begun = o.out.LenLocked()
 	o.out.AppendLocked([]byte(", others"))
 	o.out.DropLocked()
 	o.out.AppendLocked([]byte(", close"))
-	got := string(o.out.TakeLocked())
-	if want := "the rest of a frame, close"; got != want {
+	first := o.out.TakeLocked()
+	if got, want := string(first.q.bytes()), "the rest of a frame, close"; got != want {
 		t.Errorf("%q leaves, want %q", got, want)
 	}
 	o.out.AppendLocked([]byte("of no use"))
-	o.out.back = 4
+	o.out.begun = 4
 	o.out.FailLocked(ErrClosed)
-	if n := len(o.out.pending); n != 0 {
+	if n := o.out.LenLocked() - o.out.flying; n != 0 {
 		t.Errorf("%d octets wait in a queue that has failed", n)
 	}
 	o.mu.Unlock()

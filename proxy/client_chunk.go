@@ -65,6 +65,9 @@ func (c *client) chunk() bool {
 		c.reserveAll()
 	}
 	c.out.Flush()
+	if c.s.queues.over.Load() {
+		c.s.relieve()
+	}
 	if c.glut {
 		c.glut = false
 		c.waitRoom(nil) // whoever reads no answers is asked for no more

@@ -52,6 +52,7 @@ func (c *client) measureLocked(u *upstream) {
 	e := amqp.Errorf(amqp.ResourceError, 0,
 		"the client reads too slowly: more than client_queue = %d bytes wait for it", limit)
 	c.out.DropLocked()
+	c.uncountLocked()
 	c.closeLocked(e)
 	go c.log(slog.LevelWarn, "client closed: it reads too slowly", "client_queue", limit)
 }

@@ -24,9 +24,6 @@ func (s *Server) janitor() {
 		select {
 		case <-s.ctx.Done():
 			return
-		case <-s.queues.full:
-			s.relieve()
-			continue
 		case <-t.C:
 		}
 		s.coarse.Store(int64(time.Since(s.began)) + 1)

@@ -104,7 +104,6 @@ func New(cfg Config) (*Server, error) {
 	s.ctx, s.stop = context.WithCancel(bg)
 	s.gate.s, s.gate.env = s, &s.env
 	s.quotas.s = s
-	s.queues.full = make(chan struct{}, 1)
 	s.logins.accounts = make(map[login]*account)
 	s.auth = keepsUsers{}
 	s.hashing.Resize(hashesAtATime)

@@ -149,6 +149,9 @@ func (u *upstream) chunk(d *delivery) *amqp.Error {
 	}
 	d.touched = d.touched[:0]
 	// Only now, with every client's frames queued and nothing held, may it wait.
+	if u.s.queues.over.Load() {
+		u.s.relieve()
+	}
 	u.backPressure()
 	return fatal
 }

@@ -66,8 +66,13 @@ func (b *Box) AppendLocked(p []byte) {
 }
 
 // BufferLocked returns the end of the queue with room for n more bytes, for appending in place;
-// give the result to SetBufferLocked. Asked twice, it gives the same.
-func (b *Box) BufferLocked(n int) []byte { return b.pending.room(n).p }
+// give the result to SetBufferLocked. Asked twice, it gives the same. After an error it is nothing of the queue's.
+func (b *Box) BufferLocked(n int) []byte {
+	if b.err != nil {
+		return nil
+	}
+	return b.pending.room(n).p
+}
 
 // SetBufferLocked takes back what BufferLocked gave, appended to.
 func (b *Box) SetBufferLocked(p []byte) {
@@ -169,6 +174,7 @@ func (b *Box) FlushTry(w Trier) {
 	b.mu.Lock()
 	if q.n > 0 && err == nil && b.err == nil {
 		b.begun = q.n
+		q.hide(q.n) // from who has come to tap meanwhile: it may begin amid a frame
 		b.pending.putBack(q)
 	} else {
 		q.free()
@@ -332,9 +338,10 @@ func (b *Box) takeLocked(most int) queue {
 	return q
 }
 
-// passLocked writes what waits now, or the whole of what has begun of it. It holds the lock before and after.
+// passLocked writes what waits now, and not what is appended meanwhile: of a busy queue there is no end, nor need
+// it be where an append ends. It holds the lock before and after.
 func (b *Box) passLocked() (err error) {
-	for left := b.pending.n; (left > 0 || b.begun > 0) && b.pending.n > 0 && err == nil && b.err == nil; {
+	for left := b.pending.n; left > 0 && b.pending.n > 0 && err == nil && b.err == nil; {
 		q := b.takeLocked(writeStep)
 		left -= q.n
 		b.mu.Unlock()

@@ -95,6 +95,7 @@ func TestUsersOfTheProxy(t *testing.T) {
 		if n := r.b.Counts().Accepted; n != asked {
 			t.Errorf("the broker was asked about users that are refused here (%d connections)", n-asked)
 		}
+		synctest.Wait() // who is refused may hear it before it is in the log
 		if !strings.Contains(r.log(), "user=nobody") {
 			t.Errorf("the log does not tell who was refused:\n%s", r.log())
 		}

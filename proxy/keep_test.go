@@ -126,6 +126,23 @@ func TestChannelsBehindBarriersAreWaitedFor(t *testing.T) {
 			}
 		})
 	})
+	t.Run("the broker is far away", func(t *testing.T) {
+		for _, tc := range []struct {
+			way   time.Duration // there and back
+			waits bool
+		}{{seatFar - time.Millisecond, true}, {seatFar, false}, {50 * time.Millisecond, false}} {
+			withScript(t, 0, two, func(r *rig) {
+				r.sc.Way = tc.way
+				p, ids := behind(r)
+				began := time.Now()
+				publish(r)
+				if id, took := p.OpenChannel(), time.Since(began); id == ids[0] || id == ids[1] || (took == seatWait) != tc.waits || !tc.waits && took != 0 {
+					r.t.Errorf("a way of %v: channel %d is opened after %v, want %v", tc.way, id, took, tc.waits)
+				}
+				p.ExpectContent(amqp.BasicPublish)
+			})
+		}
+	})
 	t.Run("a late error", func(t *testing.T) {
 		withScript(t, 0, two, func(r *rig) {
 			p, ids := behind(r)

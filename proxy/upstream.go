@@ -50,6 +50,7 @@ type upstream struct {
 	to        destination // where it leads; of one that waits for a vhost, its broker
 	berth     *berth      // its place at the bounds on connections
 	tune      amqp.Tune
+	far       bool // no client waits for a seat here, see seatFar
 	heartbeat time.Duration
 	opened    time.Time
 	done      chan struct{} // closed when the reader has ended

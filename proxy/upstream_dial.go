@@ -123,7 +123,7 @@ func (u *upstream) open(ctx context.Context) *amqp.Error {
 	if err := u.link.Open(ctx, u.to.vhost); err != nil {
 		return u.s.forClients(err)
 	}
-	u.tune = u.link.Tune
+	u.tune, u.far = u.link.Tune, u.link.Answered >= seatFar
 	u.heartbeat = time.Duration(u.tune.Heartbeat) * time.Second
 	u.ids.limit = u.tune.ChannelMax
 	if u.tune.ChannelMax == 0 {

@@ -122,6 +122,10 @@ type seatWanted struct {
 // seatWait bounds the wait for a seat: a broker that takes longer does not keep up, or is blocked.
 const seatWait = lateAfter
 
+// seatFar is how long the quickest answer of a broker takes that is too far away to wait for a seat: who comes would wait for
+// a good part of the way there and back, where who opens a channel waits for nothing.
+const seatFar = 10 * time.Millisecond
+
 // promiseLocked promises a seat to the first that waits for one. False: nobody who can use it does.
 func (u *upstream) promiseLocked(k *keptSeat) (promised bool) {
 	u.seatLine.ServeLocked(func(w *wait.Place[*seatWanted]) wait.Verdict {
@@ -142,7 +146,7 @@ func (u *upstream) promiseLocked(k *keptSeat) (promised bool) {
 // open a channel each otherwise, and as many would be closed, at ten times the broker's work, from which it falls back further.
 func (u *upstream) seatDueLocked() bool {
 	most, proving := u.mostKept(), int(u.provingN.Load())
-	return most > 0 && proving >= most && proving > u.seatLine.LenLocked() &&
+	return !u.far && most > 0 && proving >= most && proving > u.seatLine.LenLocked() &&
 		u.failed == nil && !u.closing && !u.s.limited.Load() && u.owner.Load() == nil
 }
 

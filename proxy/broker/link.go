@@ -37,6 +37,8 @@ type Link struct {
 	Tune amqp.Tune
 	// Took is the time from the dial to tune.
 	Took time.Duration
+	// Answered is the shortest time in which the broker answered during the handshake: the way there and back, and little more.
+	Answered time.Duration
 
 	b      *Broker
 	health *health    // of its target; nil: it is not counted there
@@ -81,10 +83,7 @@ func (b *Broker) greet(ctx context.Context, cfg *settings, t Target) (*Link, err
 // greeting sends the protocol header and reads connection.start.
 func (k *Link) greeting(ctx context.Context) error {
 	return k.within(ctx, func() error {
-		if _, err := k.Conn.Write(amqp.ProtocolHeader[:]); err != nil {
-			return err
-		}
-		f, err := k.next()
+		f, err := k.ask(amqp.ProtocolHeader[:])
 		if err == nil {
 			k.Info, err = parseStart(f)
 		}
@@ -120,6 +119,19 @@ func (k *Link) within(ctx context.Context, f func() error) error {
 		return ctx.Err() // the deadline stands: the connection is of no use any more
 	}
 	return err
+}
+
+// ask writes p and reads the method of channel 0 that answers it.
+func (k *Link) ask(p []byte) (amqp.Frame, error) {
+	asked := time.Now()
+	if _, err := k.Conn.Write(p); err != nil {
+		return nil, err
+	}
+	f, err := k.next()
+	if took := time.Since(asked); err == nil && (k.Answered == 0 || took < k.Answered) {
+		k.Answered = took
+	}
+	return f, err
 }
 
 // next reads until the next method of channel 0.
@@ -165,10 +177,7 @@ func (k *Link) logIn(ctx context.Context, c Credential, props []byte) error {
 			verdict = amqp.FrameTooLarge(amqp.FrameMethod, uint32(len(startOk)-amqp.FrameOverhead), uint32(most-amqp.FrameOverhead))
 			return nil
 		}
-		if _, err := k.Conn.Write(startOk); err != nil {
-			return err
-		}
-		f, err := k.next()
+		f, err := k.ask(startOk)
 		if err != nil {
 			if isCut(err) && !k.waited && !(k.Info.FailureClose && Announces(props, FailureClose)) {
 				// Without authentication_failure_close this is how a broker refuses (spec 1.4.2.2);
@@ -223,10 +232,7 @@ func (k *Link) Open(ctx context.Context, vhost string) error {
 	k.Tune = t
 	var verdict *amqp.Error
 	err := k.within(ctx, func() error {
-		if _, err := k.Conn.Write(amqp.AppendOpen(amqp.AppendTune(nil, amqp.ConnectionTuneOk, t), vhost)); err != nil {
-			return err
-		}
-		f, err := k.next()
+		f, err := k.ask(amqp.AppendOpen(amqp.AppendTune(nil, amqp.ConnectionTuneOk, t), vhost))
 		if err != nil {
 			return err
 		}

@@ -26,6 +26,8 @@ const scriptTimeout = 10 * time.Second
 type Script struct {
 	// Product is what the broker says that it is; "": RabbitMQ.
 	Product string
+	// Way is how long the broker of the script takes for each answer of a handshake.
+	Way time.Duration
 
 	t  testing.TB
 	ln net.Listener
@@ -458,6 +460,7 @@ func (p *Peer) Start() Login {
 	if p.s.Product != "" {
 		says = properties(p.s.Product, "1.0", "", everyCapability...)
 	}
+	time.Sleep(p.s.Way)
 	p.Send(amqp.AppendStart(nil, says, "PLAIN AMQPLAIN", "en_US"))
 	p.Login = ParseStartOk(p.Expect(amqp.ConnectionStartOk))
 	return p.Login
@@ -473,10 +476,12 @@ func (p *Peer) Open() Login {
 func (p *Peer) OpenTuned(tune amqp.Tune) Login {
 	p.s.t.Helper()
 	p.Start()
+	time.Sleep(p.s.Way)
 	p.Send(amqp.AppendTune(nil, amqp.ConnectionTune, tune))
 	p.Login.Tune, _ = amqp.ParseTune(p.Expect(amqp.ConnectionTuneOk))
 	open := amqp.ReadArgs(p.Expect(amqp.ConnectionOpen))
 	p.Login.VHost = string(open.Str())
+	time.Sleep(p.s.Way)
 	p.SendMethod(0, amqp.ConnectionOpenOk, "")
 	return p.Login
 }

@@ -44,7 +44,8 @@ func mostConns(spare int) int { return min(max((spare*7/8-maxFarewells)/2, maxAn
 type limitListener struct {
 	net.Listener
 	most int
-	told []byte // to who has no place
+	born time.Time // what limitConn.writes counts from: the system's clock may be set meanwhile
+	told []byte    // to who has no place
 
 	mu        sync.Mutex
 	held      [2]map[*limitConn]struct{} // by local
@@ -56,7 +57,7 @@ func newLimitListener(ln net.Listener, most int) *limitListener {
 	text := fmt.Sprintf("%d connections are held already: ask again later\n", most)
 	told := fmt.Sprintf("HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\nCache-Control: no-store\r\n"+
 		"X-Content-Type-Options: nosniff\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s", len(text), text)
-	return &limitListener{Listener: ln, most: most, told: []byte(told), held: [2]map[*limitConn]struct{}{{}, {}}}
+	return &limitListener{Listener: ln, most: most, born: time.Now(), told: []byte(told), held: [2]map[*limitConn]struct{}{{}, {}}}
 }
 
 func (l *limitListener) Accept() (net.Conn, error) {
@@ -191,7 +192,7 @@ type limitConn struct {
 	listener *limitListener
 	local    int          // 1: from this machine
 	left     atomic.Bool  // its place is another's, it is farewell's: the server finds it ended
-	writes   atomic.Int64 // since when the part that is being written is not taken, in Unix nanoseconds; 0: none is
+	writes   atomic.Int64 // since when the part that is being written is not taken, in nanoseconds from born, and one; 0: none is
 
 	// Guarded by the listener's mu.
 	waits    time.Time // since when it has been waited for; zero: it is being answered
@@ -218,7 +219,7 @@ func (c *limitConn) rankLocked(now time.Time) (rank, time.Time) {
 		return silent, c.waits
 	}
 	if at := c.writes.Load(); at != 0 {
-		if from := time.Unix(0, at); now.Sub(from) >= unreadFor {
+		if from := c.listener.born.Add(time.Duration(at - 1)); now.Sub(from) >= unreadFor {
 			return unread, from
 		}
 	}
@@ -292,7 +293,7 @@ func (c *limitConn) Write(p []byte) (n int, err error) {
 	}
 	defer c.writes.Store(0)
 	for err == nil && n < len(p) {
-		c.writes.Store(time.Now().UnixNano())
+		c.writes.Store(int64(time.Since(c.listener.born)) + 1)
 		var m int
 		m, err = c.Conn.Write(p[n:min(n+unreadPart, len(p))])
 		n += m

@@ -68,15 +68,23 @@ func TestAThousandPagesHearOfIt(t *testing.T) {
 	for _, c := range held {
 		_ = c.Close()
 	}
+	none(t, limited, "connections held, when all have hung up", func() int {
+		return len(limited.held[0]) + len(limited.held[1]) + len(limited.farewells)
+	})
+}
+
+// none waits until there are none of what, counted with the listener's lock held.
+func none(t *testing.T, l *limitListener, what string, count func() int) {
+	t.Helper()
 	for began := time.Now(); ; time.Sleep(time.Millisecond) {
-		limited.mu.Lock()
-		n := len(limited.held[0]) + len(limited.held[1]) + len(limited.farewells)
-		limited.mu.Unlock()
+		l.mu.Lock()
+		n := count()
+		l.mu.Unlock()
 		if n == 0 {
 			return
 		}
 		if time.Since(began) > 20*time.Second {
-			t.Fatalf("%d connections are held when all have hung up", n)
+			t.Fatalf("%d %s", n, what)
 		}
 	}
 }
@@ -117,17 +125,7 @@ func TestFarewells(t *testing.T) {
 		}
 		ln.mu.Unlock()
 	}
-	for began := time.Now(); ; time.Sleep(time.Millisecond) {
-		ln.mu.Lock()
-		n := len(ln.farewells)
-		ln.mu.Unlock()
-		if n == 0 {
-			return
-		}
-		if time.Since(began) > 20*time.Second {
-			t.Fatalf("%d are still waited for", n)
-		}
-	}
+	none(t, ln, "still waited for", func() int { return len(ln.farewells) })
 }
 
 // A probe that has come and is slow to ask has its answer, though as many as there are places came before it and
@@ -242,17 +240,7 @@ func TestHealthBesideSlowAnswers(t *testing.T) {
 	slow.Wait()
 	_ = server.Close()
 	serving.Wait()
-	for began := time.Now(); ; time.Sleep(time.Millisecond) {
-		limited.mu.Lock()
-		n := limited.answers[1]
-		limited.mu.Unlock()
-		if n == 0 {
-			return
-		}
-		if time.Since(began) > 20*time.Second {
-			t.Fatalf("%d answers are counted when all have been sent", n)
-		}
-	}
+	none(t, limited, "answers counted, when all have been sent", func() int { return limited.answers[1] })
 }
 
 // Who does not read his answer gives way after a moment, where nobody loses less by it.
